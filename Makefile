@@ -1,0 +1,53 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or 3.12; every target does its own set-up.
+# PYTHON=... picks the interpreter, VENV=... the place of the environment, TORCH=... the torch release.
+
+VENV ?= .venv
+TORCH ?= 2.11.0
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-torch-$(TORCH)
+
+.PHONY: setup demo demo-teacher test test-all test-gpu lint bench bench-gpu clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fairseq-star needs Python 3.11 or 3.12; install one or name it: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): torch takes a minute or two, fairseq is compiled in about four."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) torchaudio==$(TORCH) numpy cython ninja setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation fairseq-fixed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[tensorboard,demo,test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python manifests/demo_corpus.py demo/corpus --out demo/manifests
+	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo common.user_dir=fairseq_star \
+		task.data=demo/manifests task.teacher=assets/demo_teacher/demo_hubert.pt
+	$(BIN)/fairseq-star evaluate demo/run/checkpoint_best.pt
+
+demo-teacher: setup
+	$(BIN)/python manifests/demo_teacher.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check .
+
+bench: setup
+	$(BIN)/python benchmarks/loss.py
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/loss.py --device cuda --dtype bfloat16
+
+clean:
+	rm -rf demo runs .pytest_cache .ruff_cache .hypothesis

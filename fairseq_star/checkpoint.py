@@ -1,0 +1,103 @@
+"""Reading checkpoint files that may come from anyone: tensors and plain values, never code."""
+
+import argparse
+import collections
+import os
+import pickle
+import re
+import struct
+from typing import Any
+
+import torch
+from fairseq.data.dictionary import Dictionary
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf.nodes import AnyNode
+
+from fairseq_star.errors import StarError
+
+# What fairseq checkpoints of all ages contain besides tensors and builtins. All of them only hold values: building one
+# runs no code that the file could choose.
+ALLOWED_CLASSES = [
+    Dictionary,
+    argparse.Namespace,
+    collections.defaultdict,
+    DictConfig,
+    ListConfig,
+    ContainerMetadata,
+    Metadata,
+    AnyNode,
+    Any,
+    dict,
+    list,
+]
+
+
+# Whatever torch's two readers make of bytes that are no whole checkpoint.
+READING_ERRORS = (
+    RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError, struct.error,
+)  # fmt: skip
+
+
+def allow_checkpoint_classes() -> None:
+    """Let ``torch.load(weights_only=True)``, also where fairseq itself calls it, read fairseq's own checkpoints."""
+    import numpy as np
+
+    numpy_core = np._core if hasattr(np, "_core") else np.core  # numpy 2 renamed it
+    numpy_classes = [
+        (numpy_core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+        (numpy_core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    ]
+    torch.serialization.add_safe_globals(ALLOWED_CLASSES + numpy_classes)
+
+
+def read_checkpoint(path: str, option: str) -> dict:
+    """Read a torch checkpoint on the CPU under ``weights_only`` protection.
+
+    Args:
+        path: the file.
+        option: what the user calls it, for messages, e.g. ``task.teacher``.
+
+    Raises:
+        StarError: no such file, a truncated or foreign file, or one that holds classes outside the allow-list (which
+            are never looked up, let alone run).
+    """
+    if not os.path.isfile(path):
+        kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
+        raise StarError(f"{option}: {path} is {kind}; give the path of a fairseq checkpoint such as hubert_base_ls960.pt")
+    size = os.path.getsize(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"(?:Unsupported global: GLOBAL |Unsupported class |GLOBAL )([\w.]+)", str(error))
+        if foreign:
+            raise StarError(
+                f"{option}: {path} asks for {foreign[1]}, which is no part of a fairseq checkpoint; "
+                "it was refused and nothing of it was run: get the file from its authors"
+            ) from error
+        raise StarError(_not_readable(option, path, size)) from error
+    except READING_ERRORS as error:
+        raise StarError(_not_readable(option, path, size)) from error
+    if not isinstance(state, dict):
+        raise StarError(f"{option}: {path} holds a {type(state).__name__}, not a checkpoint; expected a dict with 'model'")
+    return state
+
+
+def _not_readable(option: str, path: str, size: int) -> str:
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return f"{option}: {path} ({size:,} bytes) is truncated or damaged; copy or download it again"
+    shown = "an empty file" if not size else f"no torch checkpoint (it begins with {head[:16]!r})"
+    return f"{option}: {path} is {shown}; give a fairseq checkpoint such as hubert_base_ls960.pt"
+
+
+def config_section(state: dict, section: str) -> dict:
+    """One section (``model``, ``task``) of a checkpoint's config as a plain dict; empty when it has none."""
+    config = state.get("cfg")
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config, resolve=False)
+    found = config.get(section) if isinstance(config, dict) else None
+    return dict(found) if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""Registered criterions; ``fairseq_star/__init__.py`` imports them, because fairseq does not."""

@@ -1,0 +1,116 @@
+"""Audio for distillation: fairseq's own dataset, with exact lengths and crops that a resumed run repeats."""
+
+import logging
+import os
+import sys
+
+import numpy as np
+from fairseq.data import FileAudioDataset
+from torch import Tensor
+
+from fairseq_star.errors import StarError
+from fairseq_star.manifest import check_audio, read_manifest
+
+logger = logging.getLogger(__name__)
+
+
+class DistillationDataset(FileAudioDataset):
+    """fairseq's ``FileAudioDataset``, padded to the longest utterance of a batch.
+
+    A batch is ``{"id", "num_samples", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a list of
+    plain numbers, so that it stays on the host where slices and frame counts are made from it.
+    """
+
+    def __init__(
+        self,
+        manifest_path: str,
+        *,
+        sample_rate: int,
+        normalize: bool,
+        max_sample_size: int | None,
+        min_sample_size: int,
+        random_crop: bool,
+        seed: int,
+    ):
+        super().__init__(
+            manifest_path,
+            sample_rate=sample_rate,
+            max_sample_size=max_sample_size,
+            min_sample_size=min_sample_size,
+            pad=True,
+            normalize=normalize,
+        )
+        self.random_crop = random_crop
+        self.seed = seed
+        self.epoch = 1
+        if not len(self):
+            raise StarError(
+                f"{manifest_path}: no utterance of at least {min_sample_size} samples (task.min_sample_size) is left"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def size(self, index: int) -> int:
+        """Samples of an utterance after cropping: what fairseq's ``max_tokens`` counts."""
+        return min(int(self.sizes[index]), self.max_sample_size)
+
+    def ordered_indices(self) -> np.ndarray:
+        """Longest first, ties in an order that depends on the seed alone: fairseq's also depends on the epoch in which
+        the run was started, so that a resumed run would form other batches."""
+        ties = np.random.default_rng(self.seed).permutation(len(self))
+        lengths = np.minimum(self.sizes, self.max_sample_size)
+        return np.lexsort((ties, lengths))[::-1]
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        """Batches of utterances, none left out: with a multiple above 1 (8 by default) fairseq-fixed 0.12.3 silently
+        drops the utterances that do not fill one."""
+        return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
+
+    def __getitem__(self, index: int) -> dict:
+        item = super().__getitem__(index)
+        item["source"] = self._crop(item["source"], int(index))
+        return item
+
+    def postprocess(self, feats: Tensor, curr_sample_rate: int) -> Tensor:
+        if feats.dim() != 1:
+            raise StarError(f"an audio file of {self.root_dir} has {feats.size(-1)} channels; it must be mono")
+        return super().postprocess(feats, curr_sample_rate)
+
+    def _crop(self, source: Tensor, index: int) -> Tensor:
+        """Cut to ``max_sample_size``, at a place that depends on seed, epoch and utterance alone: a resumed run, or one
+        with other workers, sees the same samples."""
+        excess = len(source) - self.max_sample_size
+        if excess <= 0:
+            return source
+        start = 0
+        if self.random_crop:
+            start = int(np.random.default_rng((self.seed, self.epoch, index)).integers(excess + 1))
+        return source[start : start + self.max_sample_size]
+
+    def collater(self, samples: list[dict]) -> dict:
+        batch = super().collater(samples)
+        if batch:
+            batch["num_samples"] = [len(sample["source"]) for sample in samples]
+            batch["net_input"] = {"source": batch["net_input"]["source"]}
+        return batch
+
+
+def check_manifest(path: str, *, sample_rate: int, rank: int = 0, world_size: int = 1, headers: bool = True) -> None:
+    """Refuse a manifest that would break a run, before the run starts.
+
+    Every line is read, and every ``world_size``-th file's header from ``rank`` on, so that the ranks share the work.
+
+    Raises:
+        StarError: names the line or the first bad file, and how many there are.
+    """
+    root, entries = read_manifest(path)
+    if not headers:
+        return
+    share = entries[rank::world_size]
+    problems = check_audio(root, share, sample_rate, progress=rank == 0 and sys.stderr.isatty())
+    if problems:
+        for problem in problems[1:21]:
+            logger.error(problem)
+        more = f" ({len(problems) - 1} more such files of {len(share)} are logged above)" if len(problems) > 1 else ""
+        raise StarError(f"{problems[0]}{more}; listed in {os.path.basename(path)}")

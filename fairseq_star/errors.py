@@ -1,0 +1,17 @@
+"""The one exception a user's input can cause, and how a command line tells it."""
+
+from contextlib import contextmanager
+from typing import Iterator
+
+
+class StarError(ValueError):
+    """Bad input, told in one sentence that names the file, line or option and how to mend it."""
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """End the program with a ``StarError``'s sentence alone: fairseq and hydra would bury it under a traceback."""
+    try:
+        yield
+    except StarError as error:
+        raise SystemExit(f"fairseq-star: {error}") from None

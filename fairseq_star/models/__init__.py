@@ -1,0 +1,1 @@
+"""Registered models; fairseq imports every file here."""

@@ -1,0 +1,199 @@
+"""The student: fairseq's wav2vec 2.0 modules, narrow and as deep as the teacher (STaRHuBERT, paper section 3.1)."""
+
+from dataclasses import dataclass, field
+from typing import Collection, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models.wav2vec.wav2vec2 import (
+    EXTRACTOR_MODE_CHOICES,
+    ConvFeatureExtractionModel,
+    TransformerEncoder,
+    Wav2Vec2Config,
+)
+from fairseq.modules import LayerNorm
+from fairseq.utils import get_available_activation_fns
+from omegaconf import II
+from torch import Tensor, nn
+
+from fairseq_star.encoder import Encoding, encode
+from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.frames import FrameGeometry, Frames, parse_conv_layers
+from fairseq_star.group_norm import use_valid_group_norm
+
+
+@dataclass
+class StarHubertConfig(FairseqDataclass):
+    """``starhubert``: 22,308,592 parameters."""
+
+    encoder_embed_dim: int = field(default=432, metadata={"help": "width D of the Transformer"})
+    encoder_ffn_embed_dim: int = field(default=976, metadata={"help": "inner width of the feed-forward blocks"})
+    encoder_layers: int = field(default=12, metadata={"help": "Transformer layers"})
+    encoder_attention_heads: int = field(default=8, metadata={"help": "attention heads"})
+    conv_feature_layers: str = field(
+        default="[(128,10,5)] + [(256,1,1)] + [(256,3,2)]*4 + [(D,1,1)] + [(D,2,2)]*2",
+        metadata={"help": "feature extractor as (channels, kernel, stride); D stands for encoder_embed_dim"},
+    )
+    extractor_mode: EXTRACTOR_MODE_CHOICES = field(
+        default="default", metadata={"help": "default: group norm on the first convolution; layer_norm: on every one"}
+    )
+    conv_bias: bool = field(default=False, metadata={"help": "bias in the feature extractor"})
+    conv_pos: int = field(default=128, metadata={"help": "width of the positional convolution in frames"})
+    conv_pos_groups: int = field(default=16, metadata={"help": "groups of the positional convolution"})
+    layer_norm_first: bool = field(default=False, metadata={"help": "pre-norm Transformer layers"})
+    activation_fn: ChoiceEnum(get_available_activation_fns()) = field(
+        default="gelu", metadata={"help": "activation of the feed-forward blocks"}
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout of the Transformer"})
+    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
+    activation_dropout: float = field(default=0.1, metadata={"help": "dropout within the feed-forward blocks"})
+    dropout_input: float = field(default=0.05, metadata={"help": "dropout of what enters the encoder"})
+    checkpoint_activations: bool = field(
+        default=False, metadata={"help": "recompute activations in backward to save memory"}
+    )
+    valid_group_norm: bool = II("task.valid_group_norm")
+
+
+@dataclass
+class StarHubertLargeConfig(StarHubertConfig):
+    """``starhubert_l``: 26,630,752 parameters."""
+
+    encoder_embed_dim: int = field(default=480, metadata={"help": "width D of the Transformer"})
+    encoder_ffn_embed_dim: int = field(default=1024, metadata={"help": "inner width of the feed-forward blocks"})
+
+
+@dataclass
+class StarHubertSmallConfig(StarHubertConfig):
+    """``starhubert_s``: about 14.1 M parameters; the widths are ours, the paper publishes the count alone."""
+
+    encoder_embed_dim: int = field(default=336, metadata={"help": "width D of the Transformer"})
+    encoder_ffn_embed_dim: int = field(default=792, metadata={"help": "inner width of the feed-forward blocks"})
+
+
+@dataclass
+class StarHubertXSmallConfig(StarHubertConfig):
+    """``starhubert_xs``: about 9.39 M parameters; the widths are ours, likewise."""
+
+    encoder_embed_dim: int = field(default=272, metadata={"help": "width D of the Transformer"})
+    encoder_ffn_embed_dim: int = field(default=616, metadata={"help": "inner width of the feed-forward blocks"})
+
+
+def _check(cfg: StarHubertConfig) -> None:
+    sizes = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "encoder_attention_heads", "conv_pos",
+             "conv_pos_groups")
+    for name in sizes:
+        if getattr(cfg, name) < 1:
+            raise StarError(f"model.{name}={getattr(cfg, name)} must be 1 or more")
+    for name in ("encoder_attention_heads", "conv_pos_groups"):
+        if cfg.encoder_embed_dim % getattr(cfg, name):
+            raise StarError(
+                f"model.{name}={getattr(cfg, name)} must divide model.encoder_embed_dim={cfg.encoder_embed_dim}"
+            )
+    for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise StarError(f"model.{name}={getattr(cfg, name)} must be at least 0 and below 1")
+
+
+@register_model("starhubert", dataclass=StarHubertConfig)
+class StarHubertModel(BaseFairseqModel):
+    """A HuBERT-shaped encoder; its module names are fairseq's, so that checkpoints convert key by key.
+
+    There is no mask embedding and no unit predictor, and no projection where the last convolution already has D
+    channels.
+    """
+
+    def __init__(self, cfg: StarHubertConfig):
+        super().__init__()
+        _check(cfg)
+        conv_layers = parse_conv_layers(cfg.conv_feature_layers, width=cfg.encoder_embed_dim)
+        conv_channels = conv_layers[-1].channels
+        self.cfg = cfg
+        self.geometry = FrameGeometry.of(conv_layers)
+        self.feature_extractor = ConvFeatureExtractionModel(
+            conv_layers, dropout=0.0, mode=str(cfg.extractor_mode), conv_bias=cfg.conv_bias
+        )
+        if cfg.valid_group_norm:
+            use_valid_group_norm(self.feature_extractor)
+        self.layer_norm = LayerNorm(conv_channels)
+        self.post_extract_proj = (
+            nn.Linear(conv_channels, cfg.encoder_embed_dim) if conv_channels != cfg.encoder_embed_dim else None
+        )
+        self.dropout_input = nn.Dropout(cfg.dropout_input)
+        self.encoder = TransformerEncoder(_encoder_config(cfg))
+
+    @classmethod
+    def build_model(cls, cfg: StarHubertConfig, task=None) -> "StarHubertModel":
+        with told_in_one_line():
+            return cls(cfg)
+
+    def forward(
+        self,
+        source: Tensor,
+        frames: Frames | None = None,
+        padding_mask: Tensor | None = None,
+        attention_layers: Collection[int] = (),
+    ) -> Encoding:
+        """Hidden states of ``source`` (B x samples); see :func:`fairseq_star.encoder.encode`.
+
+        Args:
+            frames: the valid frames, as the teacher gives them; without them they follow from ``padding_mask``.
+            padding_mask: B x samples, True = padded, as fairseq's datasets give it; None = nothing is padded.
+        """
+        if frames is None:
+            num_samples = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(1).tolist()
+            frames = Frames.of(self.geometry, num_samples, source)
+        return encode(self, source, frames, attention_layers=attention_layers)
+
+    def extract_features(
+        self,
+        source: Tensor,
+        padding_mask: Tensor | None = None,
+        mask: bool = False,
+        ret_conv: bool = False,
+        output_layer: Optional[int] = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """fairseq's feature interface (``HubertModel.extract_features``): one layer's states and the frame mask.
+
+        Args:
+            mask: must be False; the student has no mask embedding.
+            ret_conv: the convolutional features instead.
+            output_layer: 1-based; the last layer (after the final norm of a pre-norm encoder) when None.
+        """
+        if mask:
+            raise StarError("starhubert has no mask embedding: call extract_features with mask=False")
+        encoding = self(source, padding_mask=padding_mask)
+        if ret_conv:
+            features = encoding.projected_features
+        elif output_layer is not None:
+            features = encoding.hidden_states[output_layer]
+        else:
+            features = encoding.hidden_states[-1]
+            if self.encoder.layer_norm_first:
+                features = self.encoder.layer_norm(features)
+        return features, encoding.frames.padding_mask
+
+
+def _encoder_config(cfg: StarHubertConfig) -> Wav2Vec2Config:
+    """The student's settings in the form fairseq's ``TransformerEncoder`` reads."""
+    same_name = ["encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "encoder_attention_heads", "conv_pos", "conv_pos_groups", "layer_norm_first", "dropout", "attention_dropout", "activation_dropout", "checkpoint_activations"]
+    return Wav2Vec2Config(
+        **{name: getattr(cfg, name) for name in same_name},
+        activation_fn=str(cfg.activation_fn),
+        encoder_layerdrop=0.0,
+        required_seq_len_multiple=1,
+    )
+
+
+@register_model("starhubert_l", dataclass=StarHubertLargeConfig)
+class StarHubertLargeModel(StarHubertModel):
+    """``starhubert`` with D = 480."""
+
+
+@register_model("starhubert_s", dataclass=StarHubertSmallConfig)
+class StarHubertSmallModel(StarHubertModel):
+    """``starhubert`` with D = 336."""
+
+
+@register_model("starhubert_xs", dataclass=StarHubertXSmallConfig)
+class StarHubertXSmallModel(StarHubertModel):
+    """``starhubert`` with D = 272."""

@@ -1,0 +1,61 @@
+"""Fixtures: a tiny teacher, a tiny corpus, and fairseq's own trainer run on them in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = "import sys; from fairseq_cli.hydra_train import cli_main; sys.argv[0] = 'fairseq-hydra-train'; cli_main()"
+
+
+@pytest.fixture(scope="session")
+def teacher_path(tmp_path_factory) -> Path:
+    return tiny.write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pt")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def hydra_arguments(
+    data: Path, teacher: Path, save_dir: Path, *overrides: str, config="starhubert_100h", config_dir="configs"
+) -> list[str]:
+    """The README's command on a tiny student, three layers of 16, one batch of four utterances an update."""
+    student = [f"+model.{name}={value!r}" for name, value in tiny.STUDENT.items() if name != "encoder_layers"]
+    return [
+        sys.executable, "-c", TRAIN, "--config-dir", str(config_dir), "--config-name", config,
+        "common.user_dir=fairseq_star", f"task.data={data}", f"task.teacher={teacher}",
+        "dataset.train_subset=train", "dataset.num_workers=0", "dataset.batch_size=4", "optimization.update_freq=[1]",
+        f"checkpoint.save_dir={save_dir}", "common.tensorboard_logdir=null", "common.log_interval=1",
+        "model.encoder_layers=3", *student,
+        "optimization.max_update=6", "lr_scheduler.warmup_updates=2", *overrides,
+    ]  # fmt: skip
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    process = start(arguments)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def train(corpus, teacher_path, tmp_path):
+    """Train a tiny student with ``fairseq-hydra-train``; returns the finished process."""
+
+    def train(*overrides: str, save_dir: Path = tmp_path / "run", **files: Path) -> subprocess.CompletedProcess:
+        data, teacher = files.get("data", corpus), files.get("teacher", teacher_path)
+        return run(hydra_arguments(data, teacher, save_dir, *overrides))
+
+    return train
