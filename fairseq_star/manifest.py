@@ -66,9 +66,7 @@ def _parse_line(path: Path, number: int, line: str) -> ManifestEntry:
     items = line.strip().split("\t")
     # str.isdecimal refuses signs, blanks, underscores and decimal points, all of which int() or a float would let by.
     if len(items) != 2 or not items[0] or not items[1].isdecimal():
-        raise StarError(
-            f"{path}:{number}: expected 'path<TAB>num_samples', found {line!r}; mend or delete that line"
-        )
+        raise StarError(f"{path}:{number}: expected 'path<TAB>num_samples', found {line!r}; mend or delete that line")
     if int(items[1]) == 0:
         raise StarError(f"{path}:{number}: num_samples of {items[0]!r} is 0, must be positive; delete that line")
     return ManifestEntry(items[0], int(items[1]))
