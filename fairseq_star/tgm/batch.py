@@ -45,7 +45,7 @@ class Group:
         """n: valid frames, a number where all N utterances have T', else N x 1 x 1."""
         if self.padding is None:
             return self.num_frames
-        return (~self.padding).sum(dim=1, keepdim=True)
+        return (~self.padding).sum(dim=1, keepdim=True).to(self.dtype)
 
     def ones(self, like: Tensor) -> Tensor:
         """1 in valid rows and 0 in padded ones: N x T' x 1 in the precision of `like`."""
@@ -62,7 +62,6 @@ class Group:
     def device(self) -> torch.device:
         """Where the states are."""
         return self.student_states[0].device
-
 
 
 def groups(

@@ -10,7 +10,7 @@ so  ||F||^2 = n^2 alpha^2 + n ||w_i||^2 + n ||w_j||^2 + ||F'||^2   and
     F Y_j   = F' Y_j' + n w_i nu_j^T + 1 (n alpha nu_j + Y_j'^T w_j)^T,
 
 where alpha and w are small differences formed *before* they are squared. In float32 that leaves about as many digits
-as the T x T form has, where the plain identity would lose twice as many (benchmarks/README.md). It costs O(T D).
+as the T x T form has, where the plain identity would lose twice as many (benchmarks/loss.md). It costs O(T D).
 """
 
 from typing import NamedTuple

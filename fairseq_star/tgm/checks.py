@@ -23,9 +23,7 @@ def check_states(teacher_states: Sequence[Tensor], student_states: Sequence[Tens
     if len(student_states) < 2:
         raise StarError(f"The TGM loss needs at least 2 states (one pair of neighbours), not {len(student_states)}.")
     if not 0 <= first_layerwise < len(student_states):
-        raise StarError(
-            f"first_layerwise is {first_layerwise}, not one of the states 0 to {len(student_states) - 1}."
-        )
+        raise StarError(f"first_layerwise is {first_layerwise}, not one of the states 0 to {len(student_states) - 1}.")
     first = student_states[0]
     for name, states in (("teacher", teacher_states), ("student", student_states)):
         for index, state in enumerate(states):
@@ -68,9 +66,7 @@ def check_options(
         raise StarError(f"TGM form 'gram' exists for mse alone: use 'auto' or 'tiled' with distance {distance!r}.")
 
 
-def read_lengths(
-    frame_lengths: Tensor | Sequence[int] | None, state: Tensor
-) -> tuple[list[int] | None, Tensor | None]:
+def read_lengths(frame_lengths: Tensor | Sequence[int] | None, state: Tensor) -> tuple[list[int] | None, Tensor | None]:
     """Frame counts as the host and as the device use them.
 
     Args:

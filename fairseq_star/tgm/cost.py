@@ -23,9 +23,10 @@ from fairseq_star.errors import StarError
 from fairseq_star.tgm.gram import NUM_PANELS
 from fairseq_star.tgm.tiled import BLOCK_ROWS
 
-# Multiply-adds in the time of one entry's pass through memory, and of one call. Measured on 2 CPU cores
-# (benchmarks/README.md); the crossing they put between the forms moves by about 10 % when either is halved or doubled.
-ENTRY_COST = 25.0
+# Multiply-adds in the time of one entry's pass through memory, and of one call: fitted to times of both forms over T on
+# a CPU (benchmarks/loss.md). They put the crossing of the forms at 520 frames where 500 was measured; halved or doubled
+# they move it by under 100 frames, where the forms differ by less than a tenth.
+ENTRY_COST = 10.0
 CALL_COST = 5e5
 
 
@@ -109,7 +110,7 @@ def choose_form(
 ) -> str:
     """The cheaper form of the mse loss by `FormCost.time`: ``gram`` or ``tiled``. Arguments as of `form_cost`.
 
-    HuBERT Base (768) to 432 with 13 states changes to ``gram`` at about 400 frames, 8 s of audio.
+    HuBERT Base (768) to 432 with 13 states changes to ``gram`` at about 500 frames, 10 s of audio.
     """
 
     def time(form: str) -> float:

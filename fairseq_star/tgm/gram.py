@@ -28,16 +28,16 @@ from fairseq_star.tgm.center import Means, add_mean_gradient, center, mean_terms
 from fairseq_star.tgm.linalg import inner, product
 from fairseq_star.tgm.terms import Terms
 
-# A_l is symmetric and only its norms are needed: its upper triangle in this many panels is 2/3 of the work. More
+# A_l is symmetric and only its norms are needed: its upper triangle in this many panels is 5/8 of the work. More
 # panels save little more and are thinner, slower products.
-NUM_PANELS = 3
+NUM_PANELS = 4
 
 
 @dataclass
 class _State:
     """One state in the window: what its own term, the next pair and its gradient need of it."""
 
-    x: Tensor  # N x T' x D_t, centred (half precision: as it is)
+    x: Tensor  # N x T' x D_t, centred (both in half precision: as it is)
     y: Tensor  # N x T' x D_s
     means: Means | None  # what was taken off; None where nothing was
     teacher: list[Tensor]  # panels of A_l: N x w x (D_t - start)
@@ -56,7 +56,7 @@ class _State:
             self.student_weight.add_(other.student, alpha=coef)
 
     def write_gradient(self, out: Tensor) -> None:
-        """out = Y P - X Q + low-rank part; out: N x T' x D_s. P and Q don't fit into half precision: X and Y leave it."""
+        """out = Y P - X Q + low-rank part; out: N x T' x D_s. Half inputs leave half: P and Q don't fit into it."""
         if self.cross_weight is None:
             return
         out.baddbmm_(self.y.to(out.dtype), self.student_weight, beta=0)
@@ -106,8 +106,9 @@ def _load(group: Group, index: int) -> _State:
     """State `index`, centred, with its three products."""
     x, y = group.load(index)
     means = None
-    if x.dtype == y.dtype == group.dtype:  # half precision can't hold centred values: they stay as they are
-        x, y, means = center(x, y, group)
+    if group.dtype in (x.dtype, y.dtype):
+        x, y, means = center(x.to(group.dtype), y.to(group.dtype), group)
+    # else both are half, which can't hold centred values: they stay as they are, for the units with half inputs
     return _State(x, y, means, _upper_panels(x), product(x.mT, y), product(y.mT, y))
 
 

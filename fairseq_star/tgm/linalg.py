@@ -55,15 +55,20 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
 def full_precision(device_type: str) -> Iterator[None]:
     """Autocast off and float32 products in real float32 (no TF32, no bfloat16) inside the block.
 
-    Both would round the inputs of products whose results are subtracted from one another. The float32 setting is
-    global in torch; it is set back on the way out, and not touched where it is "highest" already (the default).
+    Both would round the inputs of products whose results are subtracted from one another. The float32 settings are
+    global in torch; those that reduce precision (none does by default) are set back on the way out.
     """
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        try:
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError:  # torch >= 2.9, set through the backends' newer settings: only those can be read then
+            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+                if backend.fp32_precision not in ("none", "ieee"):
+                    stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                    backend.fp32_precision = "ieee"
+        else:
+            if before != "highest":
+                stack.callback(torch.set_float32_matmul_precision, before)
+                torch.set_float32_matmul_precision("highest")
+        yield

@@ -16,7 +16,7 @@ from fairseq_star.tgm.terms import Terms
 from fairseq_star.tgm.tiled import DISTANCES, tiled_terms
 
 FORMS = ("auto", "gram", "tiled", "reference")
-# The D x D form's float32 value is off by 5e-9 of the sums it subtracts (benchmarks/README.md): below this share of
+# The D x D form's float32 value is off by 5e-9 of the sums it subtracts (benchmarks/loss.md): below this share of
 # them the value has fewer than 5 digits.
 CANCELLATION = 5e-4
 
