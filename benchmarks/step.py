@@ -1,0 +1,240 @@
+"""The whole training step: naive against this plugin, with HuBERT Base's real dimensions and `starhubert`.
+
+    python benchmarks/step.py                                       # CPU, float32, B=2 x 16 s
+    python benchmarks/step.py --device cuda --dtype bfloat16 --batch 16 --compile
+    python benchmarks/step.py --quick                               # a smoke run in seconds, no result to keep
+
+A step is teacher, student, loss, backward and AdamW, through the plugin's own task and criterion; weights are random,
+audio is noise. Ways: naive (naive_step.py), fast (no option), cached (task.teacher_cache, warm), and with --compile
+compiled. All compute the same loss, checked before anything is timed. Writes a dated .md and .json.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from measure import MEBIBYTE, ROOT, alternate, environment, peak_extra_bytes
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fairseq.utils import move_to_cuda  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+import tiny  # noqa: E402
+from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion  # noqa: E402
+from fairseq_star.models.starhubert import StarHubertConfig  # noqa: E402
+from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask  # noqa: E402
+from naive_step import naive_loss  # noqa: E402
+
+BASE = {
+    "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_layers": 12, "encoder_attention_heads": 12,
+    "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2", "conv_pos": 128, "conv_pos_groups": 16,
+}  # fmt: skip
+FLOOR_GMACS = 12.4  # a second of audio, teacher forward and student forward and backward (STAR: 7.0 + 3 x 1.8)
+MATRIX_OPS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "conv1d", "attention", "linear")
+
+
+def build(folder: Path, options: argparse.Namespace, **task_options) -> tuple:
+    """Task, student without dropout (so that all ways compute the same) and criterion."""
+    config = StarDistillationConfig(
+        data=str(folder / "data"), teacher=str(folder / "teacher.pt"), seed=1, skip_audio_check=True, **task_options
+    )
+    task = StarDistillationTask.setup_task(OmegaConf.structured(config))
+    sizes = tiny.STUDENT if options.quick else {}
+    student = StarHubertConfig(**{**sizes, **tiny.NO_DROPOUT, "padded_group_norm": False})
+    student._name = "starhubert"
+    torch.manual_seed(0)
+    model = task.build_model(OmegaConf.structured(student)).train().to(options.device, options.torch_dtype)
+    criterion = StarTGMCriterion(task, StarTGMConfig(layer_convention="reimplementation"))
+    return task, model, criterion
+
+
+def batch_of(task, options: argparse.Namespace) -> dict:
+    """The batch of all utterances, on the device and in the precision of the run, as the trainer prepares it."""
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    batch = dataset.collater([dataset[index] for index in range(options.batch)])
+    batch = move_to_cuda(batch) if options.device == "cuda" else batch
+    batch["net_input"]["source"] = batch["net_input"]["source"].to(options.torch_dtype)
+    return batch
+
+
+class Step:
+    """One optimizer update, of one way; called for timing."""
+
+    def __init__(self, loss, model):
+        self.loss, self.model = loss, model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def __call__(self) -> None:
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def make_steps(folder: Path, options: argparse.Namespace) -> dict[str, Step]:
+    """The ways, by name, each with a student of its own of the same weights."""
+    variants = {"fast": {}, "cached": {"teacher_cache": str(folder / "cache")}}
+    if options.compile:
+        variants["compiled"] = {"compile": True}
+    steps = {}
+    for name, task_options in {"naive": {}, **variants}.items():
+        task, model, criterion = build(folder, options, **task_options)
+        batch = batch_of(task, options)
+        if name == "naive":
+            source = batch["net_input"]["source"]
+            task.teacher.follow(source)
+
+            def loss(teacher=task.teacher.model, student=model, source=source):
+                return naive_loss(teacher, student, source)
+        else:
+
+            def loss(criterion=criterion, student=model, batch=batch):
+                total, sample_size, _ = criterion(student, batch)
+                return total / sample_size
+
+        steps[name] = Step(loss, model)
+    return steps
+
+
+def check_equal(steps: dict[str, Step], tolerance: float) -> dict[str, float]:
+    """Every way's loss before any update; ends the program where one differs."""
+    for step in steps.values():
+        step.loss()  # fills the cache, compiles
+    with torch.no_grad():
+        losses = {name: step.loss().item() for name, step in steps.items()}
+    for name, value in losses.items():
+        limit = max(tolerance, 2e-3) if name == "cached" else tolerance  # states are kept in float16
+        if not math.isclose(value, losses["naive"], rel_tol=limit):
+            sys.exit(f"{name} computes {value}, naive {losses['naive']}; no time is taken of a wrong result")
+    return losses
+
+
+def outside_matrix_products(step: Step, device: str) -> float:
+    """Share of a step's time that is not spent in matrix products, convolutions and attention (torch.profiler)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiled:
+        step()
+    own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, own) for event in profiled.key_averages()}
+    matrix = sum(time for name, time in times.items() if any(word in name for word in MATRIX_OPS))
+    return 1 - matrix / sum(times.values())
+
+
+def matrix_rate(options: argparse.Namespace) -> float:
+    """GMACs a second of a large square product on this machine, now, in the precision of the run."""
+    size = 8192 if options.device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=options.device, dtype=options.torch_dtype) for _ in range(2))
+    [timing] = alternate([lambda: a @ b], 5, options.device)
+    return size**3 / 1e9 / timing.best
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--batch", type=int, default=2, help="utterances (default 2)")
+    parser.add_argument("--seconds", type=float, default=16.0, help="of audio each (default 16)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating runs (default 3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    parser.add_argument("--compile", action="store_true", help="also with task.compile=true")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
+    options = parser.parse_args(arguments)
+    options.torch_dtype = getattr(torch, options.dtype)
+    if options.quick:
+        options.seconds, options.rounds = 1.0, 1
+    return options
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        tiny.write_teacher(folder / "teacher.pt", **({} if options.quick else BASE))
+        tiny.write_tsv(
+            folder / "data" / "train.tsv", tiny.write_audio(folder / "audio", [options.seconds] * options.batch)
+        )
+        steps = make_steps(folder, options)
+        losses = check_equal(steps, 1e-4 if options.dtype == "float32" else 3e-2)
+        made_with = environment(options.device, shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]))
+        timings = dict(zip(steps, alternate(list(steps.values()), options.rounds, options.device), strict=True))
+        peaks = {}
+        if options.device == "cuda":  # on the CPU it takes a process each: benchmarks/loss.py measures the loss's so
+            peaks = {name: peak_extra_bytes(step, "cuda") / MEBIBYTE for name, step in steps.items()}
+        outside = outside_matrix_products(steps["fast"], options.device)
+        rate = matrix_rate(options)
+
+    floor = FLOOR_GMACS * options.seconds * options.batch / rate
+    result = {
+        "made_with": made_with,
+        "batch": options.batch,
+        "seconds": options.seconds,
+        "dtype": options.dtype,
+        "losses": losses,
+        "steps": {
+            name: {
+                "median_s": timing.median,
+                "best_s": timing.best,
+                "speedup": timing.speedup,
+                "utilization": floor / timing.median,
+                "peak_extra_mib": peaks.get(name),
+            }
+            for name, timing in timings.items()
+        },
+        "share_outside_matrix_products": outside,
+        "matrix_rate_gmacs": rate,
+        "floor_s": floor,
+    }
+    print(table(result))
+    if not options.quick:
+        name = f"step-{made_with['date']}-{options.device}-{options.dtype}"
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / f"{name}.md").write_text(table(result))
+
+
+def table(result: dict) -> str:
+    """Markdown of a result."""
+    lines = ["# Training step, HuBERT Base to starhubert", ""]
+    lines += [f"* {key}: `{value}`" for key, value in result["made_with"].items()]
+    lines += [
+        f"* batch: {result['batch']} x {result['seconds']:g} s of audio, {result['dtype']}",
+        "* times: medians of alternating runs; faster: median of the ratios within a round",
+        "",
+        "* utilization: floor / time (of the cached way, which skips the teacher, it can exceed what a teacher allows)",
+        "",
+        "| way | seconds | faster | utilization | peak extra MiB | loss |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, step in result["steps"].items():
+        memory = "" if step["peak_extra_mib"] is None else f"{step['peak_extra_mib']:.0f}"
+        lines.append(
+            f"| {name} | {step['median_s']:.3f} | {step['speedup']:.2f}x | {step['utilization']:.0%} | {memory} "
+            f"| {result['losses'][name]:.6g} |"
+        )
+    lines += [
+        "",
+        f"Outside matrix products, convolutions and attention: {result['share_outside_matrix_products']:.0%} of the "
+        f"fast step. Floor ({FLOOR_GMACS} GMACs a second of audio at the {result['matrix_rate_gmacs']:.0f} GMACs/s of "
+        f"a large product here): {result['floor_s']:.3f} s; the fast step takes "
+        f"{result['steps']['fast']['median_s'] / result['floor_s']:.2f} times that.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
