@@ -6,13 +6,14 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from typing import Any
 
 import torch
 from fairseq.data.dictionary import Dictionary
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
-from omegaconf.nodes import AnyNode
+from omegaconf.nodes import AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode
 
 from fairseq_star.errors import StarError
 
@@ -27,15 +28,20 @@ ALLOWED_CLASSES = [
     ContainerMetadata,
     Metadata,
     AnyNode,
+    BooleanNode,
+    FloatNode,
+    IntegerNode,
+    StringNode,
     Any,
-    dict,
-    list,
+    # Named by an OmegaConf container's metadata as the types of its values.
+    *(dict, list, tuple, int, float, str, bool),
 ]
 
 
 # Whatever torch's two readers make of bytes that are no whole checkpoint.
 READING_ERRORS = (
-    RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError, struct.error,
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError, struct.error, ArithmeticError,
+    AssertionError, MemoryError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -66,7 +72,7 @@ def read_checkpoint(path: str, option: str) -> dict:
     """
     if not os.path.isfile(path):
         kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
-        raise StarError(f"{option}: {path} is {kind}; give the path of a fairseq checkpoint such as hubert_base_ls960.pt")
+        raise StarError(f"{option}: {path} is {kind}; give a fairseq checkpoint such as hubert_base_ls960.pt")
     size = os.path.getsize(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,23 +87,34 @@ def read_checkpoint(path: str, option: str) -> dict:
     except READING_ERRORS as error:
         raise StarError(_not_readable(option, path, size)) from error
     if not isinstance(state, dict):
-        raise StarError(f"{option}: {path} holds a {type(state).__name__}, not a checkpoint; expected a dict with 'model'")
+        raise StarError(f"{option}: {path} holds a {type(state).__name__}, no checkpoint; expected a dict with 'model'")
     return state
 
 
 def _not_readable(option: str, path: str, size: int) -> str:
     with open(path, "rb") as file:
         head = file.read(64)
+    if head[:2] == b"PK" and (other := _other_archive(path)):
+        return f"{option}: {path} is {other}, no torch checkpoint; give one such as hubert_base_ls960.pt"
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return f"{option}: {path} ({size:,} bytes) is truncated or damaged; copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{option}: {path} is a Git LFS pointer, not the file itself; fetch it with git lfs pull"
+    if head[8:9] == b"{" and head[5:8] == bytes(3):  # a header's length in eight bytes, then the header, which is JSON
+        return f"{option}: {path} is a safetensors file; give the HuggingFace folder that holds it and its config.json"
+    if head.lstrip()[:1] == b"{":
+        return f"{option}: {path} is JSON, no torch checkpoint; give the HuggingFace folder that holds it"
     shown = "an empty file" if not size else f"no torch checkpoint (it begins with {head[:16]!r})"
     return f"{option}: {path} is {shown}; give a fairseq checkpoint such as hubert_base_ls960.pt"
 
 
-def config_section(state: dict, section: str) -> dict:
-    """One section (``model``, ``task``) of a checkpoint's config as a plain dict; empty when it has none."""
-    config = state.get("cfg")
-    if OmegaConf.is_config(config):
-        config = OmegaConf.to_container(config, resolve=False)
-    found = config.get(section) if isinstance(config, dict) else None
-    return dict(found) if isinstance(found, dict) else {}
+def _other_archive(path: str) -> str | None:
+    """What a whole zip file is that is no checkpoint; None for a broken one, and for a checkpoint's own layout."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+        return None
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript program"
+    return None if any(name.endswith("data.pkl") for name in names) else "a zip archive"

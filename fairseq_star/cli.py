@@ -19,6 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     evaluate.add_argument("--teacher", help="the teacher's checkpoint, if not the run's own")
     evaluate.set_defaults(run=_evaluate)
 
+    teacher = commands.add_parser("teacher", help="what a checkpoint is, and which layers a student would learn from")
+    teacher.add_argument("checkpoint", help="checkpoint file or HuggingFace folder")
+    teacher.add_argument("--arch", default="starhubert", help="architecture of the student (default: starhubert)")
+    teacher.set_defaults(run=_teacher)
+
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     with told_in_one_line():
@@ -29,6 +34,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fairseq_star.evaluate import evaluate
 
     print(evaluate(arguments.checkpoint, data=arguments.data, split=arguments.split, teacher=arguments.teacher))
+
+
+def _teacher(arguments: argparse.Namespace) -> None:
+    from fairseq_star.teacher_info import teacher_info
+
+    print(teacher_info(arguments.checkpoint, arguments.arch))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Audio for distillation: fairseq's own dataset, with exact lengths and crops that a resumed run repeats."""
 
+import hashlib
 import logging
 import os
 import sys
 
 import numpy as np
+import torch.nn.functional as F
 from fairseq.data import FileAudioDataset
 from torch import Tensor
 
@@ -18,7 +20,8 @@ class DistillationDataset(FileAudioDataset):
     """fairseq's ``FileAudioDataset``, padded to the longest utterance of a batch.
 
     A batch is ``{"id", "num_samples", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a list of
-    plain numbers, so that it stays on the host where slices and frame counts are made from it.
+    plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests`` there
+    is also ``audio_digests``, a list of :func:`audio_digest`.
     """
 
     def __init__(
@@ -30,7 +33,9 @@ class DistillationDataset(FileAudioDataset):
         max_sample_size: int | None,
         min_sample_size: int,
         random_crop: bool,
+        pad_to_multiple: int,
         seed: int,
+        digests: bool = False,
     ):
         super().__init__(
             manifest_path,
@@ -41,7 +46,9 @@ class DistillationDataset(FileAudioDataset):
             normalize=normalize,
         )
         self.random_crop = random_crop
+        self.pad_to_multiple = pad_to_multiple
         self.seed = seed
+        self.digests = digests
         self.epoch = 1
         if not len(self):
             raise StarError(
@@ -70,6 +77,8 @@ class DistillationDataset(FileAudioDataset):
     def __getitem__(self, index: int) -> dict:
         item = super().__getitem__(index)
         item["source"] = self._crop(item["source"], int(index))
+        if self.digests:
+            item["audio_digest"] = audio_digest(item["source"])
         return item
 
     def postprocess(self, feats: Tensor, curr_sample_rate: int) -> Tensor:
@@ -92,8 +101,21 @@ class DistillationDataset(FileAudioDataset):
         batch = super().collater(samples)
         if batch:
             batch["num_samples"] = [len(sample["source"]) for sample in samples]
-            batch["net_input"] = {"source": batch["net_input"]["source"]}
+            if self.digests:
+                batch["audio_digests"] = [sample["audio_digest"] for sample in samples]
+            source = batch["net_input"]["source"]
+            # Not fairseq's buckets: np.percentile lost the argument they need with numpy 2.
+            batch["net_input"] = {"source": F.pad(source, (0, -source.size(1) % self.pad_to_multiple))}
         return batch
+
+
+def audio_digest(source: Tensor) -> str:
+    """64 hexadecimal digits that stand for exactly these samples (float32, one utterance, as the teacher hears it).
+
+    Names an utterance in the teacher cache. Unlike a path, size and time it cannot be out of date; it takes about 1 ms
+    for 16 s, beside some 30 ms of decoding, in the data workers.
+    """
+    return hashlib.blake2b(source.contiguous().numpy(), digest_size=32).hexdigest()
 
 
 def check_manifest(path: str, *, sample_rate: int, rank: int = 0, world_size: int = 1, headers: bool = True) -> None:

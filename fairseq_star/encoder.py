@@ -1,13 +1,14 @@
 """One forward pass for teacher and student alike, over fairseq's own wav2vec 2.0 modules.
 
 HuBERT, wav2vec 2.0 and the student share their parts' names; what differs from fairseq's own ``forward`` is what is
-given out: every layer's states, attention maps on request, one frame padding mask, and nothing past the last layer asked
-for.
+given out: every layer's states, attention maps on request, one frame padding mask, and nothing past the last layer
+asked for.
 
 Shapes: B utterances, T frames, D embedding dimension, L layers.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Collection, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from fairseq_star.frames import Frames
 from fairseq_star.group_norm import extract_features
+from fairseq_star.positional import positions
 
 
 class SpeechEncoder(Protocol):
@@ -54,7 +56,7 @@ def encode(
     """Run ``model`` over ``source`` (B x samples), its parts as fairseq's ``HubertModel.forward`` runs them.
 
     Args:
-        frames: the batch's valid frames; padded ones are zeroed before the positional convolution and never attended to.
+        frames: the batch's valid frames; padded ones are zeroed before the positional convolution, never attended to.
         last_layer: stop after this layer (1-based); all layers when None.
         attention_layers: layers (1-based) whose attention maps are wanted. Every other one runs through
             ``scaled_dot_product_attention`` and never forms its weights.
@@ -71,19 +73,31 @@ def encode(
         features = features.masked_fill(padding_mask[..., None], 0)
 
     encoder = model.encoder
-    x = features + encoder.pos_conv(features.transpose(1, 2)).transpose(1, 2)
+    x = features + positions(encoder, features, padding_mask)
     if not encoder.layer_norm_first:
         x = encoder.layer_norm(x)
     x = F.dropout(x, p=encoder.dropout, training=encoder.training)
 
     encoding = Encoding(frames, features, [x])
     x = x.transpose(0, 1)  # T x B x D, fairseq's layout within the layers
+    # WavLM's layers share one position bias, formed here once a batch; all other layers need nothing more.
+    shared = encoder.layer_arguments(x.size(0)) if hasattr(encoder, "layer_arguments") else {}
     for number, layer in enumerate(encoder.layers[:last_layer], start=1):
         if number in attention_layers:
-            encoding.attention_maps[number] = attention_map(layer, x, padding_mask)
-        x, _ = layer(x, self_attn_padding_mask=padding_mask, need_weights=False)
+            own_map = getattr(layer, "attention_map", None) or partial(attention_map, layer)
+            encoding.attention_maps[number] = own_map(x, padding_mask, **shared)
+        x, _ = layer(x, self_attn_padding_mask=padding_mask, need_weights=False, **shared)
         encoding.hidden_states.append(x.transpose(0, 1))
     return encoding
+
+
+def compile_layers(model: SpeechEncoder) -> None:
+    """``torch.compile`` every Transformer layer of ``model``, in place, its state dict unchanged.
+
+    All layers share one piece of compiled code for each shape, or one for all shapes once two were seen.
+    """
+    for layer in model.encoder.layers:
+        layer.compile()
 
 
 def attention_map(layer: TransformerSentenceEncoderLayer, x: Tensor, padding_mask: Tensor | None) -> Tensor:

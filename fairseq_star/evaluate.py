@@ -42,7 +42,9 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate(checkpoint: str, *, data: str | None = None, split: str = "valid", teacher: str | None = None) -> Evaluation:
+def evaluate(
+    checkpoint: str, *, data: str | None = None, split: str = "valid", teacher: str | None = None
+) -> Evaluation:
     """Measure a student checkpoint of this project with the criterion it was trained with.
 
     The student before training is rebuilt from the run's own seed and config, the way fairseq built it.
@@ -61,6 +63,7 @@ def evaluate(checkpoint: str, *, data: str | None = None, split: str = "valid", 
         raise StarError(f"evaluate: {checkpoint} was not written by a star_distillation run")
     cfg.task.data = data or cfg.task.data
     cfg.task.teacher = teacher or cfg.task.teacher
+    cfg.task.teacher_cache = None  # two passes over one manifest are not worth its disk space
 
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)

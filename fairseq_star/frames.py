@@ -58,7 +58,7 @@ def parse_conv_layers(spec: str, width: int | None = None) -> list[ConvLayer]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return layers(node.left) + layers(node.right)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            block, times = (node.left, node.right) if not isinstance(node.left, ast.Constant) else (node.right, node.left)
+            block, times = (node.right, node.left) if isinstance(node.left, ast.Constant) else (node.left, node.right)
             repeated = layers(block)
             if number(times) * len(repeated) > MAX_CONV_LAYERS:
                 raise refuse(f"more than {MAX_CONV_LAYERS} layers")

@@ -3,6 +3,7 @@
 ``states`` below are what ``tgm.py`` takes: a chain of matrices whose neighbours make the intra-layer pairs.
 """
 
+from itertools import pairwise
 from typing import Sequence
 
 from torch import Tensor
@@ -23,7 +24,7 @@ def match_layers(teacher_layers: int, student_layers: int, chosen: Sequence[int]
         StarError: the depths cannot be matched, or ``chosen`` is not one rising teacher layer for each student layer.
     """
     if chosen is not None:
-        rising = all(a < b for a, b in zip(chosen, chosen[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(chosen))
         if len(chosen) != student_layers or not rising or not (chosen[0] >= 1 and chosen[-1] <= teacher_layers):
             raise StarError(
                 f"criterion.teacher_layers={list(chosen)} must name {student_layers} rising layers of the teacher's "
@@ -50,6 +51,11 @@ def chain(encoding: Encoding, convention: str, layers: Sequence[int] | None = No
     return [first] + [encoding.hidden_states[number] for number in numbers]
 
 
+def chain_states(convention: str, layers: Sequence[int]) -> list[int]:
+    """The numbers of the states that :func:`chain` takes, -1 for ``projected_features``."""
+    return [-1 if convention == REIMPLEMENTATION else 0, *layers]
+
+
 def first_layerwise(convention: str) -> int:
-    """Where in the chain the layer-wise term begins: the re-implementation counts the encoder's input, the paper not."""
+    """Where in the chain the layer-wise term begins: the re-implementation counts the encoder's input too."""
     return 0 if convention == REIMPLEMENTATION else 1

@@ -5,13 +5,13 @@ import pickle
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from test_criterion import build
 
+import tiny
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.teachers import load_teacher
+from test_criterion import build
 
 
 class Hostile:
@@ -47,7 +47,7 @@ BAD_TEACHERS = {
     "web page": (lambda folder, good: written(folder / "t.pt", b"<html>404</html>"), "no torch checkpoint"),
     "half a pickle": (lambda folder, good: written(folder / "t.pt", b"\x80\x02}q\x00(X\x05"), "truncated or damaged"),
     "a tensor": (lambda folder, good: saved(folder / "t.pt", torch.zeros(3)), "holds a Tensor"),
-    "no speech model": (lambda folder, good: saved(folder / "t.pt", {"state_dict": {}}), "no fairseq speech checkpoint"),
+    "no speech model": (lambda folder, good: saved(folder / "t.pt", {"state_dict": {}}), "no fairseq speech"),
     "a translation model": (
         lambda folder, good: saved(folder / "t.pt", {"cfg": {"model": {"_name": "transformer"}}, "model": {}}),
         "holds a 'transformer' model",

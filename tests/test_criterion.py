@@ -1,11 +1,11 @@
 """The criterion: conventions, padding and batch independence, through task and model as the trainer calls them."""
 
 import pytest
-import tiny
 import torch
 from fairseq import tasks
 from omegaconf import OmegaConf
 
+import tiny
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
 from fairseq_star.layers import match_layers
@@ -18,8 +18,8 @@ def build(corpus, teacher_path, criterion: dict | None = None, model: dict | Non
     config = StarDistillationConfig(data=str(corpus), teacher=str(teacher_path), seed=1, **task_options)
     task = StarDistillationTask.setup_task(OmegaConf.structured(config))
     torch.manual_seed(0)
-    group_norm = task_options.get("valid_group_norm", True)
-    student = StarHubertConfig(**{**tiny.STUDENT, **tiny.NO_DROPOUT, "valid_group_norm": group_norm, **(model or {})})
+    group_norm = task_options.get("padded_group_norm", False)
+    student = StarHubertConfig(**{**tiny.STUDENT, **tiny.NO_DROPOUT, "padded_group_norm": group_norm, **(model or {})})
     student._name = "starhubert"
     student = task.build_model(OmegaConf.structured(student)).train()
     return task, student, StarTGMCriterion(task, StarTGMConfig(**(criterion or {})))
@@ -67,7 +67,7 @@ def test_half_batches_and_further_padding_change_nothing(corpus, teacher_path, c
 
 def test_fairseqs_group_norm_does_depend_on_the_padding(corpus, teacher_path):
     """What the option gives up, so that the test above cannot pass by chance."""
-    task, student, criterion = build(corpus, teacher_path, valid_group_norm=False)
+    task, student, criterion = build(corpus, teacher_path, padded_group_norm=True)
     loss, _ = gradient(student, criterion, batch_of(task, [0, 3, 5, 7]))
     padded_loss, _ = gradient(student, criterion, batch_of(task, [0, 3, 5, 7], extra=16_000))
     assert padded_loss != pytest.approx(loss, rel=1e-3)
@@ -99,7 +99,7 @@ def test_the_reimplementations_formula(corpus, teacher_path):
 
 def test_counting_padded_frames_is_the_reimplementations_mean(corpus, teacher_path):
     options = {"layer_convention": "reimplementation", "count_padding": True}
-    task, student, criterion = build(corpus, teacher_path, options, valid_group_norm=False)
+    task, student, criterion = build(corpus, teacher_path, options, padded_group_norm=True)
     batch = batch_of(task, [0, 7])
     teacher = task.teach(batch)
     states = student(**batch["net_input"], frames=teacher.frames)

@@ -1,10 +1,10 @@
 """Teacher and student: sizes, parity with fairseq's own forward, and independence of the batch."""
 
 import pytest
-import tiny
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
+import tiny
 from fairseq_star.errors import StarError
 from fairseq_star.models.starhubert import (
     StarHubertConfig,
@@ -18,7 +18,7 @@ from fairseq_star.teachers import load_teacher
 
 def student(seed: int = 0, **overrides) -> StarHubertModel:
     torch.manual_seed(seed)
-    return StarHubertModel(StarHubertConfig(**{**tiny.STUDENT, "valid_group_norm": True, **overrides})).eval()
+    return StarHubertModel(StarHubertConfig(**{**tiny.STUDENT, "padded_group_norm": False, **overrides})).eval()
 
 
 def ragged(num_samples: list[int], total: int | None = None, seed: int = 0) -> torch.Tensor:
@@ -40,7 +40,7 @@ def ragged(num_samples: list[int], total: int | None = None, seed: int = 0) -> t
     ],
 )
 def test_parameter_counts(config, parameters):
-    model = StarHubertModel(config(valid_group_norm=True))
+    model = StarHubertModel(config(padded_group_norm=False))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model.post_extract_proj is None
 

@@ -48,7 +48,8 @@ def test_anything_else_is_refused(spec):
 
 
 @given(
-    st.lists(st.tuples(st.just(1), st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=8), st.integers(1, 20_000)
+    st.lists(st.tuples(st.just(1), st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=8),
+    st.integers(1, 20_000),
 )
 def test_frame_count_is_that_of_the_convolutions(layers, num_samples):
     frames = num_samples

@@ -4,11 +4,11 @@ import signal
 import time
 from pathlib import Path
 
-import conftest
 import pytest
 import torch
 import yaml
 
+import conftest
 import fairseq_star  # noqa: F401  (registers, as --user-dir does)
 
 NO_DROPOUT = [f"model.{name}=0.0" for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input")]

@@ -1,14 +1,18 @@
 """The STaR loss as a fairseq criterion (paper section 2; the sums themselves are in ``fairseq_star/tgm.py``)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import List, Optional
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from torch import Tensor
 
+from fairseq_star.attention_loss import attention_loss
+from fairseq_star.encoder import Encoding
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.layers import CONVENTIONS, chain, first_layerwise
+from fairseq_star.layers import CONVENTIONS, chain, chain_states, first_layerwise
 from fairseq_star.tgm import tgm_loss
 
 
@@ -16,6 +20,12 @@ from fairseq_star.tgm import tgm_loss
 class StarTGMConfig(FairseqDataclass):
     layerwise_weight: float = field(default=1.0, metadata={"help": "weight of the layer-wise TGM loss"})
     intra_layer_weight: float = field(default=1.0, metadata={"help": "weight of the intra-layer TGM loss"})
+    avg_attn_weight: float = field(
+        default=0.0, metadata={"help": "weight of the attention map loss over all layers; 0: no map is formed"}
+    )
+    last_attn_weight: float = field(
+        default=0.0, metadata={"help": "weight of the attention map loss of the last layer; 0: no map is formed"}
+    )
     layer_convention: ChoiceEnum(CONVENTIONS) = field(
         default="paper",
         metadata={
@@ -36,9 +46,12 @@ class StarTGMConfig(FairseqDataclass):
     )
 
 
+WEIGHTS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
+
+
 @register_criterion("star_tgm", dataclass=StarTGMConfig)
 class StarTGMCriterion(FairseqCriterion):
-    """Sum over utterances of the weighted TGM losses; ``sample_size`` is the number of utterances.
+    """Sum over utterances of the weighted TGM (and attention map) losses; ``sample_size`` is the number of utterances.
 
     An utterance's loss is a mean over its own frames and layers, so the gradient is the same however a batch is padded,
     split over devices or accumulated.
@@ -49,18 +62,45 @@ class StarTGMCriterion(FairseqCriterion):
         self.cfg = cfg
         self.convention = str(cfg.layer_convention)
         with told_in_one_line():
-            for name in ("layerwise_weight", "intra_layer_weight"):
-                if getattr(cfg, name) < 0:
-                    raise StarError(f"criterion.{name}={getattr(cfg, name)} must not be negative")
-            if cfg.layerwise_weight == cfg.intra_layer_weight == 0:
-                raise StarError("criterion.layerwise_weight and criterion.intra_layer_weight are both 0: nothing to learn")
+            for name in WEIGHTS:
+                if not 0 <= getattr(cfg, name) < math.inf:
+                    raise StarError(f"criterion.{name}={getattr(cfg, name)} must be a number from 0 on")
+            if not any(getattr(cfg, name) for name in WEIGHTS):
+                raise StarError(f"criterion: {', '.join(WEIGHTS)} are all 0, so there is nothing to learn")
             self.teacher_layers = task.match_layers(cfg.teacher_layers)
+        self.student_layers = list(range(1, len(self.teacher_layers) + 1))
+        # How many of the last layers need their attention maps.
+        self.attention_depth = len(self.student_layers) if cfg.avg_attn_weight else int(cfg.last_attn_weight > 0)
+        with told_in_one_line():
+            if task.teacher_cache is not None and (self.attention_depth or cfg.count_padding):
+                raise StarError(
+                    "task.teacher_cache keeps the hidden states of valid frames alone; leave it out, or set "
+                    "criterion.avg_attn_weight=0, criterion.last_attn_weight=0 and criterion.count_padding=false"
+                )
 
     def forward(self, model, sample, reduce=True):
-        teacher = self.task.teach(sample, last_layer=self.teacher_layers[-1])
+        matched, attended = self.teacher_layers, len(self.teacher_layers) - self.attention_depth
+        teacher = self.task.teach(
+            sample,
+            states=chain_states(self.convention, matched),
+            last_layer=matched[-1],
+            attention_layers=matched[attended:],
+        )
         frames = teacher.frames
-        student = model(**sample["net_input"], frames=frames)
-        counted = frames.all_counted() if self.cfg.count_padding else frames
+        student = model(**sample["net_input"], frames=frames, attention_layers=self.student_layers[attended:])
+        utterances = len(frames.frame_lengths)
+        logging_output = {"ntokens": sum(frames.frame_lengths), "nsentences": utterances, "sample_size": utterances}
+
+        total = 0.0
+        if self.cfg.layerwise_weight or self.cfg.intra_layer_weight:
+            total = total + self._tgm_loss(teacher, student, logging_output)
+        if self.attention_depth:
+            total = total + self._attention_loss(teacher, student, logging_output)
+        logging_output["loss"] = total.detach()
+        return total, utterances, logging_output
+
+    def _tgm_loss(self, teacher: Encoding, student: Encoding, logging_output: dict) -> Tensor:
+        counted = student.frames.all_counted() if self.cfg.count_padding else student.frames
         loss = tgm_loss(
             chain(teacher, self.convention, self.teacher_layers),
             chain(student, self.convention),
@@ -70,25 +110,34 @@ class StarTGMCriterion(FairseqCriterion):
             first_layerwise=first_layerwise(self.convention),
             distance=str(self.cfg.distance),
         )
-        total = loss.total.sum()
-        utterances = len(frames.frame_lengths)
-        logging_output = {
-            "loss": total.detach(),
-            "layerwise": loss.layerwise.sum(),
-            "intra_layer": loss.intra_layer.sum(),
-            "ntokens": sum(frames.frame_lengths),
-            "nsentences": utterances,
-            "sample_size": utterances,
-        }
-        return total, utterances, logging_output
+        logging_output["layerwise"] = loss.layerwise.sum()
+        logging_output["intra_layer"] = loss.intra_layer.sum()
+        return loss.total.sum()
+
+    def _attention_loss(self, teacher: Encoding, student: Encoding, logging_output: dict) -> Tensor:
+        pairs = [
+            (teacher.attention_maps[self.teacher_layers[number - 1]], student.attention_maps[number])
+            for number in self.student_layers[-self.attention_depth :]
+        ]
+        total = 0.0
+        for name, weight, maps in [
+            ("avg_attn", self.cfg.avg_attn_weight, pairs),
+            ("last_attn", self.cfg.last_attn_weight, pairs[-1:]),
+        ]:
+            if weight:
+                loss = attention_loss(*zip(*maps, strict=True), student.frames.frame_lengths).sum()
+                logging_output[name] = loss.detach()
+                total = total + weight * loss
+        return total
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
         """Log each term as its mean over utterances, over all workers and accumulated batches."""
         utterances = sum(log.get("sample_size", 0) for log in logging_outputs)
-        for name, round_to in (("loss", 4), ("layerwise", 4), ("intra_layer", 4)):
-            total = sum(log.get(name, 0) for log in logging_outputs)
-            metrics.log_scalar(name, total / max(utterances, 1), utterances, round=round_to)
+        for name in ("loss", "layerwise", "intra_layer", "avg_attn", "last_attn"):
+            if any(name in log for log in logging_outputs):
+                total = sum(log.get(name, 0) for log in logging_outputs)
+                metrics.log_scalar(name, total / max(utterances, 1), utterances, round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -51,7 +51,7 @@ class StarHubertConfig(FairseqDataclass):
     checkpoint_activations: bool = field(
         default=False, metadata={"help": "recompute activations in backward to save memory"}
     )
-    valid_group_norm: bool = II("task.valid_group_norm")
+    padded_group_norm: bool = II("task.padded_group_norm")
 
 
 @dataclass
@@ -79,8 +79,14 @@ class StarHubertXSmallConfig(StarHubertConfig):
 
 
 def _check(cfg: StarHubertConfig) -> None:
-    sizes = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "encoder_attention_heads", "conv_pos",
-             "conv_pos_groups")
+    sizes = (
+        "encoder_embed_dim",
+        "encoder_ffn_embed_dim",
+        "encoder_layers",
+        "encoder_attention_heads",
+        "conv_pos",
+        "conv_pos_groups",
+    )
     for name in sizes:
         if getattr(cfg, name) < 1:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be 1 or more")
@@ -112,7 +118,7 @@ class StarHubertModel(BaseFairseqModel):
         self.feature_extractor = ConvFeatureExtractionModel(
             conv_layers, dropout=0.0, mode=str(cfg.extractor_mode), conv_bias=cfg.conv_bias
         )
-        if cfg.valid_group_norm:
+        if not cfg.padded_group_norm:
             use_valid_group_norm(self.feature_extractor)
         self.layer_norm = LayerNorm(conv_channels)
         self.post_extract_proj = (
@@ -175,7 +181,11 @@ class StarHubertModel(BaseFairseqModel):
 
 def _encoder_config(cfg: StarHubertConfig) -> Wav2Vec2Config:
     """The student's settings in the form fairseq's ``TransformerEncoder`` reads."""
-    same_name = ["encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "encoder_attention_heads", "conv_pos", "conv_pos_groups", "layer_norm_first", "dropout", "attention_dropout", "activation_dropout", "checkpoint_activations"]
+    same_name = (
+        *("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "encoder_attention_heads"),
+        *("conv_pos", "conv_pos_groups", "layer_norm_first", "checkpoint_activations"),
+        *("dropout", "attention_dropout", "activation_dropout"),
+    )
     return Wav2Vec2Config(
         **{name: getattr(cfg, name) for name in same_name},
         activation_fn=str(cfg.activation_fn),

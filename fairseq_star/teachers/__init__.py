@@ -1,22 +1,42 @@
 """Teachers: frozen speech encoders that give their hidden states. One file a family."""
 
+import os
+
 from fairseq_star.checkpoint import read_checkpoint
-from fairseq_star.teachers import fairseq_hubert
+from fairseq_star.errors import StarError
+from fairseq_star.teachers import fairseq_checkpoint, huggingface, starhubert, wavlm
+from fairseq_star.teachers.hf_folder import CONFIG, teacher_files
 from fairseq_star.teachers.teacher import Teacher
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "load_teacher", "teacher_files"]
 
 
 def load_teacher(path: str, *, valid_group_norm: bool = True, option: str = "task.teacher") -> Teacher:
-    """Load a teacher from a checkpoint file, its family told from the content.
+    """Load a teacher, its family told from the content of ``path``, never from its name.
 
     Args:
-        path: a fairseq HuBERT checkpoint, as ``hubert_base_ls960.pt`` is.
-        valid_group_norm: statistics of the first group norm over valid samples only (see ``group_norm.py``).
+        path: a fairseq checkpoint of HuBERT or wav2vec 2.0, pretrained or fine-tuned; a student of this project;
+            a WavLM checkpoint of Microsoft's; or a HuggingFace folder of HuBERT, wav2vec 2.0, WavLM or data2vec-audio.
+        valid_group_norm: features at an utterance's valid frames are those of the utterance alone: statistics of the
+            first group norm over valid samples only, padding kept zero between data2vec's positional convolutions.
+            Off: as the family's own library computes them, dependent on the batch.
         option: what the user calls the path, for messages.
 
     Raises:
         StarError: the file cannot be read, is unsafe, or is no speech model that can teach.
     """
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, CONFIG)):
+            raise StarError(
+                f"{option}: {path} is a folder without {CONFIG}; give a HuggingFace folder or a checkpoint file such "
+                "as hubert_base_ls960.pt"
+            )
+        return huggingface.build_teacher(path, option=option, valid_group_norm=valid_group_norm)
     state = read_checkpoint(path, option)
-    return fairseq_hubert.build_teacher(state, name=f"{option}: {path}", valid_group_norm=valid_group_norm)
+    if wavlm.is_microsoft_wavlm(state):
+        build = wavlm.build_teacher
+    elif starhubert.is_starhubert(state):
+        build = starhubert.build_teacher
+    else:
+        build = fairseq_checkpoint.build_teacher
+    return build(state, name=f"{option}: {path}", valid_group_norm=valid_group_norm)

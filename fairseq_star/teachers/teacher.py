@@ -16,12 +16,15 @@ class Teacher(nn.Module):
     It makes the batch's one frame padding mask, which student and loss use too.
     """
 
-    def __init__(self, model: SpeechEncoder, *, geometry: FrameGeometry, sample_rate: int, normalize: bool):
+    def __init__(
+        self, model: SpeechEncoder, *, geometry: FrameGeometry, sample_rate: int, normalize: bool, family: str = ""
+    ):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.geometry = geometry
         self.sample_rate = sample_rate  # Hz
         self.normalize = normalize  # whether it was trained on audio of zero mean and unit variance
+        self.family = family  # for people, such as "HuBERT (fairseq)"
         self.eval()
 
     @property
@@ -31,6 +34,10 @@ class Teacher(nn.Module):
     @property
     def embed_dim(self) -> int:
         return self.model.encoder.embedding_dim
+
+    @property
+    def num_heads(self) -> int:
+        return self.model.encoder.layers[0].self_attn.num_heads
 
     @property
     def num_parameters(self) -> int:
@@ -58,6 +65,4 @@ class Teacher(nn.Module):
         """Hidden states of ``source`` (B x samples, ``num_samples[b]`` valid ones); see :func:`encode`."""
         frames = Frames.of(self.geometry, num_samples, source)
         dtype = next(self.parameters()).dtype
-        return encode(
-            self.model, source.to(dtype), frames, last_layer=last_layer, attention_layers=attention_layers
-        )
+        return encode(self.model, source.to(dtype), frames, last_layer=last_layer, attention_layers=attention_layers)

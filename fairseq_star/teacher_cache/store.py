@@ -1,0 +1,126 @@
+"""A folder of hidden states, one file an utterance: safe against kills, damage and several writers at once.
+
+A file is a header, a checksum and the raw numbers: S states x n frames x D, row by row, little-endian as every platform
+torch runs on. The header names everything a reader relies on, so that a file is either exactly what was asked for or
+not used. It appears under its name by ``os.replace`` only when it is whole; two writers of one entry write the same.
+"""
+
+import logging
+import os
+import secrets
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MAGIC = b"STaRstat"
+HEADER = struct.Struct("<8s8s64sIII")  # magic, dtype, digest of the audio, S, n, D
+CHECKSUM = struct.Struct("<I")  # crc32 of header and numbers
+BLOCK = 4096  # bytes; what a file system gives out at a time, for the estimate
+OLD = 3600.0  # seconds after which a temporary file has no writer any more: a write takes far less than one
+
+
+class StateStore:
+    """The entries of one setting. Shapes: S states, n frames of the utterance, D embedding dimension."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.folder = folder
+        self.dtype = dtype
+        self.unfinished = folder / "unfinished"
+
+    def open(self) -> None:
+        """Make the folder where it is missing and clear away what killed writers left.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        self.unfinished.mkdir(parents=True, exist_ok=True)
+        for path in self.unfinished.iterdir():
+            try:
+                if time.time() - path.stat().st_mtime > OLD:
+                    path.unlink()
+            except OSError:  # another process was quicker, or the folder is read-only
+                continue
+
+    def num_bytes(self) -> int:
+        """Disk space of all entries, their last blocks counted whole."""
+        total = 0
+        for shard in self.folder.glob("[0-9a-f][0-9a-f]"):
+            with os.scandir(shard) as entries:
+                total += sum(_whole_blocks(entry.stat().st_size) for entry in entries)
+        return total
+
+    def entry_bytes(self, num_states: int, num_frames: int, width: int) -> int:
+        """Disk space of an entry, its last block counted whole."""
+        return _whole_blocks(HEADER.size + CHECKSUM.size + num_states * num_frames * width * self.dtype.itemsize)
+
+    def path(self, digest: str) -> Path:
+        """Where an entry lies: 256 folders, because no file system likes 280,000 files in one."""
+        return self.folder / digest[:2] / f"{digest[2:]}.states"
+
+    def read(self, digest: str, into: Tensor) -> bool:
+        """Read an entry into ``into`` (S x n x D on the host, each state contiguous), without a copy between.
+
+        Returns:
+            False where there is no such entry, or a damaged one, which is told; ``into`` then holds anything.
+        """
+        header = _header(digest, into)
+        checksum = zlib.crc32(header)
+        try:
+            with open(self.path(digest), "rb") as file:
+                whole = file.read(len(header)) == header
+                stored = file.read(CHECKSUM.size)
+                for state in into:
+                    numbers = _bytes_of(state)
+                    whole = whole and file.readinto(numbers) == len(numbers)
+                    checksum = zlib.crc32(numbers, checksum)
+                if whole and stored == CHECKSUM.pack(checksum) and not file.read(1):
+                    return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            logger.warning(f"teacher cache: {self.path(digest)} cannot be read ({error.strerror}), computed anew")
+            return False
+        logger.warning(f"teacher cache: {self.path(digest)} is damaged, computed anew")
+        return False
+
+    def write(self, digest: str, states: Tensor) -> None:
+        """Write ``states`` (S x n x D on the host, each state contiguous) as an entry, in place of any older one.
+
+        Raises:
+            OSError: the disk is full or may not be written to; nothing but whole entries is left.
+        """
+        header, numbers = _header(digest, states), [_bytes_of(state) for state in states]
+        checksum = zlib.crc32(header)
+        for part in numbers:
+            checksum = zlib.crc32(part, checksum)
+        path = self.path(digest)
+        temporary = self.unfinished / f"{digest}.{secrets.token_hex(8)}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(header + CHECKSUM.pack(checksum))
+                file.writelines(numbers)
+            path.parent.mkdir(exist_ok=True)
+            # Not synced to the disk before: after a power cut the checksum finds what is missing.
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _header(digest: str, states: Tensor) -> bytes:
+    dtype = str(states.dtype).removeprefix("torch.").encode()
+    return HEADER.pack(MAGIC, dtype, digest.encode(), *states.shape)
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _bytes_of(state: Tensor) -> memoryview:
+    return memoryview(state.view(torch.uint8).numpy()).cast("B")

@@ -1,0 +1,57 @@
+"""The recipes: each opens with its command, names only options that exist, and says what STAR's recipes say."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+import fairseq_star  # noqa: F401  (registers)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DISTILLATION = sorted(
+    path.stem for path in CONFIGS.glob("*.yaml") if "_name: star_distillation" in path.read_text(encoding="utf-8")
+)
+UTTERANCES = {"100h": 28_539, "960h": 281_241}  # LibriSpeech's train-clean-100 and all training sets
+
+
+def test_the_recipes_are_there():
+    recipes = {"starhubert_100h", "starhubert_960h", "starhubert_l_960h", "reimplementation_100h"}
+    assert {*recipes, "demo"} == set(DISTILLATION)
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_a_recipe_opens_with_its_command_and_names_only_what_exists(name):
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"fairseq-hydra-train --config-dir configs --config-name {name} " in text.splitlines()[1]
+    config = yaml.safe_load(text)
+    for section, registry in [
+        ("task", TASK_DATACLASS_REGISTRY),
+        ("criterion", CRITERION_DATACLASS_REGISTRY),
+        ("model", MODEL_DATACLASS_REGISTRY),
+    ]:
+        options = config[section]
+        assert set(options) <= {field.name for field in fields(registry[options["_name"]])}, section
+
+
+@pytest.mark.parametrize(
+    ("name", "hours", "batch", "epochs"),
+    [
+        ("starhubert_100h", "100h", 36, 200),
+        ("starhubert_960h", "960h", 144, 100),
+        ("starhubert_l_960h", "960h", 144, 100),
+        ("reimplementation_100h", "100h", 24, 200),
+    ],
+)
+def test_batch_length_and_warm_up_of_the_recipes(name, hours, batch, epochs):
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    optimization, dataset = config["optimization"], config["dataset"]
+    assert dataset["train_subset"] == f"train-{hours}"
+    assert dataset["batch_size"] * optimization["update_freq"][0] == batch
+    assert optimization["max_update"] == pytest.approx(UTTERANCES[hours] / batch * epochs, rel=1e-2)
+    assert config["lr_scheduler"]["warmup_updates"] == pytest.approx(0.05 * optimization["max_update"], rel=1e-3)
+    expected = "reimplementation" if name.startswith("re") else "paper"
+    assert config["criterion"]["layer_convention"] == expected
