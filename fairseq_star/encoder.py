@@ -79,7 +79,7 @@ def encode(
     x = F.dropout(x, p=encoder.dropout, training=encoder.training)
 
     encoding = Encoding(frames, features, [x])
-    x = x.transpose(0, 1)  # T x B x D, fairseq's layout within the layers
+    x = x.transpose(0, 1).contiguous()  # T x B x D, fairseq's layout; as a view, the projections take three times as long
     # WavLM's layers share one position bias, formed here once a batch; all other layers need nothing more.
     shared = encoder.layer_arguments(x.size(0)) if hasattr(encoder, "layer_arguments") else {}
     for number, layer in enumerate(encoder.layers[:last_layer], start=1):

@@ -23,6 +23,11 @@ def match_layers(teacher_layers: int, student_layers: int, chosen: Sequence[int]
     Raises:
         StarError: the depths cannot be matched, or ``chosen`` is not one rising teacher layer for each student layer.
     """
+    if student_layers > teacher_layers:
+        raise StarError(
+            f"the student has {student_layers} layers and the teacher {teacher_layers}; a student cannot be deeper: "
+            "lower model.encoder_layers"
+        )
     if chosen is not None:
         rising = all(a < b for a, b in pairwise(chosen))
         if len(chosen) != student_layers or not rising or not (chosen[0] >= 1 and chosen[-1] <= teacher_layers):

@@ -144,9 +144,11 @@ def test_a_deeper_teacher_is_matched_evenly_or_as_told(corpus, tmp_path):
     batch = batch_of(task, [0])
     assert len(task.teach(batch, last_layer=5).hidden_states) == 6
     assert torch.isfinite(chosen(student, batch)[0])
-    for teacher_layers, student_layers, told in [(4, 3, None), (2, 3, None), (6, 3, [1, 2]), (6, 3, [1, 2, 7])]:
+    for teacher_layers, student_layers, told in [(4, 3, None), (6, 3, [1, 2]), (6, 3, [1, 2, 7]), (6, 3, [2, 1, 3])]:
         with pytest.raises(StarError, match="teacher_layers"):
             match_layers(teacher_layers, student_layers, told)
+    with pytest.raises(StarError, match=r"student cannot be deeper: lower model\.encoder_layers"):
+        match_layers(2, 3)
 
 
 def test_random_crops_repeat_for_seed_epoch_and_utterance(corpus, teacher_path):
