@@ -79,7 +79,8 @@ def encode(
     x = F.dropout(x, p=encoder.dropout, training=encoder.training)
 
     encoding = Encoding(frames, features, [x])
-    x = x.transpose(0, 1).contiguous()  # T x B x D, fairseq's layout; as a view, the projections take three times as long
+    # T x B x D, fairseq's layout within the layers; as a mere view, the first projections take three times as long.
+    x = x.transpose(0, 1).contiguous()
     # WavLM's layers share one position bias, formed here once a batch; all other layers need nothing more.
     shared = encoder.layer_arguments(x.size(0)) if hasattr(encoder, "layer_arguments") else {}
     for number, layer in enumerate(encoder.layers[:last_layer], start=1):
