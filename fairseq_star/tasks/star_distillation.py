@@ -49,8 +49,8 @@ class StarDistillationConfig(FairseqDataclass):
     padded_group_norm: bool = field(
         default=False,
         metadata={
-            "help": "first group norm of teacher and student (and what else mixes in padding) over the padded batch, as "
-            "the libraries do; off: over valid samples, so that features do not depend on the neighbours in a batch"
+            "help": "first group norm of teacher and student (and what else mixes padding in) over the padded batch, "
+            "as the libraries do; off: over valid samples, so that features do not depend on the neighbours in a batch"
         },
     )
     teacher_precision: Optional[ChoiceEnum(list(PRECISIONS))] = field(
