@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq has set it lower already
     with told_in_one_line():
         arguments.run(arguments)
 
