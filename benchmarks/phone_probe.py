@@ -22,6 +22,7 @@ from demo_labels import frame_labels, read_segments  # noqa: E402
 from demo_teacher_targets import count_frames, mfcc_features  # noqa: E402
 from fairseq_star.errors import StarError  # noqa: E402
 from fairseq_star.manifest import read_manifest  # noqa: E402
+from preparing import run_script  # noqa: E402
 
 PROBE_STEPS, PROBE_BATCH = 1000, 1024
 
@@ -166,8 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StarError as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(1)
+    run_script(main)

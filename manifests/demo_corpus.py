@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from demo_speakers import Speaker, make_speakers
 from espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
+from preparing import run_script
 from sentences import make_sentence, transcript
 
 DEV_SHARE = 0.15
@@ -195,8 +195,4 @@ def _write_texts(out: Path, speakers: list[Speaker], made: list[_Made]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StarError as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(1)
+    run_script(main)

@@ -127,7 +127,7 @@ def write_manifests(
     return 1 if problems and not skip_bad else 0
 
 
-def run_script(main: Callable[[], int]) -> None:
+def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's main and exits with its status; a user's error is told in its one sentence, status 1."""
     try:
         sys.exit(main())

@@ -68,10 +68,9 @@ class StarTGMCriterion(FairseqCriterion):
             if not any(getattr(cfg, name) for name in WEIGHTS):
                 raise StarError(f"criterion: {', '.join(WEIGHTS)} are all 0, so there is nothing to learn")
             self.teacher_layers = task.match_layers(cfg.teacher_layers)
-        self.student_layers = list(range(1, len(self.teacher_layers) + 1))
-        # How many of the last layers need their attention maps.
-        self.attention_depth = len(self.student_layers) if cfg.avg_attn_weight else int(cfg.last_attn_weight > 0)
-        with told_in_one_line():
+            self.student_layers = list(range(1, len(self.teacher_layers) + 1))
+            # How many of the last layers need their attention maps.
+            self.attention_depth = len(self.student_layers) if cfg.avg_attn_weight else int(cfg.last_attn_weight > 0)
             if task.teacher_cache is not None and (self.attention_depth or cfg.count_padding):
                 raise StarError(
                     "task.teacher_cache keeps the hidden states of valid frames alone; leave it out, or set "
