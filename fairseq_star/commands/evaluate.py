@@ -1,0 +1,18 @@
+"""``fairseq-star evaluate``."""
+
+import argparse
+
+from fairseq_star.evaluate import evaluate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
+    parser.add_argument("--data", help="folder of manifests, if not the run's own")
+    parser.add_argument("--split", default="valid", help="manifest to measure on (default: valid)")
+    parser.add_argument("--teacher", help="the teacher's checkpoint, if not the run's own")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the losses of ``arguments.checkpoint`` before and after training."""
+    print(evaluate(arguments.checkpoint, data=arguments.data, split=arguments.split, teacher=arguments.teacher))

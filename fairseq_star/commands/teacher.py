@@ -1,0 +1,16 @@
+"""``fairseq-star teacher``."""
+
+import argparse
+
+from fairseq_star.teacher_info import teacher_info
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("checkpoint", help="checkpoint file or HuggingFace folder")
+    parser.add_argument("--arch", default="starhubert", help="architecture of the student (default: starhubert)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what ``arguments.checkpoint`` is."""
+    print(teacher_info(arguments.checkpoint, arguments.arch))
