@@ -27,6 +27,7 @@ LARGE, HF_LARGE = tiny_teachers.FAIRSEQ_LARGE, tiny_teachers.HF_LARGE
 CASES = {
     "hubert": (tiny_teachers.hubert, {}, "HuBERT (fairseq)", False),
     "hubert large": (tiny_teachers.hubert, {"normalize": True, **LARGE}, "HuBERT (fairseq)", True),
+    "hubert args": (tiny_teachers.hubert, {"old": True}, "HuBERT (fairseq)", False),
     "wav2vec2": (tiny_teachers.wav2vec2, {}, "wav2vec 2.0 (fairseq)", False),
     "wav2vec2 large": (tiny_teachers.wav2vec2, {"normalize": True, **LARGE}, "wav2vec 2.0 (fairseq)", True),
     "wav2vec2 args": (tiny_teachers.wav2vec2, {"normalize": True, "old": True}, "wav2vec 2.0 (fairseq)", True),
@@ -128,6 +129,29 @@ def test_attention_maps_are_those_of_the_original(name, original):
     mask = encoding.frames.padding_mask
     for number, weights in enumerate(attentions, start=1):
         got, expected = encoding.attention_maps[number], weights.mean(dim=1)
+        torch.testing.assert_close(got[~mask], expected[~mask], rtol=1e-5, atol=1e-6)
+        assert got[1][:, mask[1]].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("hf", "wavlm"))])
+def test_attention_maps_are_those_of_fairseq(name, original):
+    """fairseq never asks its layers for the weights, so a hook asks each attention for them."""
+    source, padding_mask = ragged(SAMPLES), torch.arange(6000) >= torch.tensor(SAMPLES)[:, None]
+    encoding = load_teacher(str(original(name).path), valid_group_norm=False)(source, SAMPLES, attention_layers=[1, 2])
+    maps, hooks = [], []
+    for layer in original(name).layers:
+        attention = layer.self_attn
+        asks = attention.register_forward_pre_hook(lambda _, x, options: (x, {**options, "need_weights": True}),
+                                                   with_kwargs=True)  # fmt: skip
+        hooks += [asks, attention.register_forward_hook(lambda _, x, output: maps.append(output[1]))]
+    original(name).hidden_states(source, padding_mask)
+    for hook in hooks:
+        hook.remove()
+    assert len(maps) == 2
+    mask = encoding.frames.padding_mask
+    frames = mask.size(1)  # fairseq adds a padded frame to odd numbers of them
+    for number, expected in enumerate(maps, start=1):
+        got, expected = encoding.attention_maps[number], expected[:, :frames, :frames]
         torch.testing.assert_close(got[~mask], expected[~mask], rtol=1e-5, atol=1e-6)
         assert got[1][:, mask[1]].abs().max() == 0
 

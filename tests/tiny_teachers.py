@@ -110,12 +110,19 @@ def _plain(config: object, name: str) -> dict:
     return {**OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True, resolve=False), "_name": name}
 
 
-def hubert(path: Path, normalize: bool = False, **overrides) -> Original:
-    config = HubertConfig(**SIZES, label_rate=50.0, **overrides)
+def hubert(path: Path, normalize: bool = False, old: bool = False, **overrides) -> Original:
+    config = HubertConfig(**{**SIZES, "label_rate": 50.0, **overrides})
     task = HubertPretrainingConfig(data="data", label_rate=50.0, labels=["km"], normalize=normalize)
     model = randomize(HubertModel(config, task, [_dictionary()]))
     cfg = {"model": _plain(config, "hubert"), "task": _plain(task, "hubert_pretraining")}
-    return _fairseq_original(path, {"args": None, "cfg": cfg, "model": model.state_dict()}, model)
+    args = _namespace({**cfg["model"], **cfg["task"], "arch": "hubert", "task": "hubert_pretraining"}) if old else None
+    state = {"args": args, "cfg": None if old else cfg, "model": model.state_dict()}
+    return _fairseq_original(path, state, model)
+
+
+def _namespace(flat: dict) -> argparse.Namespace:
+    """``args`` as checkpoints had them before hydra: flat, and without the names of its sections."""
+    return argparse.Namespace(**{key: value for key, value in flat.items() if key != "_name"})
 
 
 def _dictionary() -> Dictionary:
@@ -132,7 +139,7 @@ def wav2vec2(path: Path, normalize: bool = False, old: bool = False, **overrides
     state = {"model": model.state_dict()}
     if old:
         flat = {**settings, **task, "arch": "wav2vec2", "task": "audio_pretraining", "sample_rate": 16_000}
-        state["args"] = argparse.Namespace(**{key: value for key, value in flat.items() if key != "_name"})
+        state["args"] = _namespace(flat)
     else:
         state["cfg"] = OmegaConf.create({"model": settings, "task": {**task, "sample_rate": 16_000}})
     return _fairseq_original(path, state, model)
@@ -159,8 +166,8 @@ def fine_tuned(path: Path, kind: str, old: bool = False, **overrides) -> Origina
     weights |= {"w2v_encoder.proj.weight": torch.zeros(9, 24), "w2v_encoder.proj.bias": torch.zeros(9)}
     if old:
         flat = {**w2v_args["model"], **w2v_args["task"], "arch": kind}
-        inner = argparse.Namespace(**{key: value for key, value in flat.items() if key != "_name"})
-        state = {"args": argparse.Namespace(arch=name, w2v_args=inner, normalize=True), "model": weights}
+        outer = argparse.Namespace(arch=name, w2v_args=_namespace(flat), normalize=True)
+        state = {"args": outer, "model": weights}
     else:
         outer = {"model": {"_name": name, "w2v_args": w2v_args, "normalize": True}, "task": {"normalize": True}}
         state = {"args": None, "cfg": OmegaConf.create(outer), "model": weights}

@@ -73,6 +73,13 @@ class Section:
             raise self.refuse(key, value, "a number between 0 and 1")
         return value
 
+    def share(self, key: str, default: float) -> float:
+        """A number from 0 on and below 1, such as a dropout."""
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise self.refuse(key, value, "a number from 0 to below 1")
+        return float(value)
+
     def wholes(self, key: str) -> list[int]:
         """A list of whole numbers from 1 on, at most 64."""
         value = self._get(key, None)

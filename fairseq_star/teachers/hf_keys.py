@@ -37,10 +37,11 @@ PARAMETRIZED = {
     "encoder.pos_conv_embed.conv.parametrizations.weight.original0": "encoder.pos_conv_embed.conv.weight_g",
     "encoder.pos_conv_embed.conv.parametrizations.weight.original1": "encoder.pos_conv_embed.conv.weight_v",
 }
+TO_PARAMETRIZED = {old: new for new, old in PARAMETRIZED.items()}
 Table = tuple[tuple[str, str], ...]
 
 
-def table(*, layer_norm_extractor: bool, positional_stack: bool, wavlm: bool) -> Table:
+def table(*, layer_norm_extractor: bool, positional_stack: bool = False, wavlm: bool = False) -> Table:
     """The pairs (HuggingFace, fairseq) of one kind of encoder."""
     extractor = LAYER_NORM if layer_norm_extractor else GROUP_NORM
     positional = POSITIONAL_STACK if positional_stack else POSITIONAL

@@ -118,7 +118,7 @@ def make_teacher(
         use_valid_group_norm(model.feature_extractor)
         use_valid_positions(model.encoder)
     geometry = FrameGeometry.of(config.conv_layers)
-    return Teacher(model, geometry=geometry, sample_rate=sample_rate, normalize=normalize, family=family)
+    return Teacher(model, config=config, geometry=geometry, sample_rate=sample_rate, normalize=normalize, family=family)
 
 
 def _decisive(config: EncoderConfig) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,11 @@
 """Students of this project as teachers: distil a distilled model further (progressive compression)."""
 
 from dataclasses import asdict
+from typing import Any, Mapping
 
 from fairseq_star.errors import StarError
 from fairseq_star.models import starhubert
-from fairseq_star.teachers.config import Section
+from fairseq_star.teachers.config import EncoderConfig, Section
 from fairseq_star.teachers.fairseq_checkpoint import encoder_config, sections
 from fairseq_star.teachers.speech_encoder import make_teacher
 from fairseq_star.teachers.teacher import Teacher
@@ -38,11 +39,8 @@ def build_teacher(state: dict, *, name: str, valid_group_norm: bool = True) -> T
     for key in ("sample_rate", "normalize"):
         if audio.values.get(key) is None:
             raise StarError(f"{name} does not say its audio's {key}; give a checkpoint that a training run wrote")
-    architecture = ARCHITECTURES[model["_name"]]()
-    defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
-    saved = {key: value for key, value in model.items() if value is not None}
     return make_teacher(
-        encoder_config(Section({**defaults, **saved}, name)),
+        student_config(model, name),
         weights,
         family=f"{model['_name']} (this project)",
         name=name,
@@ -50,3 +48,19 @@ def build_teacher(state: dict, *, name: str, valid_group_norm: bool = True) -> T
         normalize=audio.flag("normalize"),
         valid_group_norm=valid_group_norm,
     )
+
+
+def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
+    """The encoder that a run's ``model`` options make, those left out being the architecture's own.
+
+    Args:
+        model: ``_name``, one of :data:`ARCHITECTURES`, and any of its options.
+        name: what they are of, for messages.
+
+    Raises:
+        StarError: a value that cannot be.
+    """
+    architecture = ARCHITECTURES[model["_name"]]()
+    defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
+    saved = {key: value for key, value in model.items() if value is not None}
+    return encoder_config(Section({**defaults, **saved}, name))

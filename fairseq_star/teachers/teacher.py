@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fairseq_star.encoder import Encoding, SpeechEncoder, encode
 from fairseq_star.frames import FrameGeometry, Frames
+from fairseq_star.teachers.config import EncoderConfig
 
 
 class Teacher(nn.Module):
@@ -17,10 +18,18 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self, model: SpeechEncoder, *, geometry: FrameGeometry, sample_rate: int, normalize: bool, family: str = ""
+        self,
+        model: SpeechEncoder,
+        *,
+        config: EncoderConfig,
+        geometry: FrameGeometry,
+        sample_rate: int,
+        normalize: bool,
+        family: str = "",
     ):
         super().__init__()
         self.model = model.requires_grad_(False)
+        self.config = config
         self.geometry = geometry
         self.sample_rate = sample_rate  # Hz
         self.normalize = normalize  # whether it was trained on audio of zero mean and unit variance
