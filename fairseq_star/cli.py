@@ -9,8 +9,14 @@ from fairseq_star.errors import told_in_one_line
 
 COMMANDS = {
     "evaluate": "losses of a student before and after training",
+    "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript or ONNX, checked there",
+    "import": "a student from another toolkit's file, or from the authors' .ckpt and .yaml",
+    "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
+    "profile": "parameters, multiply-accumulates, speed and memory of models",
+    "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
     "teacher": "what a checkpoint is, and which layers a student would learn from",
 }
+MODULES = {"import": "import_checkpoint"}  # where a command's name cannot be a module's
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     name = parser.parse_args(argv[:1]).command
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    command = importlib.import_module(f"fairseq_star.commands.{name}")
+    command = importlib.import_module(f"fairseq_star.commands.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(prog=f"fairseq-star {name}", description=COMMANDS[name])
     command.add_arguments(parser)
     arguments = parser.parse_args(argv[1:])

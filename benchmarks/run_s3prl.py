@@ -1,0 +1,60 @@
+"""s3prl's own ``run_downstream.py``, unchanged, beside newer libraries than it was written for.
+
+    python benchmarks/run_s3prl.py -m train -u wav2vec2_local -k student.pt -d speech_commands -c config.yaml ...
+
+s3prl imports three names that newer releases of its dependencies no longer have: ``HfFolder`` and ``Repository`` of
+huggingface_hub (gone in 1.0, used for uploads alone) and ``torchaudio.sox_effects`` (gone in 2.9). Here they are put in
+their place before it starts, and torch is told that the options s3prl keeps in its checkpoints are harmless. Where the
+libraries still have them (torchaudio before 2.9 with libsox, huggingface_hub before 1.0) theirs are used, and
+``python run_downstream.py`` of a clone does the same.
+"""
+
+import argparse
+import importlib.util
+import sys
+import types
+
+import huggingface_hub
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+
+def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tensor, int]:
+    """What sox makes of a mono file by the effects that ``speech_commands`` asks for: a channel, its own rate, a gain.
+
+    Raises:
+        ValueError: any other effect, or a file that would need resampling or mixing.
+    """
+    samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    for effect in effects:
+        match effect:
+            case ["channels", "1"] if samples.shape[1] == 1:
+                pass
+            case ["rate", rate] if int(rate) == sample_rate:
+                pass
+            case ["gain", decibel]:
+                samples = np.clip(samples * np.float32(10 ** (float(decibel) / 20)), -1, 1)
+            case _:
+                raise ValueError(f"{path}: the effect {effect} is not there without sox")
+    return torch.from_numpy(samples.T), sample_rate
+
+
+def stand_in() -> None:
+    """Put the missing names in their place, if they are missing."""
+    for name in ("HfFolder", "Repository"):
+        if not hasattr(huggingface_hub, name):
+            setattr(huggingface_hub, name, type(name, (), {}))
+    if importlib.util.find_spec("torchaudio.sox_effects") is None:
+        torchaudio.sox_effects = types.ModuleType("torchaudio.sox_effects")
+        torchaudio.sox_effects.apply_effects_file = apply_effects_file
+        sys.modules["torchaudio.sox_effects"] = torchaudio.sox_effects
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+if __name__ == "__main__":
+    stand_in()
+    from s3prl.run_downstream import main
+
+    main()

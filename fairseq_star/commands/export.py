@@ -1,0 +1,48 @@
+"""``fairseq-star export``."""
+
+import argparse
+
+from fairseq_star.convert import TARGETS, export, load_student, load_target
+from fairseq_star.errors import StarError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command, and those of each target."""
+    parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
+    parser.add_argument("--to", required=True, choices=TARGETS, help="the toolkit to write for")
+    parser.add_argument("--out", required=True, help="file to write (for huggingface a folder)")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.conflict_handler = "resolve"  # two targets may have an option of the same name
+    for name in TARGETS:
+        load_target(name, check=False).add_arguments(parser.add_argument_group(f"options of --to {name}"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export ``arguments.checkpoint`` and tell what was written, how exact it is, and what to do next."""
+    options = _options(arguments)
+    target = load_target(arguments.to)(**options)
+    exported = export(load_student(arguments.checkpoint), target, arguments.out, force=arguments.force)
+    print(f"{exported.path}: {target.title}, {exported.num_bytes / 1e6:,.1f} MB")
+    print(f"hidden states against the student's, {target.measure}: {exported.alone:.1e} for each utterance alone, "
+          f"{exported.batched:.1e} for three in a padded batch")  # fmt: skip
+    print(f"next: {target.next_step(exported.path)}")
+
+
+def _options(arguments: argparse.Namespace) -> dict:
+    """The constructor's arguments of the chosen target.
+
+    Raises:
+        StarError: an option of another target was given.
+    """
+    own = _defaults(arguments.to)
+    for name in TARGETS:
+        for option, default in _defaults(name).items():
+            if option not in own and getattr(arguments, option) != default:
+                raise StarError(f"--{option.replace('_', '-')} is no option of --to {arguments.to}; leave it out")
+    return {option: getattr(arguments, option) for option in own}
+
+
+def _defaults(name: str) -> dict:
+    parser = argparse.ArgumentParser(add_help=False)
+    load_target(name, check=False).add_arguments(parser)
+    return vars(parser.parse_args([]))

@@ -1,0 +1,27 @@
+"""``fairseq-star import``."""
+
+import argparse
+
+from fairseq_star.convert import import_student
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "file",
+        help="a Lightning .ckpt as STaRHuBERT's authors release, an s3prl or fairseq file, or a HuggingFace folder",
+    )
+    parser.add_argument("--config", help="the .yaml released with a .ckpt")
+    parser.add_argument("--out", required=True, help="checkpoint to write, such as student.pt")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Import ``arguments.file`` and tell what it is and what to do next."""
+    student = import_student(arguments.file, arguments.out, config=arguments.config, force=arguments.force)
+    config = student.config
+    print(
+        f"{arguments.out}: {student.num_parameters:,} parameters, {config.num_layers} layers of {config.embed_dim}, "
+        f"{student.sample_rate:,} Hz, normalize={student.normalize}; weights equal to {arguments.file}'s"
+    )
+    print(f"next: fairseq-star export {arguments.out} --to s3prl --out student.s3prl.pt")
