@@ -9,10 +9,11 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fairseq_star.errors import StarError
 
@@ -21,7 +22,11 @@ SAMPLE_RATE = 16_000
 
 # fairseq takes a path with any other extension for an archive entry as soon as it contains a colon.
 _PLAIN_EXTENSIONS = {".npy", ".wav", ".flac", ".ogg"}
-_ARCHIVE_ENTRY = re.compile(r"(?P<archive>.+\.zip):(?P<offset>\d+):(?P<size>\d+)")
+_ARCHIVE_ENTRY = re.compile(r"(?P<archive>[^:]+\.zip):(?P<offset>\d+):(?P<size>\d+)")
+_ARCHIVED_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG"}  # what fairseq's `is_sf_audio_data` takes
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ManifestEntry(NamedTuple):
@@ -41,11 +46,26 @@ def read_manifest(path: str | os.PathLike) -> tuple[str, list[ManifestEntry]]:
         StarError: the file is missing or no UTF-8 text, has no root line or no entries, or a line is not
             `path<TAB>num_samples` with a positive whole number; the sentence begins `file:line:`.
     """
+    root, entries = stream_manifest(path)
+    return root, list(entries)
+
+
+def stream_manifest(path: str | os.PathLike) -> tuple[str, Iterator[ManifestEntry]]:
+    """`read_manifest` without holding the entries: they are read, and refused, as the iterator is used."""
     path = Path(path)
+    lines = _read_lines(path)
+    root = next(lines, "").strip()
+    if not root or "\t" in root:
+        raise StarError(f"{path}:1: expected the root folder of the audio, found {root!r}; put it on the first line")
+    return root, _parse_lines(path, lines)
+
+
+def _read_lines(path: Path) -> Iterator[str]:
     try:
         # Not str.splitlines, which also breaks lines at signs that fairseq takes for part of a name.
         with open(path, encoding="utf-8") as file:
-            lines = [line.rstrip("\n") for line in file]
+            for line in file:
+                yield line.rstrip("\n")
     except OSError as error:
         raise StarError(
             f"{path}: cannot read the manifest ({error.strerror}); write one with manifests/librispeech.py"
@@ -53,13 +73,14 @@ def read_manifest(path: str | os.PathLike) -> tuple[str, list[ManifestEntry]]:
         ) from error
     except UnicodeDecodeError as error:
         raise StarError(f"{path}: is not UTF-8 text, so no manifest; write it anew with manifests/*.py") from error
-    root = lines[0].strip() if lines else ""
-    if not root or "\t" in root:
-        raise StarError(f"{path}:1: expected the root folder of the audio, found {root!r}; put it on the first line")
-    entries = [_parse_line(path, number, line) for number, line in enumerate(lines[1:], start=2)]
-    if not entries:
+
+
+def _parse_lines(path: Path, lines: Iterable[str]) -> Iterator[ManifestEntry]:
+    number = 1
+    for number, line in enumerate(lines, start=2):
+        yield _parse_line(path, number, line)
+    if number == 1:
         raise StarError(f"{path}: has a root line but no entries; write it anew from a folder that holds audio")
-    return root, entries
 
 
 def _parse_line(path: Path, number: int, line: str) -> ManifestEntry:
@@ -72,36 +93,65 @@ def _parse_line(path: Path, number: int, line: str) -> ManifestEntry:
     return ManifestEntry(items[0], int(items[1]))
 
 
-def write_manifest(path: str | os.PathLike, root: str | os.PathLike, entries: Sequence[ManifestEntry]) -> None:
+def write_manifest(path: str | os.PathLike, root: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
     """Writes a manifest atomically (a temporary file beside it, then a rename): a reader never sees half of one.
+
+    `entries` may be an iterator: none is held.
 
     Raises:
         StarError: no entries, a size that is not positive, or a root or path the format cannot hold (a tab, a line
             break, or blanks at an end, which fairseq strips off).
     """
     path, root = Path(path), os.fspath(root)
-    if not entries:
-        raise StarError(f"{path}: no audio to list, the manifest would be empty; check the folder and --ext")
-    for text, num_samples in [(root, 1), *entries]:
-        if not text or text != text.strip() or re.search(r"[\t\n\r]", text):
-            raise StarError(f"{path}: no manifest can hold the path {text!r} (tab, line break, outer blank); rename it")
-        if not _is_unicode(text):
-            raise StarError(f"{path}: the name {text!r} is not UTF-8, which manifests are written in; rename that file")
-        if num_samples <= 0:
-            raise StarError(f"{path}: num_samples of {text!r} is {num_samples}, must be positive; leave that file out")
+    _check_name(path, root)
+
+    def lines() -> Iterator[str]:
+        yield root + "\n"
+        empty = True
+        for entry_path, num_samples in entries:
+            _check_name(path, entry_path)
+            if num_samples <= 0:
+                raise StarError(
+                    f"{path}: num_samples of {entry_path!r} is {num_samples}, must be positive; leave that file out"
+                )
+            yield f"{entry_path}\t{num_samples}\n"
+            empty = False
+        if empty:
+            raise StarError(f"{path}: no audio to list, the manifest would be empty; check the folder and --ext")
+
+    write_lines(path, lines())
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Writes UTF-8 text atomically from lines that end in their line break; makes the folder where there is none."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         try:
-            file.write(root + "\n")
-            file.writelines(f"{entry_path}\t{num_samples}\n" for entry_path, num_samples in entries)
+            file.writelines(lines)
             file.close()
             os.chmod(file.name, 0o644)  # NamedTemporaryFile makes 0600: a shared data folder must stay readable
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def _check_name(manifest: Path, name: str) -> None:
+    fault = why_not_listable(name)
+    if fault:
+        raise StarError(f"{manifest}: {fault}")
+
+
+def why_not_listable(name: str) -> str | None:
+    """Why no manifest can hold this path, as the rest of a sentence with the mend, or None where it can."""
+    if not name or name != name.strip() or re.search(r"[\t\n\r\0]", name):
+        return f"no manifest can hold the path {name!r} (tab, line break, NUL, outer blank); rename it"
+    if not _is_unicode(name):
+        return f"the name {name!r} is not UTF-8, which manifests are written in; rename that file"
+    return None
 
 
 def _is_unicode(text: str) -> bool:
@@ -126,21 +176,17 @@ def probe_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, read_en
     import soundfile
 
     path = os.fspath(path)
-    source = _open_archive_entry(path)
-    if source is None and not os.path.isfile(path):
-        raise StarError(f"{path}: no such file; correct the manifest's root line or restore the file")
-    if source is None and os.path.getsize(path) == 0:
-        raise StarError(f"{path}: is empty; restore or remove it")
     try:
-        with soundfile.SoundFile(path if source is None else source) as audio:
+        with open_audio(path) as audio:
             num_samples, channels, rate = audio.frames, audio.channels, audio.samplerate
             if read_end and num_samples > 0:
                 audio.seek(num_samples - 1)
                 if len(audio.read(1)) != 1:
                     raise StarError(f"{path}: ends before the {num_samples} samples of its header; restore it")
+            if isinstance(audio.name, io.BytesIO) and audio.format not in _ARCHIVED_FORMATS:
+                raise StarError(f"{path}: is {audio.format}; fairseq reads WAV, FLAC and Ogg alone from an archive")
     except (soundfile.SoundFileError, OSError) as error:
-        reason = str(error).rsplit(": ", 1)[-1].rstrip(".")
-        raise StarError(f"{path}: cannot be read as audio or is cut short ({reason}); restore or remove it") from error
+        raise _unreadable(path, error) from error
     if num_samples <= 0:
         raise StarError(f"{path}: holds no samples; remove it")
     if channels != 1:
@@ -151,6 +197,31 @@ def probe_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, read_en
             f" `sox IN -r {sample_rate} OUT`"
         )
     return num_samples
+
+
+def open_audio(path: str | os.PathLike) -> "soundfile.SoundFile":  # noqa: F821
+    """Opens an audio file, or an archive entry, of any rate and number of channels.
+
+    Raises:
+        StarError: missing, empty, or no audio; begins with the path.
+    """
+    import soundfile
+
+    path = os.fspath(path)
+    source = _open_archive_entry(path)
+    if source is None and not os.path.isfile(path):
+        raise StarError(f"{path}: no such file; correct the path or its root folder, or restore the file")
+    if source is None and os.path.getsize(path) == 0:
+        raise StarError(f"{path}: is empty; restore or remove it")
+    try:
+        return soundfile.SoundFile(path if source is None else source)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> StarError:
+    reason = str(error).rsplit(": ", 1)[-1].rstrip(".")
+    return StarError(f"{path}: cannot be read as audio or is cut short ({reason}); restore or remove it")
 
 
 def _open_archive_entry(path: str) -> io.BytesIO | None:
@@ -183,30 +254,64 @@ def probe_all(
     Returns:
         For each path, in order, its number of samples or the StarError that says what is wrong with it.
     """
-    from tqdm import tqdm
+    paths = list(paths)
+    found = map_in_threads(lambda path: probe_audio(path, sample_rate, read_end), paths, num_workers)
+    return [result for _, result in show_progress(found, "reading audio headers", len(paths), progress)]
 
-    def probe(path: str | os.PathLike) -> int | StarError:
+
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int | None = None
+) -> Iterator[tuple[Item, Result | StarError]]:
+    """Each item and the function's result, or the StarError it raised, in order, from a pool of threads.
+
+    However many items there are, only a few are held: they are taken from `items` as results are handed on.
+
+    Args:
+        function: of one item; releases the GIL where it takes time.
+        items: any iterable, an endless one too.
+        num_workers: threads; by default four a core, at most 32, which suits reading headers.
+    """
+
+    def run(item: Item) -> Result | StarError:
         try:
-            return probe_audio(path, sample_rate, read_end)
+            return function(item)
         except StarError as error:
             return error
 
-    paths = list(paths)
-    with ThreadPoolExecutor(num_workers or min(32, 4 * (os.cpu_count() or 1))) as pool:
-        results = pool.map(probe, paths)
-        return list(tqdm(results, total=len(paths), desc="reading audio headers", unit="file", disable=not progress))
+    num_workers = num_workers or min(32, 4 * (os.cpu_count() or 1))
+    pending: deque = deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(run, item)))
+                if len(pending) >= 16 * num_workers:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:  # broken off: do not work through what nobody will see
+            for _, future in pending:
+                future.cancel()
+
+
+def show_progress(items: Iterable[Item], what: str, total: int | None = None, progress: bool = True) -> Iterable[Item]:
+    """The same items under a tqdm bar on stderr, counted as files."""
+    from tqdm import tqdm
+
+    return tqdm(items, what, total, unit="file", disable=not progress, mininterval=0.5)
 
 
 def check_audio(
     root: str | os.PathLike,
-    entries: Sequence[ManifestEntry],
+    entries: Iterable[ManifestEntry],
     sample_rate: int = SAMPLE_RATE,
     read_end: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
-) -> list[str]:
-    """Compares a manifest's entries with the files they name. To share the work among ranks, hand each one
-    `entries[rank::world_size]`.
+) -> Iterator[str]:
+    """Compares a manifest's entries with the files they name, holding few of them at a time. To share the work among
+    ranks, hand each one `itertools.islice(entries, rank, None, world_size)`.
 
     Args:
         root: the manifest's root folder.
@@ -216,19 +321,20 @@ def check_audio(
         num_workers: threads; by default four a core, at most 32.
         progress: show a tqdm progress bar on stderr.
 
-    Returns:
-        One sentence a problem, in manifest order; empty when all is well.
+    Yields:
+        One sentence a problem, in manifest order; none when all is well.
     """
-    found = probe_all(
-        [os.path.join(root, entry.path) for entry in entries], sample_rate, read_end, num_workers, progress
-    )
-    problems = []
-    for entry, result in zip(entries, found, strict=True):
+    root = os.fspath(root)
+
+    def probe(entry: ManifestEntry) -> int:
+        return probe_audio(os.path.join(root, entry.path), sample_rate, read_end)
+
+    found = map_in_threads(probe, entries, num_workers)
+    for entry, result in show_progress(found, "reading audio headers", progress=progress):
         if isinstance(result, StarError):
-            problems.append(str(result))
+            yield str(result)
         elif result != entry.num_samples:
-            problems.append(
+            yield (
                 f"{os.path.join(root, entry.path)}: holds {result} samples but the manifest says"
                 f" {entry.num_samples}; write the manifest anew"
             )
-    return problems

@@ -3,8 +3,9 @@
     python manifests/demo_corpus.py OUT [--minutes 50] [--seed 0]
 
 OUT/{train,dev}/<speaker>/<chapter>/*.flac and *.trans.txt as in LibriSpeech, SPEAKERS.TXT, labels/ (demo_labels.py),
-train.tsv, valid.tsv. No dev speaker's voice variant occurs in train. The same arguments give the same audio, byte for
-byte (with the same versions of espeakng-loader, torchaudio and libsndfile). Needs `pip install "fairseq-star[demo]"`.
+train.tsv, valid.tsv, and the labels of `fairseq-star probe` (demo_probe.py). No dev speaker's voice variant occurs in
+train. The same arguments give the same audio, byte for byte (with the same versions of espeakng-loader, torchaudio and
+libsndfile). Needs `pip install "fairseq-star[demo]"`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 
 import _repo_root  # noqa: F401
 from demo_labels import Segment, phone_segments, word_segments, write_segments
+from demo_probe import write_probe_labels
 from demo_speakers import Speaker, make_speakers
 from espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
 from fairseq_star.errors import StarError
@@ -58,12 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise StarError("--minutes must be above 0 and --seed not negative; correct the option")
     settings = {name: getattr(options, name) for name in ("minutes", "train_speakers", "dev_speakers", "seed")}
     if _is_made(options.out, settings):
+        write_probe_labels(options.out)  # one that an earlier version made lacks them
         print(f"{options.out}: is already there with these settings")
         return
     speakers = make_speakers(np.random.default_rng(options.seed), options.train_speakers, options.dev_speakers)
     _mark(options.out, settings, complete=False)
     made = _make_all(options.out, speakers, options.minutes * 60, options.seed)
     _write_texts(options.out, speakers, made)
+    write_probe_labels(options.out)
     _mark(options.out, settings, complete=True)
     minutes = {"train": 0.0, "dev": 0.0}
     for one in made:
@@ -80,7 +84,7 @@ def _is_made(out: Path, settings: dict) -> bool:
         return False
     found = json.loads(marker.read_text(encoding="utf-8"))
     if not found.pop("complete", False):
-        for part in ("train", "dev", "labels"):
+        for part in ("train", "dev", "labels", "keyword"):
             shutil.rmtree(out / part, ignore_errors=True)
         return False
     if found != settings:
@@ -140,29 +144,38 @@ def _make_speaker(out: Path, speaker: Speaker, seconds: float, seed: int) -> lis
 
 
 def _record(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, list[Segment], list[Segment]]:
-    """Silence at both ends, 16 kHz, a microphone's tilt, coloured noise at 15 to 40 dB SNR, a level of -32 to -18 dBFS.
+    """An utterance with silence at both ends, as a microphone hears it.
 
     Returns:
         int16 samples, phone segments, word segments.
     """
-    import torch
-    import torchaudio
-
-    speech = np.frombuffer(utterance.pcm, dtype="<i2").astype(np.float32) / 2**15
-    resampled = torchaudio.functional.resample(torch.from_numpy(speech), SYNTHESIS_RATE, SAMPLE_RATE).numpy()
     lead, tail = (int(rng.uniform(0.05, 0.3) * SAMPLE_RATE) for _ in range(2))
-    clean = _shape(np.pad(resampled, (lead, tail)), rng.uniform(-0.25, 0.25))
-    noise = _shape(rng.standard_normal(len(clean)), rng.uniform(-1.0, 0.0))
-    level, snr = rng.uniform(-32, -18), rng.uniform(15, 40)
-    clean *= 10 ** (level / 20) / max(_rms(clean), 1e-8)
-    noise *= 10 ** ((level - snr) / 20) / max(_rms(noise), 1e-8)
-    samples = np.clip(np.round((clean + noise) * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    samples = recorded(np.pad(resampled(utterance), (lead, tail)), rng)
 
     def moved(marks: list[tuple[int, str]]) -> list[tuple[int, str]]:
         return [(lead + round(start * SAMPLE_RATE / SYNTHESIS_RATE), label) for start, label in marks]
 
     phones = phone_segments(moved(utterance.phones), len(samples))
     return samples, phones, word_segments(moved(utterance.words), phones)
+
+
+def resampled(utterance: Utterance) -> np.ndarray:
+    """What was spoken as float32 samples of 16 kHz, between -1 and 1."""
+    import torch
+    import torchaudio
+
+    speech = np.frombuffer(utterance.pcm, dtype="<i2").astype(np.float32) / 2**15
+    return torchaudio.functional.resample(torch.from_numpy(speech), SYNTHESIS_RATE, SAMPLE_RATE).numpy()
+
+
+def recorded(clean: np.ndarray, rng: np.random.Generator, lowest_snr: float = 15.0) -> np.ndarray:
+    """int16 samples with a microphone's tilt, coloured noise `lowest_snr` to 40 dB below, at -32 to -18 dBFS."""
+    clean = _shape(clean, rng.uniform(-0.25, 0.25))
+    noise = _shape(rng.standard_normal(len(clean)), rng.uniform(-1.0, 0.0))
+    level, snr = rng.uniform(-32, -18), rng.uniform(lowest_snr, 40)
+    clean *= 10 ** (level / 20) / max(_rms(clean), 1e-8)
+    noise *= 10 ** ((level - snr) / 20) / max(_rms(noise), 1e-8)
+    return np.clip(np.round((clean + noise) * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
 
 def _shape(samples: np.ndarray, exponent: float) -> np.ndarray:

@@ -1,40 +1,62 @@
 """Writes LibriSpeech's manifests.
 
-    python manifests/librispeech.py ROOT --out DIR [--split 100h 960h dev] [--valid-speakers N]
+    python manifests/librispeech.py ROOT --out DIR [--split 100h 960h dev] [--valid-speakers N] [--complete]
 
 ROOT is the folder that holds `train-clean-100` and its like (the corpus unpacks it as `LibriSpeech`).
 
-    100h    train-100h.tsv    train-clean-100
-    960h    train-960h.tsv    train-clean-100, train-clean-360, train-other-500
-    dev     valid.tsv         dev-clean and dev-other, or the one of them that is there
+    100h        train-100h.tsv    train-clean-100
+    460h        train-460h.tsv    train-clean-100, train-clean-360
+    960h        train-960h.tsv    train-clean-100, train-clean-360, train-other-500
+    dev         valid.tsv         dev-clean and dev-other, or the one of them that is there
+    FOLDER      FOLDER.tsv        that folder alone: dev-clean, test-other ...
 
-By default each split whose folders are there. --valid-speakers N is for a corpus without dev folders: `valid.tsv` then
-holds the last N speakers (by number) of the smallest training split written, and no training manifest has them.
-Train with `task.data=DIR dataset.train_subset=train-100h dataset.valid_subset=valid`.
-Files that are unreadable, empty, not mono or not 16 kHz are named and left out; see --skip-bad.
+By default 100h, 460h, 960h, dev, test-clean and test-other, those whose folders are there. --valid-speakers N is for a
+corpus without dev folders: `valid.tsv` then holds the last N speakers (by number) of the smallest training split
+written, and no training manifest has them. Train with `task.data=DIR dataset.train_subset=train-100h`.
+
+Each folder's utterances and hours are compared with the published ones; a folder that differs is named, and with
+--complete the script then ends with status 1. Files that are unreadable, empty, not mono or not 16 kHz are named and
+left out; see --skip-bad.
 """
 
 import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
+from fairseq_star.manifest import SAMPLE_RATE
 from preparing import (
     add_options,
     check_folder,
-    find_audio,
     read_lengths,
     run_script,
     speaker_of,
     split_by_speaker,
     write_manifests,
 )
+from sources import find_audio
 
+PUBLISHED = {
+    "train-clean-100": (28_539, 100.6),
+    "train-clean-360": (104_014, 363.6),
+    "train-other-500": (148_688, 496.7),
+    "dev-clean": (2_703, 5.4),
+    "dev-other": (2_864, 5.3),
+    "test-clean": (2_620, 5.4),
+    "test-other": (2_939, 5.1),
+}
+"""Utterances (openslr/librispeech_asr, the data set card's `num_examples`) and hours (Panayotov et al., ICASSP 2015,
+Table 1) of each folder."""
+HOURS_OFF = 0.3  # the published hours are rounded, and those of the small sets approximate
 TRAIN_FOLDERS = {
     "100h": ["train-clean-100"],
+    "460h": ["train-clean-100", "train-clean-360"],
     "960h": ["train-clean-100", "train-clean-360", "train-other-500"],
 }  # smallest first
 DEV_FOLDERS = ["dev-clean", "dev-other"]
+TEST_FOLDERS = ["test-clean", "test-other"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,11 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
         StarError: a folder is missing, is not laid out like LibriSpeech, or --valid-speakers leaves none to train on.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.add_argument("--split", nargs="+", choices=[*TRAIN_FOLDERS, "dev"], default=None, help="default: all there")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of train-clean-100 and its like")
+    parser.add_argument(
+        "--split", nargs="+", choices=[*TRAIN_FOLDERS, "dev", *PUBLISHED], default=None, metavar="SPLIT",
+        help="any of %(choices)s (default: those the text above says)",
+    )  # fmt: skip
     parser.add_argument(
         "--valid-speakers", type=int, default=0, metavar="N", help="hold out the last N speakers instead of dev"
     )
+    parser.add_argument("--complete", action="store_true", help="fail unless each folder is as published")
+    add_options(parser)
     options = parser.parse_args(arguments)
     check_folder(options.root)
     folders = _choose(options.root, options.split, options.valid_speakers)
@@ -57,9 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     splits = {split: [path for folder in names for path in found[folder]] for split, names in folders.items()}
     if options.valid_speakers:
         splits = _hold_out(splits, options.valid_speakers)
-    paths = sorted({path for of_split in splits.values() for path in of_split}, key=_order)
+    paths = [path for of_folder in found.values() for path in of_folder]
     num_samples, problems = read_lengths(options.root, paths, options.headers_only)
-    return write_manifests(options.root, options.out, splits, num_samples, problems, options.skip_bad)
+    status = write_manifests(options.root, options.out, splits, num_samples, problems, options.skip_bad)
+    differ = [not _as_published(folder, of_folder, num_samples) for folder, of_folder in found.items()]
+    return 1 if options.complete and any(differ) else status
 
 
 def _choose(root: Path, wanted: list[str] | None, valid_speakers: int) -> dict[str, list[str]]:
@@ -78,9 +107,32 @@ def _choose(root: Path, wanted: list[str] | None, valid_speakers: int) -> dict[s
         raise StarError(f"{root}: lacks {' and '.join(DEV_FOLDERS)}; unpack one, or use --valid-speakers")
     if dev and not valid_speakers and (not wanted or "dev" in wanted):
         chosen["valid"] = dev
+    for folder in PUBLISHED if wanted else TEST_FOLDERS:
+        if wanted and folder in wanted and not (root / folder).is_dir():
+            raise StarError(f"{root}: lacks {folder}, which --split names; unpack it there")
+        if (root / folder).is_dir() and (not wanted or folder in wanted):
+            chosen[folder] = [folder]
     if not chosen:
-        raise StarError(f"{root}: holds neither train-clean-100 nor dev-clean; name the folder LibriSpeech unpacks to")
+        raise StarError(
+            f"{root}: holds none of {', '.join(wanted or PUBLISHED)}; name the folder LibriSpeech unpacks to"
+        )
     return chosen
+
+
+def _as_published(folder: str, paths: Sequence[str], num_samples: Mapping[str, int]) -> bool:
+    """Tells, on stderr, how a folder's good files compare with the published corpus."""
+    good = [num_samples[path] for path in paths if path in num_samples]
+    hours = sum(good) / SAMPLE_RATE / 3600
+    expected, expected_hours = PUBLISHED[folder]
+    here = f"{folder}: {len(good)} utterances, {hours:.2f} h"
+    if len(good) == expected and abs(hours - expected_hours) <= HOURS_OFF:
+        print(f"{here}, as published", file=sys.stderr)
+        return True
+    print(
+        f"{here}; published are {expected} and {expected_hours} h: unless an excerpt is meant, unpack it again",
+        file=sys.stderr,
+    )
+    return False
 
 
 def _find(root: Path, folder: str) -> list[str]:

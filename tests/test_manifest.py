@@ -148,12 +148,12 @@ def test_archive_entries_are_read_as_fairseq_does(tmp_path):
         archive.writestr("a.flac", audio)
     offset = (tmp_path / "all.zip").read_bytes().index(audio)
     entries = [ManifestEntry(f"all.zip:{offset}:{len(audio)}", 1700)]
-    assert check_audio(tmp_path, entries, progress=False) == []
+    assert list(check_audio(tmp_path, entries, progress=False)) == []
     write_manifest(tmp_path / "train.tsv", tmp_path, entries)
     assert len(FileAudioDataset(tmp_path / "train.tsv", sample_rate=16_000)[0]["source"]) == 1700
 
     wrong = [f"all.zip:{offset}:999999", f"no.zip:{offset}:9", f"all.zip:{offset + 3}:99", "a:b.mp3"]
-    problems = check_audio(tmp_path, [ManifestEntry(path, 1700) for path in wrong], progress=False)
+    problems = list(check_audio(tmp_path, [ManifestEntry(path, 1700) for path in wrong], progress=False))
     words = ["ends before", "cannot read the archive", "cannot be read", "colon"]
     for problem, word in zip(problems, words, strict=True):
         assert word in problem
@@ -163,17 +163,17 @@ def test_check_audio_lists_every_problem_in_order(tmp_path):
     for index in range(40):
         write_audio(tmp_path / f"{index:02d}.flac", 400 + index)
     entries = [ManifestEntry(f"{index:02d}.flac", 400 + index) for index in range(40)]
-    assert check_audio(tmp_path, entries, progress=False) == []
+    assert list(check_audio(tmp_path, entries, progress=False)) == []
 
     write_audio(tmp_path / "31.flac", channels=2)
     (tmp_path / "05.flac").unlink()
     entries[17] = ManifestEntry("17.flac", 399)
-    problems = check_audio(tmp_path, entries, progress=False)
+    problems = list(check_audio(tmp_path, entries, progress=False))
     assert len(problems) == 3
     assert "05.flac: no such file" in problems[0]
     assert "17.flac: holds 417 samples but the manifest says 399" in problems[1]
     assert "31.flac: has 2 channels" in problems[2]
-    assert check_audio(tmp_path, entries[0::4], progress=False) == []  # a rank's share
+    assert list(check_audio(tmp_path, entries[0::4], progress=False)) == []  # a rank's share
 
 
 def test_probe_all_keeps_the_order(tmp_path):

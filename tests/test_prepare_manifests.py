@@ -101,13 +101,13 @@ def test_bad_files_are_named_and_fail_the_run(bad_folder, tmp_path, capsys):
     lines = told.splitlines()
     for name, words in bad.items():
         assert any(f"{name}." in line and words in line for line in lines), (name, told)
-    assert "5 bad files left out" in told
+    assert "5 bad files or lines left out" in told
     listed = paths_of(tmp_path / "m" / "train.tsv") + paths_of(tmp_path / "m" / "valid.tsv")
     assert len(listed) == 20
     assert not any(Path(path).stem in bad for path in listed)
 
     assert audio_folder.main([*arguments, "--skip-bad"]) == 0
-    assert "5 bad files left out" in capsys.readouterr().err
+    assert "5 bad files or lines left out" in capsys.readouterr().err
 
 
 def test_headers_only_misses_what_it_says(bad_folder, tmp_path):
@@ -123,6 +123,7 @@ def test_headers_only_misses_what_it_says(bad_folder, tmp_path):
         (["."], "holds no file ending in"),
         ([".", "--valid-percent", "100"], "--valid-percent 100"),
         ([".", "--valid-percent", "-1"], "--valid-percent -1"),
+        ([".", "--resample", "copies"], "--resample copies: lies below"),
     ],
 )
 def test_folder_refuses_wrong_options(tmp_path, monkeypatch, arguments, expected):
@@ -190,8 +191,41 @@ def test_librispeech_refuses_wrong_options(tmp_path, arguments, expected):
     assert not (tmp_path / "m").exists()
 
 
+def test_librispeech_lists_every_split_and_single_folders(tmp_path):
+    root, out = tmp_path / "LibriSpeech", tmp_path / "m"
+    for speaker, folder in enumerate(librispeech.PUBLISHED, start=100):
+        write_corpus(root, folder, [speaker], per_speaker=1)
+    assert librispeech.main([str(root), "--out", str(out)]) == 0
+    written = {"train-100h": 1, "train-460h": 2, "train-960h": 3, "valid": 2, "test-clean": 1, "test-other": 1}
+    assert {path.stem: len(paths_of(path)) for path in out.iterdir()} == written
+    assert librispeech.main([str(root), "--out", str(out / "more"), "--split", "dev-other", "test-clean"]) == 0
+    assert sorted(path.stem for path in (out / "more").iterdir()) == ["dev-other", "test-clean"]
+    assert paths_of(out / "more" / "dev-other.tsv") == ["dev-other/104/7/104-7-0000.flac"]
+
+
+def test_librispeech_compares_with_what_is_published(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "LibriSpeech"
+    write_corpus(root, "dev-clean", [84])
+    write_corpus(root, "test-clean", [61])
+    monkeypatch.setattr(librispeech, "PUBLISHED", {"dev-clean": (2, 0.1), "test-clean": (2, 0.4)})
+    arguments = [str(root), "--out", str(tmp_path / "m")]
+    assert librispeech.main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "dev-clean: 2 utterances, 0.00 h, as published" in err
+    assert "test-clean: 2 utterances, 0.00 h; published are 2 and 0.4 h: unless an excerpt" in err
+    assert librispeech.main([*arguments, "--complete"]) == 1
+    assert librispeech.main([*arguments, "--complete", "--split", "dev"]) == 0
+    (root / "dev-clean" / "84" / "7" / "84-7-0001.flac").unlink()
+    assert librispeech.main([*arguments, "--complete", "--split", "dev"]) == 1
+
+
+def test_librispeech_totals_are_the_published_ones():
+    assert sum(count for count, _ in librispeech.PUBLISHED.values()) == 292_367
+    assert sum(librispeech.PUBLISHED[folder][0] for folder in librispeech.TRAIN_FOLDERS["960h"]) == 281_241
+
+
 def test_librispeech_refuses_other_layouts(tmp_path):
-    with pytest.raises(StarError, match="holds neither train-clean-100 nor dev-clean"):
+    with pytest.raises(StarError, match="holds none of train-clean-100"):
         librispeech.main([str(tmp_path), "--out", str(tmp_path / "m")])
     write_audio(tmp_path / "train-clean-100" / "a.flac")
     with pytest.raises(StarError, match=r"a\.flac: is not in <split>/<speaker>/<chapter>"):

@@ -1,0 +1,84 @@
+"""Writes manifests of audio that a file lists: `train.tsv` and, held out by file, `valid.tsv`.
+
+    python manifests/audio_list.py FILE [FILE ...] --out DIR [--root ROOT] [--valid-percent 1] [--resample DIR]
+
+What a FILE is, is told by its name:
+
+    *.csv *.tsv    a table with a header: `file_path,length` (s3prl, the re-implementation), `file_name` (HuggingFace's
+                   metadata.csv), `path` (CommonVoice), `audio`; other columns do not matter
+    *.jsonl *.json a JSON object a line: `file_name` (HuggingFace's metadata.jsonl), `audio_filepath` (NeMo)
+    *.scp          Kaldi's wav.scp, of files; commands and offsets into archives are refused
+    *.zip          the audio in it, stored without compression, which fairseq reads where it lies
+    anything else  a list, one path a line
+
+Relative paths are below --root, by default below the FILE's own folder. A length a table tells is compared with the
+file, or with --trust-lengths taken as it is: no audio is opened, which lists millions of files in seconds. What is not
+16 kHz mono is named and left out, or made so with --resample; so are malformed lines and files listed twice. The script
+then ends with status 1, or 0 with --skip-bad.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import _repo_root  # noqa: F401
+from fairseq_star.errors import StarError
+from preparing import Found, add_options, add_split_options, check_folder, check_split_options, prepare, run_script
+from sources import JSON_LINES, TABLES, read_list, read_table, read_wav_scp, read_zip, readable_extensions
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module's text. Returns the status to exit with.
+
+    Raises:
+        StarError: a FILE that is missing or of another format, no good entry in any, or an option out of range.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="list, table, wav.scp or archive")
+    parser.add_argument("--root", type=Path, default=None, help="folder of relative paths (default: each FILE's own)")
+    parser.add_argument("--column", default=None, help="the column or key of the path, where it has another name")
+    parser.add_argument("--trust-lengths", action="store_true", help="take the table's lengths, open no audio")
+    add_options(parser)
+    add_split_options(parser)
+    options = parser.parse_args(arguments)
+    check_split_options(options)
+    if options.trust_lengths and options.resample:
+        raise StarError("--trust-lengths opens no audio, so it does not go with --resample; leave one out")
+    if options.root:
+        check_folder(options.root)
+    for path in options.files:
+        if not path.is_file():
+            raise StarError(f"{path}: no such file; correct the name (a folder goes to manifests/audio_folder.py)")
+    # An archive's entries are named by the archive, so they are below its folder whatever --root says.
+    folders = [path.parent if path.suffix == ".zip" else options.root or path.parent for path in options.files]
+    bases = [os.path.abspath(folder) for folder in folders]
+    root = os.path.commonpath(bases)
+    return prepare(Path(root), _read_all(options.files, bases, root, options.column), options)
+
+
+def _read_all(
+    files: Sequence[Path], bases: Sequence[str], root: str, column: str | None
+) -> Iterator[Found | StarError]:
+    """What every file lists, with paths below the one root."""
+    for path, base in zip(files, bases, strict=True):
+        below = os.path.relpath(base, root)
+        for item in _read(path, column):
+            if isinstance(item, Found) and below != "." and not os.path.isabs(item.path):
+                item = item._replace(path=os.path.join(below, item.path))
+            yield item
+
+
+def _read(path: Path, column: str | None) -> Iterator[Found | StarError]:
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return read_zip(path, readable_extensions())
+    if suffix == ".scp":
+        return read_wav_scp(path)
+    if suffix in TABLES | JSON_LINES:
+        return read_table(path, column)
+    return read_list(path)
+
+
+if __name__ == "__main__":
+    run_script(main)

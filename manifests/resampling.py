@@ -1,0 +1,111 @@
+"""Audio of any rate and number of channels to 16 kHz mono FLAC, in bounded memory."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import _repo_root  # noqa: F401
+from fairseq_star.errors import StarError
+from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, open_audio, probe_audio
+
+SECONDS = 20
+"""A block's; what is held does not grow with a file's length."""
+WIDEST_STEP = 2000
+"""Of the reduced input rate: torchaudio's filter bank holds its product with the output's, 441 for 44.1 kHz."""
+
+
+def convert_into(folder: Path, source: str, name: str) -> ManifestEntry:
+    """Writes `source` as 16 kHz mono FLAC below `folder`, unless a copy no older than it is there. A copy appears under
+    its name only when it is whole.
+
+    Args:
+        folder: of all copies.
+        source: an audio file or an archive entry.
+        name: its path below the source's root; the copy has the same with .flac.
+
+    Returns:
+        The copy's absolute path and length.
+
+    Raises:
+        StarError: `source` cannot be read to its end, is empty, or is of a rate that has no step with 16 kHz.
+    """
+    # Sources outside the root keep their whole path; no name leads out of the folder.
+    parts = [part for part in Path(name).parts if part not in ("..", "/", "")]
+    target = Path(os.path.abspath(folder)).joinpath(*parts).with_suffix(".flac")
+    archive = source.split(".zip:")[0] + ".zip" if ".zip:" in source else source
+    try:
+        if os.path.getmtime(target) >= os.path.getmtime(archive):
+            return ManifestEntry(str(target), probe_audio(target, read_end=False))
+    except (OSError, StarError):
+        pass  # none there, or not one of ours: it is written anew
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(suffix=".part", prefix=".", dir=target.parent)
+    os.close(handle)
+    try:
+        num_samples = _write(source, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return ManifestEntry(str(target), num_samples)
+
+
+def _write(source: str, target: str) -> int:
+    import soundfile
+
+    with open_audio(source) as audio:
+        if not audio.frames:
+            raise StarError(f"{source}: holds no samples; remove it")
+        with soundfile.SoundFile(target, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="FLAC") as out:
+            for block in resampled(audio, source):
+                try:
+                    out.write(block)
+                except soundfile.SoundFileError as error:
+                    raise OSError(f"{target}: cannot be written ({error}); is the disk full?") from error
+    return probe_audio(target)
+
+
+def resampled(audio, source: str) -> Iterator[np.ndarray]:
+    """Blocks of an open `soundfile.SoundFile` as 16 kHz mono float32. Put together they equal
+    `torchaudio.functional.resample` of the whole: each block is filtered with the samples beside it, as far as the
+    filter reaches.
+
+    Raises:
+        StarError: the file ends before its header says, or its rate has no step with 16 kHz.
+    """
+    import soundfile
+    import torch
+    import torchaudio
+
+    step_in, step_out = (rate // math.gcd(audio.samplerate, SAMPLE_RATE) for rate in (audio.samplerate, SAMPLE_RATE))
+    if step_in > WIDEST_STEP:
+        raise StarError(f"{source}: {audio.samplerate} Hz has no step with {SAMPLE_RATE} Hz; resample it with sox")
+    # torchaudio's filter reaches lowpass_filter_width (6) zero crossings of the lower rate, times rolloff (0.99).
+    reach = step_in * (math.ceil(6 / (0.99 * min(step_in, step_out))) + 2)
+    size = step_in * max(1, int(SECONDS * audio.samplerate) // step_in)
+    total, taken, held = audio.frames, 0, torch.zeros(0)
+    start = 0  # of `held`, in the input
+    done = 0  # of the input
+    while done < total:
+        wanted = min(done + size + reach, total) - taken
+        try:
+            samples = audio.read(wanted, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise StarError(f"{source}: cannot be read as audio or is cut short ({error}); restore it") from error
+        if len(samples) != wanted:
+            raise StarError(f"{source}: ends before the {total} samples of its header; restore it")
+        taken += wanted
+        held = torch.cat([held, torch.from_numpy(samples.mean(axis=1))])
+        end = min(done + size, total)
+        block = torchaudio.functional.resample(held, step_in, step_out)
+        first = (done - start) // step_in * step_out
+        last = math.ceil((end - start) * step_out / step_in)
+        yield block[first:last].numpy()
+        done = end
+        cut = max(done - reach, 0) - start
+        held, start = held[cut:], start + cut

@@ -1,0 +1,212 @@
+"""Where audio is listed: folders, plain lists, CSV, JSON lines, Kaldi's wav.scp, zip archives.
+
+Each reader yields a `Found` a file, or a StarError for a line that cannot be taken, and holds one line at a time.
+"""
+
+import csv
+import json
+import os
+import struct
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import _repo_root  # noqa: F401
+from fairseq_star.errors import StarError
+from preparing import Found, check_folder
+
+PATH_COLUMNS = ("file_path", "file_name", "audio_filepath", "audio", "path")
+"""In order: s3prl's, HuggingFace's, NeMo's, fairseq S2T's, CommonVoice's."""
+LENGTH_COLUMNS = ("length", "num_samples")
+TABLES = {".csv", ".tsv"}
+JSON_LINES = {".jsonl", ".json"}
+MORE_EXTENSIONS = {"aif", "oga", "opus"}  # other names of formats soundfile lists
+HEADERLESS = {"raw"}  # says neither its rate nor its channels
+
+
+def readable_extensions() -> set[str]:
+    """What soundfile reads, in lower case and without the dot."""
+    import soundfile
+
+    return {name.lower() for name in soundfile.available_formats()} - HEADERLESS | MORE_EXTENSIONS
+
+
+def find_audio(root: Path, extensions: Iterable[str]) -> Iterator[str]:
+    """Audio files below a folder, at any depth, by extension (in any case); names that begin with a dot are left out.
+
+    Yields:
+        Paths relative to `root` with forward slashes, sorted.
+
+    Raises:
+        StarError: `root` is no folder, or holds no such file.
+    """
+    check_folder(root)
+    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
+    found = False
+
+    def walk(folder: str) -> Iterator[str]:
+        # A folder is sorted as its files' paths would be, so that the whole is sorted though one folder is held.
+        with os.scandir(os.path.join(root, folder)) as entries:
+            names = sorted(
+                entry.name + "/" * entry.is_dir(follow_symlinks=False)
+                for entry in entries
+                if not entry.name.startswith(".")
+            )
+        for name in names:
+            if name.endswith("/"):
+                yield from walk(folder + name)
+            elif os.path.splitext(name)[1].lower() in wanted:
+                yield folder + name
+
+    for path in walk(""):
+        found = True
+        yield path
+    if not found:
+        raise StarError(f"{root}: holds no file ending in {', '.join(sorted(wanted))}; name another folder or --ext")
+
+
+def read_list(path: Path) -> Iterator[Found | StarError]:
+    """A path a line; empty lines are passed over."""
+    for number, line in enumerate(lines_of(path), start=1):
+        if line.strip():
+            yield Found(line.strip(), where=f"{path}:{number}: ")
+
+
+def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarError]:
+    """The rows of `read_rows` that name audio: `file_path,length` as s3prl's `len_for_bucket` and the re-implementation
+    have it, HuggingFace's metadata.csv and .jsonl with `file_name`, and the like; other columns do not matter."""
+    for where, row in read_rows(path):
+        if isinstance(row, StarError):
+            yield row
+            continue
+        name = choose_column(where, row, [column] if column else PATH_COLUMNS, "name the path's with --column")
+        audio = row[name]
+        told = next((row[key] for key in LENGTH_COLUMNS if row.get(key) not in (None, "")), None)
+        if not isinstance(audio, str) or not audio.strip():
+            yield StarError(f"{where}{name} is {audio!r}, must be a path; mend or delete that line")
+        elif told is not None and not (str(told).isdecimal() and int(told) > 0):
+            yield StarError(f"{where}the length of {audio!r} is {told!r}, must be a number of samples; correct it")
+        else:
+            yield Found(audio.strip(), None if told is None else int(told), where)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
+    """What comes before a sentence about a line, and its fields: of CSV (commas) or TSV (tabs) with a header, or of a
+    JSON object a line, as the name says."""
+    if path.suffix.lower() in JSON_LINES:
+        for number, line in enumerate(lines_of(path), start=1):
+            if line.strip():
+                yield f"{path}:{number}: ", _json_object(f"{path}:{number}: ", line)
+        return
+    with open_text(path) as file:
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        header = _guarded(path, lambda: next(reader, []))
+        while (fields := _guarded(path, lambda: next(reader, None))) is not None:
+            where = f"{path}:{reader.line_num}: "
+            if len(fields) == len(header):
+                yield where, dict(zip(header, fields, strict=True))
+            elif fields:
+                told = f"has {len(fields)} fields, the header has {len(header)}; mend or delete that line"
+                yield where, StarError(f"{where}{told}")
+
+
+def _json_object(where: str, line: str) -> dict | StarError:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    return StarError(f"{where}is no JSON object, but {line[:60]!r}; mend or delete that line")
+
+
+def choose_column(where: str, row: Iterable[str], candidates: Sequence[str], mend: str) -> str:
+    """The first of the candidates that is there; raises StarError where none is."""
+    for name in candidates:
+        if name in row:
+            return name
+    raise StarError(f"{where}no column {' or '.join(candidates)}, but {', '.join(map(repr, row))}; {mend}")
+
+
+def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
+    """Kaldi's `utterance path` lines. Commands and offsets into archives are refused: a manifest names files."""
+    if path.with_name("segments").exists():
+        print(f"{path}: lists whole recordings; the segments file beside it is not applied", file=sys.stderr)
+    for number, line in enumerate(lines_of(path), start=1):
+        where = f"{path}:{number}: "
+        utterance, _, location = line.strip().partition(" ")
+        location = location.strip()
+        if not line.strip():
+            continue
+        if not location:
+            yield StarError(f"{where}expected 'utterance path', found {line!r}; mend or delete that line")
+        elif location.endswith("|"):
+            yield StarError(
+                f"{where}{utterance} is a command (it ends in '|'), and a manifest names files; write its output to"
+                " files and list those"
+            )
+        elif location.rpartition(":")[2].isdecimal() and ".zip:" not in location:
+            yield StarError(
+                f"{where}{utterance} is a place in a Kaldi archive ({location!r}), which fairseq cannot read; write it"
+                " to files and list those"
+            )
+        else:
+            yield Found(location, where=where)
+
+
+def read_zip(path: Path, extensions: Iterable[str]) -> Iterator[Found | StarError]:
+    """The audio in a zip archive, as `archive.zip:offset:size`: fairseq reads entries stored without compression.
+
+    Raises:
+        StarError: no zip archive, a name fairseq cannot parse, or no audio in it.
+    """
+    if path.suffix != ".zip" or ":" in str(path):
+        raise StarError(f"{path}: fairseq reads archives whose name ends in .zip and has no colon; rename it")
+    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
+    found = False
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            for entry in archive.infolist():
+                if os.path.splitext(entry.filename)[1].lower() not in wanted or entry.is_dir():
+                    continue
+                found = True
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                    how = "encrypted" if entry.flag_bits & 1 else "compressed"
+                    yield StarError(
+                        f"{path}: {entry.filename} is {how}, and fairseq reads stored entries alone; pack it anew with"
+                        " `zip -0 -r`, or unpack it and list the folder"
+                    )
+                    continue
+                # The local header's own extra field counts: it may be longer than the directory's.
+                file.seek(entry.header_offset + 26)
+                offset = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+                yield Found(f"{path.name}:{offset}:{entry.file_size}", where=f"{entry.filename}: ", name=entry.filename)
+    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError) as error:
+        raise StarError(f"{path}: cannot be read as a zip archive ({error}); restore it") from error
+    if not found:
+        raise StarError(f"{path}: holds no file ending in {', '.join(sorted(wanted))}; name another archive or --ext")
+
+
+def open_text(path: Path):
+    """A UTF-8 text file, with or without the mark spreadsheets put first; line breaks are left as they are."""
+    try:
+        return open(path, encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise StarError(f"{path}: cannot be read ({error.strerror}); correct the name") from error
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    with open_text(path) as file:
+        while line := _guarded(path, file.readline):
+            yield line.rstrip("\r\n")
+
+
+def _guarded(path: Path, read: Callable):
+    """Runs one read, telling what is no text or no CSV."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise StarError(f"{path}: is not UTF-8 text; convert it, for example with `iconv -t UTF-8`") from error
+    except csv.Error as error:
+        raise StarError(f"{path}: is no CSV ({error}); mend it") from error
