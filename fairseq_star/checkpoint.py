@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from fairseq.data.dictionary import Dictionary
+from fairseq.distributed import utils as distributed_utils
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode
@@ -56,7 +57,9 @@ def allow_checkpoint_classes() -> None:
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
     ]
-    torch.serialization.add_safe_globals(ALLOWED_CLASSES + numpy_classes)
+    # What fairseq puts in a tensor's place where one process hands a checkpoint to the others: a number.
+    placeholder = [getattr(distributed_utils, "_TensorPlaceholder", int)]
+    torch.serialization.add_safe_globals(ALLOWED_CLASSES + numpy_classes + placeholder)
 
 
 def read_checkpoint(path: str, option: str) -> dict:

@@ -4,14 +4,19 @@ import hashlib
 import logging
 import os
 import sys
+from collections import deque
+from itertools import islice
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from fairseq.data import FileAudioDataset
 from torch import Tensor
 
+from fairseq_star.bad_audio import what_is_wrong
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import check_audio, read_manifest
+from fairseq_star.manifest import check_audio, stream_manifest
+from fairseq_star.stopping import outlive_foreign_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +24,13 @@ logger = logging.getLogger(__name__)
 class DistillationDataset(FileAudioDataset):
     """fairseq's ``FileAudioDataset``, padded to the longest utterance of a batch.
 
-    A batch is ``{"id", "num_samples", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a list of
-    plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests`` there
-    is also ``audio_digests``, a list of :func:`audio_digest`.
+    A batch is ``{"id", "num_samples", "paths", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a
+    list of plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests``
+    there is also ``audio_digests``, a list of :func:`audio_digest`.
+
+    A file that cannot be read, or is not what the manifest says, raises nothing, since that may happen in a data
+    worker: its item has ``source`` None, and its sentence comes in the batch's ``bad_audio``, a list. A batch without
+    any good utterance has no ``net_input`` (:mod:`fairseq_star.bad_audio`).
     """
 
     def __init__(
@@ -75,11 +84,34 @@ class DistillationDataset(FileAudioDataset):
         return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
 
     def __getitem__(self, index: int) -> dict:
-        item = super().__getitem__(index)
+        outlive_foreign_sigterm()
+        path = self.path(index)
+        try:
+            item = super().__getitem__(index)
+        except Exception as error:  # fairseq raises nothing more exact
+            return {"id": index, "source": None, "bad_audio": what_is_wrong(path, self.sample_rate, error)}
+        if problem := self._problem(item["source"], index):
+            return {"id": index, "source": None, "bad_audio": f"{path}: {problem}"}
+        item["path"] = path
         item["source"] = self._crop(item["source"], int(index))
         if self.digests:
             item["audio_digest"] = audio_digest(item["source"])
         return item
+
+    def path(self, index: int) -> str:
+        """Where an utterance lies; an archive's entry with its offset and size."""
+        name = self.fnames[index]
+        name = name if isinstance(self.fnames, list) else name.as_py()
+        return os.path.join(self.root_dir, self.text_compressor.decompress(name))
+
+    def _problem(self, source: Tensor, index: int) -> str | None:
+        """What libsndfile does not object to: a WAV file cut short simply ends earlier."""
+        if len(source) != self.sizes[index]:
+            return f"holds {len(source)} samples but the manifest says {self.sizes[index]}; restore the file"
+        # A sum is finite where all is, and needs no memory; float64 so that large samples do not overflow it.
+        if not source.sum(dtype=torch.float64).isfinite():
+            return "holds samples that are NaN or infinite; restore or remove it"
+        return None
 
     def postprocess(self, feats: Tensor, curr_sample_rate: int) -> Tensor:
         if feats.dim() != 1:
@@ -98,11 +130,14 @@ class DistillationDataset(FileAudioDataset):
         return source[start : start + self.max_sample_size]
 
     def collater(self, samples: list[dict]) -> dict:
-        batch = super().collater(samples)
-        if batch:
-            batch["num_samples"] = [len(sample["source"]) for sample in samples]
+        good = [sample for sample in samples if sample["source"] is not None]
+        batch = super().collater(good)
+        batch["bad_audio"] = [sample["bad_audio"] for sample in samples if sample["source"] is None]
+        if good:
+            batch["num_samples"] = [len(sample["source"]) for sample in good]
+            batch["paths"] = [sample["path"] for sample in good]
             if self.digests:
-                batch["audio_digests"] = [sample["audio_digest"] for sample in samples]
+                batch["audio_digests"] = [sample["audio_digest"] for sample in good]
             source = batch["net_input"]["source"]
             # Not fairseq's buckets: np.percentile lost the argument they need with numpy 2.
             batch["net_input"] = {"source": F.pad(source, (0, -source.size(1) % self.pad_to_multiple))}
@@ -126,13 +161,19 @@ def check_manifest(path: str, *, sample_rate: int, rank: int = 0, world_size: in
     Raises:
         StarError: names the line or the first bad file, and how many there are.
     """
-    root, entries = read_manifest(path)
+    root, entries = stream_manifest(path)
     if not headers:
+        deque(entries, maxlen=0)
         return
-    share = entries[rank::world_size]
-    problems = check_audio(root, share, sample_rate, progress=rank == 0 and sys.stderr.isatty())
-    if problems:
-        for problem in problems[1:21]:
+    share = islice(entries, rank, None, world_size)
+    first, more = "", 0
+    for problem in check_audio(root, share, sample_rate, progress=rank == 0 and sys.stderr.isatty()):
+        if not first:
+            first = problem
+            continue
+        more += 1
+        if more <= 20:
             logger.error(problem)
-        more = f" ({len(problems) - 1} more such files of {len(share)} are logged above)" if len(problems) > 1 else ""
-        raise StarError(f"{problems[0]}{more}; listed in {os.path.basename(path)}")
+    if first:
+        told = f" ({more} more such files, the first of them logged above)" if more else ""
+        raise StarError(f"{first}{told}; listed in {os.path.basename(path)}")

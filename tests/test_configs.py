@@ -20,7 +20,7 @@ UTTERANCES = {"100h": 28_539, "960h": 281_241}  # LibriSpeech's train-clean-100 
 
 def test_the_recipes_are_there():
     recipes = {"starhubert_100h", "starhubert_960h", "starhubert_l_960h", "reimplementation_100h"}
-    assert {*recipes, "demo"} == set(DISTILLATION)
+    assert {*recipes, "demo", "demo_long"} == set(DISTILLATION)
 
 
 @pytest.mark.parametrize("name", DISTILLATION)

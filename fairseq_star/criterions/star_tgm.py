@@ -88,7 +88,12 @@ class StarTGMCriterion(FairseqCriterion):
         frames = teacher.frames
         student = model(**sample["net_input"], frames=frames, attention_layers=self.student_layers[attended:])
         utterances = len(frames.frame_lengths)
-        logging_output = {"ntokens": sum(frames.frame_lengths), "nsentences": utterances, "sample_size": utterances}
+        logging_output = {
+            "ntokens": sum(frames.frame_lengths),
+            "batch_frames": utterances * student.hidden_states[-1].size(1),
+            "nsentences": utterances,
+            "sample_size": utterances,
+        }
 
         total = 0.0
         if self.cfg.layerwise_weight or self.cfg.intra_layer_weight:
@@ -131,8 +136,17 @@ class StarTGMCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Log each term as its mean over utterances, over all workers and accumulated batches."""
-        utterances = sum(log.get("sample_size", 0) for log in logging_outputs)
+        """Log each term as its mean over utterances, over all workers and accumulated batches; the share of frames
+        that are padding in percent."""
+
+        # Numbers of the host where there is one worker; summed over several they come as tensors.
+        def total_of(name: str) -> float:
+            return float(sum(log.get(name, 0) for log in logging_outputs))
+
+        utterances, batch_frames = total_of("sample_size"), total_of("batch_frames")
+        if batch_frames:
+            padding = 100 * (1 - total_of("ntokens") / batch_frames)
+            metrics.log_scalar("padding", padding, batch_frames, priority=185, round=2)
         for name in ("loss", "layerwise", "intra_layer", "avg_attn", "last_attn"):
             if any(name in log for log in logging_outputs):
                 total = sum(log.get(name, 0) for log in logging_outputs)

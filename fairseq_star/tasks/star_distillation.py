@@ -11,12 +11,17 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from fairseq_star.bad_audio import POLICIES, BadAudio, nothing, stand_in
+from fairseq_star.checkpoint_safety import guard_runs
 from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.encoder import Encoding, compile_layers
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.layers import match_layers
+from fairseq_star.loss_watch import LossWatch, second_look
+from fairseq_star.stopping import StopRequest
 from fairseq_star.teacher_cache import STORED_DTYPES, TeacherCache
 from fairseq_star.teachers import Teacher, load_teacher
+from fairseq_star.tensorboard_maps import TensorboardMaps
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,14 @@ class StarDistillationConfig(FairseqDataclass):
     skip_audio_check: bool = field(
         default=False,
         metadata={"help": "do not read every file's header before training (seconds for 100 h) to name bad ones"},
+    )
+    on_bad_audio: ChoiceEnum(POLICIES) = field(
+        default="error",
+        metadata={"help": "a file that turns out unreadable in mid-run: end the run, or name it and go on without it"},
+    )
+    max_bad_share: float = field(
+        default=0.01,
+        metadata={"help": "with on_bad_audio=skip: end the run when more than this share of the utterances is bad"},
     )
     padded_group_norm: bool = field(
         default=False,
@@ -78,6 +91,14 @@ class StarDistillationConfig(FairseqDataclass):
         default=False,
         metadata={"help": "keep data workers from epoch to epoch; random crops are then those of the first epoch"},
     )
+    log_tgm_maps: int = field(
+        default=0,
+        metadata={
+            "help": "draw temporal Gram matrices of teacher and student to TensorBoard in the first validation and "
+            "every so many-th after it; 0: never"
+        },
+    )
+    tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
     seed: int = II("common.seed")
 
 
@@ -94,7 +115,13 @@ class StarDistillationTask(FairseqTask):
         super().__init__(cfg)
         self.teacher: Teacher | None = None
         self.teacher_cache: TeacherCache | None = None
-        self.student_layers = 0
+        self.student_layers = self.student_dim = 0
+        with told_in_one_line():
+            self.bad_audio = BadAudio(str(cfg.on_bad_audio), cfg.max_bad_share)
+            # Read only where it is needed: a task made without a whole run's config has none.
+            self.maps = TensorboardMaps(cfg.log_tgm_maps, cfg.tensorboard_logdir if cfg.log_tgm_maps else None)
+        self.losses = LossWatch()
+        self.stop = StopRequest()
 
     @classmethod
     def setup_task(cls, cfg: StarDistillationConfig, **kwargs) -> "StarDistillationTask":
@@ -113,7 +140,7 @@ class StarDistillationTask(FairseqTask):
             compile_layers(teacher.model)
             compile_layers(model)
         self.teacher = teacher
-        self.student_layers = len(model.encoder.layers)
+        self.student_layers, self.student_dim = len(model.encoder.layers), model.encoder.embedding_dim
         student_parameters = sum(parameter.numel() for parameter in model.parameters())
         logger.info(
             f"teacher: {teacher.num_parameters:,} parameters, {teacher.num_layers} layers of {teacher.embed_dim}; "
@@ -179,6 +206,7 @@ class StarDistillationTask(FairseqTask):
                 seed=self.cfg.seed,
                 digests=self.teacher_cache is not None,
             )
+            self.bad_audio.expect(len(self.datasets[split]))
             if self.teacher_cache is not None:
                 self.teacher_cache.expect(split, self.datasets[split])
 
@@ -192,7 +220,7 @@ class StarDistillationTask(FairseqTask):
         None): a teacher cache keeps and gives no others.
         """
         source: torch.Tensor = sample["net_input"]["source"]
-        if self.teacher_cache is None:
+        if self.teacher_cache is None or "audio_digests" not in sample:  # none: a part of a batch, or a stand-in
             return self._run_teacher(source, sample["num_samples"], **wanted)
         with told_in_one_line():
             return self.teacher_cache.encode(
@@ -216,6 +244,62 @@ class StarDistillationTask(FairseqTask):
             return f"autocast to {torch.get_autocast_dtype(device)}"
         return str(source.dtype).removeprefix("torch.")
 
+    def begin_epoch(self, epoch: int, model) -> None:
+        self.bad_audio.begin_pass()
+
+    def begin_valid_epoch(self, epoch: int, model) -> None:
+        self.losses.look()
+        self.maps.begin_validation(model)
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        if second_look():
+            return self._look_again(sample, model, criterion, update_num)
+        with told_in_one_line():
+            bad = self.bad_audio.tell(sample)
+        counts = "net_input" in sample
+        if not counts:  # the other workers wait for this one's part of the gradient
+            sample, ignore_grad = stand_in(self.teacher.geometry, model), True
+        loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        self.losses.see(update_num, sample["paths"], loss)
+        return loss, *self._counted(counts, sample_size, log, bad)
+
+    def valid_step(self, sample, model, criterion):
+        with told_in_one_line():
+            bad = self.bad_audio.tell(sample)
+        counts = "net_input" in sample
+        loss, sample_size, log = super().valid_step(
+            sample if counts else stand_in(self.teacher.geometry, model), model, criterion
+        )
+        if counts:
+            self.maps.draw(self, criterion, sample)
+        return loss, *self._counted(counts, sample_size, log, bad)
+
+    def _counted(self, counts: bool, sample_size: int, log: dict, bad: int) -> tuple[int, dict]:
+        """Sample size and logging output with what this task adds; every worker's has the same keys."""
+        log = log if counts else nothing(log)
+        return (sample_size if counts else 0), log | {"bad_audio": bad, StopRequest.KEY: self.stop.mine}
+
+    def _look_again(self, sample: dict, model, criterion, update_num: int) -> None:
+        """What became of a batch whose update had no finite gradient; fairseq makes no use of what is returned."""
+        while hasattr(model, "module"):  # no worker's forward pass may wait for another's
+            model = model.module
+        model._backward_hooks.clear()  # fairseq's NanDetector's, which expects tensors of a model
+
+        @torch.no_grad()
+        def loss_of(number: int) -> float:
+            n = sample["num_samples"][number]
+            source = sample["net_input"]["source"][number : number + 1, :n]
+            return criterion(model, {"num_samples": [n], "net_input": {"source": source}})[0].item()
+
+        with told_in_one_line():
+            self.losses.look_again(update_num, sample.get("paths", ()), loss_of)
+
+    def reduce_metrics(self, logging_outputs, criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        self.stop.reduce(logging_outputs)
+        with told_in_one_line():
+            self.bad_audio.reduce(logging_outputs)
+
     def max_positions(self):
         return None
 
@@ -229,3 +313,6 @@ def _check_geometry(teacher: Teacher, student) -> None:
         f"against {rates[1]:g} Hz with {student.geometry.receptive_field} samples a frame; "
         "change model.conv_feature_layers"
     )
+
+
+guard_runs(StarDistillationTask)

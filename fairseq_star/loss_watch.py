@@ -1,0 +1,80 @@
+"""Which utterances made a loss NaN or infinite, without asking the device after each batch."""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_star.errors import StarError
+
+logger = logging.getLogger(__name__)
+
+EVERY = 100  # batches between two looks at the device
+SHOWN = 8  # utterances named in one sentence
+
+LossOf = Callable[[int], float]  # number of an utterance in the batch -> its loss alone
+
+
+class LossWatch:
+    """Remembers the losses of the last batches where they were computed and looks at them all at once.
+
+    fairseq itself ends a run in float32 or bfloat16 as soon as the gradient is not finite, and passes the update's
+    batches to the task once more; that is the moment to name the utterances (:meth:`look_again`). With ``fp16`` or
+    ``amp`` it leaves such an update out without a word on why, which the look every 100 batches makes good.
+    """
+
+    def __init__(self):
+        self._seen: list[tuple[int, Sequence[str], Tensor]] = []
+        self._update, self._batches = -1, 0  # of the update at hand
+
+    def see(self, update: int, paths: Sequence[str], loss: Tensor) -> None:
+        """Note a batch's loss, a scalar on the device."""
+        self._batches = self._batches + 1 if update == self._update else 1
+        self._update = update
+        self._seen.append((update, paths, loss.detach()))
+        if len(self._seen) >= EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Name the batches since the last look whose loss is not finite. Waits for the device."""
+        seen, self._seen = self._seen, []
+        if not seen:
+            return
+        values = torch.stack([loss for _, _, loss in seen]).tolist()
+        for (update, paths, _), value in zip(seen, values, strict=True):
+            if not math.isfinite(value):
+                logger.warning(f"update {update}: the loss is {value} in the batch of {_listed(paths)}")
+
+    def look_again(self, update: int, paths: Sequence[str], loss_of: LossOf) -> None:
+        """Name the utterances of a batch whose losses, each by itself, are not finite; all where none stands out.
+
+        Raises:
+            StarError: it is the last batch of the update. All workers get that far, so that none waits for another.
+        """
+        alone = [path for number, path in enumerate(paths) if not math.isfinite(loss_of(number))]
+        if alone:
+            logger.error(f"update {update}: the loss is not finite for {_listed(alone)}")
+        elif paths:
+            logger.error(f"update {update}: no loss by itself is not finite in the batch of {_listed(paths)}")
+        self._batches -= 1
+        if self._batches == 0:
+            raise StarError(
+                f"update {update}: the gradient is not finite; the utterances are named above, crash.pt in "
+                "checkpoint.save_dir holds the weights: leave those utterances out, or lower optimization.lr"
+            )
+
+
+def second_look() -> bool:
+    """Whether fairseq passes a batch again because the update's gradient was not finite.
+
+    Its trainer does so while it handles the ``FloatingPointError`` (after saving crash.pt), and raises it again then.
+    """
+    return isinstance(sys.exception(), FloatingPointError)
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(paths[:SHOWN]) + more

@@ -1,0 +1,96 @@
+"""SIGTERM, as a cluster sends it before it takes a machine away: finish the update, save, end with status 0."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from fairseq import checkpoint_utils
+from torch.utils.data import get_worker_info
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """A wish to stop, the same on all workers.
+
+    The signal reaches the workers in different updates, and one that stopped alone would leave the others waiting for
+    its gradient. So each adds its own wish (:attr:`mine`) to what is summed over the workers after an update anyway,
+    and all act on the sum (:meth:`reduce`).
+    """
+
+    KEY = "stop"  # in logging outputs
+
+    def __init__(self):
+        self.mine = 0
+        self.agreed = False
+        self._parent = os.getppid()
+
+    def listen(self) -> None:
+        """Take SIGTERM for a wish; also the SIGINT with which the kernel tells a worker that fairseq spawned that its
+        parent is gone."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._wish)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell had it ignored
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _wish(self, number: int, frame) -> None:
+        self.mine = 1
+
+    def _interrupt(self, number: int, frame) -> None:
+        if os.getppid() == self._parent:
+            signal.default_int_handler(number, frame)
+        self._wish(number, frame)
+
+    def reduce(self, logging_outputs: Sequence[dict]) -> None:
+        self.agreed = sum(log.get(self.KEY, 0) for log in logging_outputs) > 0
+
+
+def stop_when_asked(request: StopRequest) -> None:
+    """Have fairseq's training loop save and end after an update at which the workers agree to.
+
+    The loop's own ways to end all validate first, which takes longer than a cluster waits; so this goes round the one
+    function it calls after each update. Where that is not there (``python fairseq_cli/train.py``) nothing changes.
+    """
+    loop = sys.modules.get("fairseq_cli.train")
+    if loop is None:
+        return
+    go_on = loop.validate_and_save
+
+    def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
+        if not request.agreed:
+            return go_on(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+        checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+        logger.info(f"stopped by SIGTERM after update {trainer.get_num_updates()}; the same command goes on from there")
+        return [None], True
+
+    loop.validate_and_save = validate_and_save
+    request.listen()
+
+
+_outliving = False
+
+
+def outlive_foreign_sigterm() -> None:
+    """In a data worker, from now on end by a SIGTERM of the parent alone; elsewhere do nothing.
+
+    A cluster signals every process of a job. torch's data workers would all die of it, and with them the update that
+    the parent is still to finish.
+    """
+    global _outliving
+    if _outliving or get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):  # macOS has none
+        return
+    _outliving = True
+    parent = os.getppid()
+    # Blocked here, so in all threads to come; taken by the one that waits, which can see who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while os.getppid() == parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True, name="outlive-sigterm").start()
