@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
 
-.PHONY: setup demo demo-teacher test test-all test-gpu lint bench bench-gpu clean
+.PHONY: setup demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -27,6 +27,20 @@ demo: setup
 	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star evaluate demo/run/checkpoint_best.pt
+	$(BIN)/fairseq-star probe demo/run/checkpoint_best.pt --max-utterances 120 --seeds 0 1 --json > demo/run/probe.json
+	$(BIN)/fairseq-star report demo/run
+	$(BIN)/fairseq-star export demo/run/checkpoint_best.pt --to s3prl --out demo/student.s3prl.pt --force
+
+# The student trained until it keeps most of what its teacher knows: half an hour on two cores.
+demo-long: setup
+	$(BIN)/python manifests/demo_corpus.py demo/corpus
+	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo_long common.user_dir=fairseq_star \
+		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
+	$(BIN)/fairseq-star probe demo/long/checkpoint_best.pt --plot demo/long/layer_weights.png
+
+ablation: setup
+	$(BIN)/python manifests/demo_corpus.py demo/corpus
+	$(BIN)/python benchmarks/ablation.py
 
 demo-teacher: setup
 	$(BIN)/python manifests/demo_teacher.py demo/teacher
@@ -47,6 +61,10 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/deploy.py
+
+bench-s3prl: demo
+	$(BIN)/python benchmarks/s3prl_keywords.py demo/run/checkpoint_best.pt
 
 # Each line one precision, compiled layers beside plain ones; peak memory and utilization are in the tables.
 bench-gpu: setup

@@ -1,16 +1,12 @@
 """How close a student is to its teacher, before and after training, on a manifest."""
 
-import os
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from fairseq import tasks, utils
-from omegaconf import OmegaConf
+from fairseq import utils
 from tqdm import tqdm
 
-from fairseq_star.checkpoint import read_checkpoint
-from fairseq_star.errors import StarError
+from fairseq_star.run import Run, load_run
 
 TERMS = ("loss", "layerwise", "intra_layer")
 
@@ -57,36 +53,24 @@ def evaluate(
     Raises:
         StarError: the checkpoint cannot be read or is not one of a distillation run.
     """
-    state = read_checkpoint(checkpoint, "evaluate")
-    cfg = OmegaConf.create(state.get("cfg") or {})
-    if OmegaConf.select(cfg, "task._name") != "star_distillation" or OmegaConf.select(cfg, "criterion._name") is None:
-        raise StarError(f"evaluate: {checkpoint} was not written by a star_distillation run")
-    cfg.task.data = data or cfg.task.data
-    cfg.task.teacher = teacher or cfg.task.teacher
-    cfg.task.teacher_cache = None  # two passes over one manifest are not worth its disk space
-
-    np.random.seed(cfg.common.seed)
-    utils.set_torch_seed(cfg.common.seed)
-    task = tasks.setup_task(cfg.task)
-    model = task.build_model(cfg.model)
-    criterion = task.build_criterion(cfg.criterion)
-    task.load_dataset(split)
-
-    before = _mean_losses(task, model, criterion, split, cfg, "before")
-    model.load_state_dict(state["model"], strict=True)
-    after = _mean_losses(task, model, criterion, split, cfg, "after")
+    run = load_run(checkpoint, data=data, teacher=teacher, option="evaluate")
+    run.task.load_dataset(split)
+    before = _mean_losses(run, split, "before")
+    run.load_trained()
+    after = _mean_losses(run, split, "after")
     return Evaluation(
-        checkpoint=os.path.relpath(checkpoint),
-        num_updates=state["optimizer_history"][-1]["num_updates"],
-        teacher_parameters=task.teacher.num_parameters,
-        student_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_utterances=len(task.dataset(split)),
+        checkpoint=run.checkpoint,
+        num_updates=run.num_updates,
+        teacher_parameters=run.task.teacher.num_parameters,
+        student_parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        num_utterances=len(run.task.dataset(split)),
         before=before,
         after=after,
     )
 
 
-def _mean_losses(task, model, criterion, split: str, cfg, description: str) -> dict[str, float]:
+def _mean_losses(run: Run, split: str, description: str) -> dict[str, float]:
+    task, model, cfg = run.task, run.model, run.cfg
     batches = task.get_batch_iterator(
         task.dataset(split),
         max_tokens=cfg.dataset.max_tokens_valid,
@@ -98,7 +82,7 @@ def _mean_losses(task, model, criterion, split: str, cfg, description: str) -> d
     totals, utterances = dict.fromkeys(TERMS, 0.0), 0
     for batch in tqdm(batches, desc=f"{split}, {description} training", leave=False, disable=None):
         batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
-        _, sample_size, logged = task.valid_step(batch, model, criterion)
+        _, sample_size, logged = task.valid_step(batch, model, run.criterion)
         utterances += sample_size
         for term in TERMS:
             totals[term] += float(logged[term])

@@ -1,0 +1,40 @@
+"""``fairseq-star probe``."""
+
+import argparse
+import json
+import logging
+
+from fairseq_star.probe import TASKS, run_probe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("checkpoint", help="checkpoint of a distillation run, or any that task.teacher takes")
+    parser.add_argument("--teacher", help="the teacher's checkpoint, if not the run's own")
+    parser.add_argument(
+        "--data",
+        help="folder of train.tsv and valid.tsv with .phn, .keyword, .speaker beside them, line by line; a task's own "
+        "subfolder (keyword/ ...) is preferred (default: the run's task.data)",
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
+    parser.add_argument("--max-utterances", type=int, help="at most so many for training and test of each task")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="for the features (default: cuda where there is one)")
+    parser.add_argument("--plot", metavar="PNG", help="draw the learned layer weights")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what the features of ``arguments.checkpoint`` know."""
+    result = run_probe(
+        arguments.checkpoint,
+        teacher=arguments.teacher,
+        data=arguments.data,
+        tasks=arguments.tasks,
+        seeds=arguments.seeds,
+        max_utterances=arguments.max_utterances,
+        device=arguments.device,
+    )
+    print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.to_markdown())
+    if arguments.plot:
+        logging.info(f"layer weights: {result.plot_layer_weights(arguments.plot)}")

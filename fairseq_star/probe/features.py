@@ -1,0 +1,147 @@
+"""Features of audio files: filter banks and cepstra as s3prl's baselines, or all layers of a frozen encoder.
+
+Shapes: T frames, L layers (1 for FBANK and MFCC), D dimension.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from fairseq_star.errors import StarError
+from fairseq_star.frames import FrameGeometry
+from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.probe.labels import PHONE, TaskData, Utterance
+from fairseq_star.teachers import Teacher
+
+LARGEST = 65_504.0  # of float16
+
+
+class Extractor(Protocol):
+    """Features of one utterance: T x L x D, and their mean over time for utterance-level tasks, L x D."""
+
+    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class SpectralFeatures:
+    """80 FBANK (or 13 MFCC) with first and second differences, Kaldi's, at the frames of an encoder.
+
+    As s3prl's baselines, normalized to mean 0 and variance 1 over the utterance. The mean over time is that of the
+    bands (or cepstra) alone: after the normalization it would be nothing but zeros.
+
+    Args:
+        kind: ``FBANK`` or ``MFCC``.
+        geometry: of the encoder's frames, which those here have in their middle: 320 samples apart, 400 seen.
+    """
+
+    def __init__(self, kind: str, geometry: FrameGeometry):
+        import torchaudio
+
+        self.geometry = geometry
+        self.deltas = torchaudio.functional.compute_deltas
+        kaldi = torchaudio.compliance.kaldi
+        self.compute, self.settings = {
+            "FBANK": (kaldi.fbank, {"num_mel_bins": 80}),
+            "MFCC": (kaldi.mfcc, {"use_energy": False}),
+        }[kind]
+
+    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        window, shift = self.geometry.receptive_field, self.geometry.downsample_rate
+        static = self.compute(
+            samples[None],
+            sample_frequency=SAMPLE_RATE,
+            frame_length=window / SAMPLE_RATE * 1000,
+            frame_shift=shift / 2 / SAMPLE_RATE * 1000,
+            **self.settings,
+        ).T  # D x 2T: twice the frame rate, so that differences see what s3prl's see
+        first = self.deltas(static)
+        features = torch.cat([static, first, self.deltas(first)]).T[::2]
+        features = features[: self.geometry.num_frames(len(samples))]
+        normalized = (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-5)
+        return normalized[:, None], static.mean(1)[None]
+
+
+class EncoderFeatures:
+    """The input of the first layer and the output of each of a frozen encoder, an utterance at a time."""
+
+    def __init__(self, encoder: Teacher, device: str):
+        self.encoder, self.device = encoder.to(device), device
+
+    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        source = F.layer_norm(samples, samples.shape) if self.encoder.normalize else samples
+        encoding = self.encoder(source[None].to(self.device), [len(samples)])
+        states = torch.cat([state.float() for state in encoding.hidden_states]).transpose(0, 1).cpu()  # T x L x D
+        return states, states.mean(0)
+
+
+class FeatureStore:
+    """Features of all utterances that some tasks need, computed once: frames as float16 in a file of a temporary folder
+    (memory-mapped, so that they need not fit into memory), means over time in memory.
+
+    Args:
+        extract: the features.
+        tasks: whose utterances; frames are kept for the phone task alone.
+        description: for the progress bar.
+
+    Raises:
+        StarError: an audio file cannot be read or has not the length the manifest says.
+    """
+
+    def __init__(self, extract: Extractor, tasks: Sequence[TaskData], description: str):
+        self._folder = tempfile.TemporaryDirectory(prefix="fairseq_star_probe_")
+        self._means: dict[str, Tensor] = {}
+        self._spans: dict[str, slice] = {}
+        self._frames: np.memmap | None = None
+        wanted = {one.path: one for task in tasks for one in task.utterances}
+        by_frame = {one.path: one for task in tasks if task.task == PHONE for one in task.utterances}
+        total = sum(len(one.labels) for one in by_frame.values())
+        filled = 0
+        for path, one in tqdm(wanted.items(), desc=description, unit="utt", leave=False, disable=None):
+            features, self._means[path] = extract(read_samples(one))
+            if path not in by_frame:
+                continue
+            if self._frames is None:
+                shape = (total, *features.shape[1:])
+                self._frames = np.memmap(Path(self._folder.name) / "frames", np.float16, "w+", shape=shape)
+            self._spans[path] = slice(filled, filled + len(features))
+            self._frames[self._spans[path]] = features.clamp(-LARGEST, LARGEST).half().numpy()
+            filled += len(features)
+
+    def inputs(self, task: TaskData, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
+        """Features (N x L x D, float16 for frames) and class numbers (N) of utterances, in their order."""
+        classes = torch.tensor([number for one in utterances for number in task.class_numbers(one)])
+        if task.task == PHONE:
+            frames = np.concatenate([self._frames[self._spans[one.path]] for one in utterances])
+            return torch.from_numpy(frames), classes
+        return torch.stack([self._means[one.path] for one in utterances]), classes
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._frames = None
+        self._folder.cleanup()
+
+
+def read_samples(utterance: Utterance) -> Tensor:
+    """An utterance's samples, float32.
+
+    Raises:
+        StarError: unreadable, or not mono audio of 16 kHz and of the manifest's length.
+    """
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(utterance.path, dtype="float32")
+    except (soundfile.SoundFileError, OSError) as error:
+        raise StarError(f"{utterance.path}: cannot be read as audio ({error}); restore it or its manifest") from error
+    if rate != SAMPLE_RATE or samples.ndim != 1 or len(samples) != utterance.num_samples:
+        raise StarError(
+            f"{utterance.path}: has shape {samples.shape} at {rate} Hz; the manifest says {utterance.num_samples} mono "
+            f"samples, of {SAMPLE_RATE} Hz; write it anew"
+        )
+    return torch.from_numpy(samples)

@@ -1,0 +1,50 @@
+"""Multiply-accumulates (MACs) of a speech encoder, counted by torch on tensors without data.
+
+Counted are matrix products and convolutions, attention's two products included; norms, activations and sums are not,
+as in SUPERB's profiler. The count depends on the audio's length, because attention grows with its square.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fairseq_star.encoder import encode
+from fairseq_star.frames import FrameGeometry, Frames
+from fairseq_star.teachers.config import EncoderConfig
+from fairseq_star.teachers.speech_encoder import FairseqSpeechEncoder
+
+# SUPERB's convention: the sum over these 32 utterances of LibriSpeech test-clean, one at a time (224.86 s). Their
+# lengths in samples are those that testing/s3prl_profiling_test.py of github.com/B06901052/DeepSpeed, the profiling
+# tool of the SUPERB challenge at SLT 2022, names. Published with it: HuBERT Base 1669 GMACs, STaRHuBERT 463.5.
+SUPERB_UTTERANCES = (
+    20560, 34560, 38480, 42560, 45600, 48720, 52000, 55120, 59120, 62720, 66400, 71200, 75200, 78640, 82800, 87520,
+    92720, 98560, 104400, 111120, 118480, 125040, 132720, 142640, 154000, 166720, 180880, 197920, 217920, 239280,
+    268160, 326000,
+)  # fmt: skip
+
+
+def count_macs(run: Callable[[], object]) -> int:
+    """MACs of what ``run`` computes: half of the floating point operations that torch's counter finds.
+
+    Attention is counted as the two products it consists of: torch's fused kernel for the CPU counts as nothing (up to
+    torch 2.13), so the plain one is used.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+def encoder_macs(config: EncoderConfig, num_samples: Sequence[int]) -> list[int]:
+    """MACs of all layers of an encoder for each utterance of ``num_samples``, one at a time. Computes nothing."""
+    geometry = FrameGeometry.of(config.conv_layers)
+    model = FairseqSpeechEncoder(config).to("meta").eval()
+
+    def run(samples: int) -> None:
+        source = torch.empty(1, samples, device="meta")
+        encode(model, source, Frames.of(geometry, [samples], source))
+
+    with torch.no_grad():
+        return [count_macs(partial(run, samples)) for samples in num_samples]

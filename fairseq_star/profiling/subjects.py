@@ -1,0 +1,84 @@
+"""What can be profiled: architectures by name, checkpoints and folders, exported programs."""
+
+import os
+import zipfile
+from dataclasses import dataclass
+
+from fairseq_star.checkpoint import read_checkpoint
+from fairseq_star.errors import StarError
+from fairseq_star.frames import parse_conv_layers
+from fairseq_star.teachers import load_teacher
+from fairseq_star.teachers.config import EncoderConfig
+from fairseq_star.teachers.fairseq_checkpoint import DEFAULT_CONV
+from fairseq_star.teachers.hf_folder import read_weights
+from fairseq_star.teachers.speech_encoder import FairseqSpeechEncoder
+from fairseq_star.teachers.starhubert import ARCHITECTURES, student_config
+
+HUBERT_BASE = "hubert_base"
+# HuBERT Base's published 94.7 M: mask embedding, final_proj (768 to 256) and label_embs_concat (504 units) counted.
+HUBERT_BASE_PRETRAINING = 768 + (768 * 256 + 256) + 504 * 256
+
+
+@dataclass
+class Subject:
+    """One model, its weights not kept."""
+
+    family: str
+    config: EncoderConfig | None  # None: an exported program
+    num_parameters: int | None  # of the encoder; None where an exported program does not tell
+    num_parameters_published: int | None  # with mask embedding and heads, where the file has them
+
+
+def load_subject(name: str) -> Subject:
+    """What ``name`` is: see :func:`fairseq_star.profiling.profile`.
+
+    Raises:
+        StarError: no such architecture or file, or one that cannot be loaded.
+    """
+    if (config := architecture(name)) is not None:
+        counted = count_parameters(config)
+        extra = HUBERT_BASE_PRETRAINING if name == HUBERT_BASE else 0
+        return Subject(f"{name} (architecture)", config, counted, counted + extra)
+    if (kind := exported_kind(name)) is not None:
+        return Subject(kind, None, None, None)
+    if not os.path.exists(name):
+        known = ", ".join([HUBERT_BASE, *ARCHITECTURES])
+        raise StarError(f"profile: there is no file or folder {name}, and no such architecture; they are {known}")
+    teacher = load_teacher(name, option="profile")
+    weights = read_weights(name, "profile") if os.path.isdir(name) else read_checkpoint(name, "profile")["model"]
+    return Subject(teacher.family, teacher.config, teacher.num_parameters, sum(w.numel() for w in weights.values()))
+
+
+def architecture(name: str) -> EncoderConfig | None:
+    """The encoder of a student's architecture or of HuBERT Base; None for any other name."""
+    if name == HUBERT_BASE:
+        return EncoderConfig(
+            conv_layers=parse_conv_layers(DEFAULT_CONV),
+            embed_dim=768,
+            ffn_embed_dim=3072,
+            num_layers=12,
+            num_heads=12,
+            conv_pos=128,
+            conv_pos_groups=16,
+        )
+    if name in ARCHITECTURES:
+        return student_config({"_name": name}, name)
+    return None
+
+
+def exported_kind(name: str) -> str | None:
+    """``TorchScript`` or ``ONNX`` where the file is an exported program; else None."""
+    if not os.path.isfile(name):
+        return None
+    if name.endswith(".onnx"):
+        return "ONNX"
+    if not zipfile.is_zipfile(name):
+        return None
+    with zipfile.ZipFile(name) as archive:
+        # A checkpoint has no compiled code, and so no constants.
+        return "TorchScript" if any(entry.endswith("/constants.pkl") for entry in archive.namelist()) else None
+
+
+def count_parameters(config: EncoderConfig) -> int:
+    """Trainable numbers of an encoder of ``config``."""
+    return sum(parameter.numel() for parameter in FairseqSpeechEncoder(config).parameters())

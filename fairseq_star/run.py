@@ -1,0 +1,67 @@
+"""A distillation run, rebuilt from one of its checkpoints: its task with the teacher, its student before training."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from fairseq import tasks, utils
+from fairseq.criterions import FairseqCriterion
+from fairseq.models import BaseFairseqModel
+from omegaconf import DictConfig, OmegaConf
+
+from fairseq_star.checkpoint import read_checkpoint
+from fairseq_star.errors import StarError
+from fairseq_star.tasks.star_distillation import StarDistillationTask
+
+
+@dataclass
+class Run:
+    """What :func:`load_run` gives."""
+
+    checkpoint: str
+    cfg: DictConfig  # the run's whole configuration
+    task: StarDistillationTask  # its teacher loaded
+    model: BaseFairseqModel  # the student as the run began with it; `load_trained` makes it the trained one
+    criterion: FairseqCriterion
+    num_updates: int
+    trained: dict  # the student's state dict in the checkpoint
+
+    def load_trained(self) -> None:
+        """Give the student its trained weights."""
+        self.model.load_state_dict(self.trained, strict=True)
+
+
+def load_run(
+    checkpoint: str, *, data: str | None = None, teacher: str | None = None, option: str = "checkpoint"
+) -> Run:
+    """Rebuild a run from a checkpoint of it, the untrained student from the run's own seed, the way fairseq built it.
+
+    Args:
+        checkpoint: written by a ``star_distillation`` run.
+        data, teacher: where manifests and teacher are now, if not where they were in training.
+        option: what the user calls the checkpoint, for messages.
+
+    Raises:
+        StarError: the checkpoint cannot be read or is not one of a distillation run.
+    """
+    state = read_checkpoint(checkpoint, option)
+    cfg = OmegaConf.create(state.get("cfg") or {})
+    if OmegaConf.select(cfg, "task._name") != "star_distillation" or OmegaConf.select(cfg, "criterion._name") is None:
+        raise StarError(f"{option}: {checkpoint} was not written by a star_distillation run")
+    cfg.task.data = data or cfg.task.data
+    cfg.task.teacher = teacher or cfg.task.teacher
+    cfg.task.teacher_cache = None  # a pass or two over one manifest are not worth its disk space
+
+    np.random.seed(cfg.common.seed)
+    utils.set_torch_seed(cfg.common.seed)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    return Run(
+        checkpoint=os.path.relpath(checkpoint),
+        cfg=cfg,
+        task=task,
+        model=model,
+        criterion=task.build_criterion(cfg.criterion),
+        num_updates=state["optimizer_history"][-1]["num_updates"],
+        trained=state["model"],
+    )
