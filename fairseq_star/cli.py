@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
 
 from fairseq_star.errors import told_in_one_line
 
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     name = parser.parse_args(argv[:1]).command
 
+    # What torch and fairseq have to say about each other is nothing that whoever types a command could act on.
+    warnings.filterwarnings("ignore", module=r"(torch|fairseq)\.")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     command = importlib.import_module(f"fairseq_star.commands.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(prog=f"fairseq-star {name}", description=COMMANDS[name])

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from fairseq_star.run import Run, load_run
 
-TERMS = ("loss", "layerwise", "intra_layer")
+TERMS = ("loss", "layerwise", "intra_layer", "avg_attn", "last_attn")  # those the criterion logs are told
 
 
 @dataclass
@@ -32,8 +32,8 @@ class Evaluation:
             "",
             f"mean over {self.num_utterances} utterances   before training    after",
         ]
-        for term in TERMS:
-            after, before = self.after[term], self.before[term]
+        for term, after in self.after.items():
+            before = self.before[term]
             lines.append(f"{term:<26}{before:>18.4f}{after:>12.4f}   ({after / before:.1%})" if before else term)
         return "\n".join(lines)
 
@@ -79,11 +79,11 @@ def _mean_losses(run: Run, split: str, description: str) -> dict[str, float]:
     ).next_epoch_itr(shuffle=False, set_dataset_epoch=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    totals, utterances = dict.fromkeys(TERMS, 0.0), 0
+    totals, utterances = {}, 0
     for batch in tqdm(batches, desc=f"{split}, {description} training", leave=False, disable=None):
         batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
         _, sample_size, logged = task.valid_step(batch, model, run.criterion)
         utterances += sample_size
-        for term in TERMS:
-            totals[term] += float(logged[term])
+        for term in [term for term in TERMS if term in logged]:
+            totals[term] = totals.get(term, 0.0) + float(logged[term])
     return {term: total / utterances for term, total in totals.items()}

@@ -25,10 +25,12 @@ class Run:
     criterion: FairseqCriterion
     num_updates: int
     trained: dict  # the student's state dict in the checkpoint
+    trained_criterion: dict  # the criterion's likewise, empty where it has no weights
 
     def load_trained(self) -> None:
-        """Give the student its trained weights."""
+        """Give the student its trained weights, and the criterion those of its heads, if it has any."""
         self.model.load_state_dict(self.trained, strict=True)
+        self.criterion.load_state_dict(self.trained_criterion, strict=True)
 
 
 def load_run(
@@ -64,4 +66,5 @@ def load_run(
         criterion=task.build_criterion(cfg.criterion),
         num_updates=state["optimizer_history"][-1]["num_updates"],
         trained=state["model"],
+        trained_criterion=state.get("criterion") or {},
     )

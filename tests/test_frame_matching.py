@@ -1,5 +1,7 @@
 """The frame-matching baseline: its formula, and heads that no student checkpoint needs."""
 
+import re
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -7,6 +9,7 @@ from omegaconf import OmegaConf
 import tiny
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.criterions.frame_matching import FrameMatchingConfig, FrameMatchingCriterion
+from fairseq_star.evaluate import evaluate
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
 from fairseq_star.teachers import load_teacher
@@ -71,5 +74,9 @@ def test_the_heads_are_trained_and_saved_apart_from_the_student(train, tmp_path)
     assert set(after["criterion"]) == {f"heads.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")}
     assert not torch.equal(before["criterion"]["heads.0.weight"], after["criterion"]["heads.0.weight"])
     assert not any("heads" in name for name in after["model"])
+    # Its trained heads belong to the loss that is told.
+    result = evaluate(checkpoint)
+    logged = float(re.findall(r"valid on 'valid' subset \| loss ([\d.]+)", resumed.stdout)[-1])
+    assert result.after == {"loss": pytest.approx(logged, rel=1e-3)}
     student = load_teacher(checkpoint)
     assert student.num_parameters == sum(value.numel() for value in after["model"].values())
