@@ -174,7 +174,7 @@ def test_half_precisions_on_a_gpu(train, precision):
 
 
 def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(train, tmp_path, corpus, teacher_path):
-    options = ["optimization.max_update=60", "checkpoint.save_interval_updates=3"]
+    options = ["optimization.max_update=100000", "checkpoint.save_interval_updates=3"]
     process = conftest.start(conftest.hydra_arguments(corpus, teacher_path, tmp_path / "run", *options))
     for line in process.stdout:
         if "num_updates=5," in line:
