@@ -10,8 +10,8 @@ from torch import nn
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.report.heatmaps import draw_map
+from fairseq_star.report.maps import MAX_SECONDS, LayerMaps, UtteranceMaps, choose_layers, tgm
 from fairseq_star.report.style import DPI, LIGHT, require_matplotlib, themed
-from fairseq_star.report.utterance import MAX_SECONDS, LayerMaps, UtteranceMaps, choose_layers, tgm
 
 SHOWN = ("teacher", "student", "difference")
 

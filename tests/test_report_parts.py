@@ -9,10 +9,11 @@ from torch import nn
 
 from fairseq_star.errors import StarError
 from fairseq_star.frames import FrameGeometry
-from fairseq_star.report.compare import Students, compare, linear_cka, tgm, tgm_error
+from fairseq_star.report.compare import Students, compare, linear_cka, tgm_error
 from fairseq_star.report.heatmaps import color_range, draw_map
+from fairseq_star.report.maps import LayerMaps, UtteranceMaps, choose_layers, tgm
 from fairseq_star.report.style import DARK, LIGHT, themed
-from fairseq_star.report.utterance import LayerMaps, UtteranceMaps, choose_layers, read_phones
+from fairseq_star.report.utterance import read_phones
 from fairseq_star.tensorboard_maps import TensorboardMaps
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra [report])")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fairseq_star.data import DistillationDataset
 from fairseq_star.encoder import Encoding
+from fairseq_star.report.maps import tgm
 
 if TYPE_CHECKING:
     from fairseq_star.run import Run
@@ -76,12 +77,6 @@ def linear_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> np.ndarray:
     columns = [unit(states) for states in second]
     rows = (unit(states) for states in first)
     return np.array([[float(torch.linalg.matrix_norm(column.T @ row) ** 2) for column in columns] for row in rows])
-
-
-def tgm(states: Tensor) -> Tensor:
-    """Temporal Gram matrix X X^T of one utterance (T x D): T x T, float32 or wider."""
-    states = states.float()
-    return states @ states.T
 
 
 def tgm_error(teacher: Tensor, student: Tensor) -> float:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.report.maps import LayerMaps, UtteranceMaps
 from fairseq_star.report.style import DIVERGING, SEQUENTIAL, Theme, new_figure
-from fairseq_star.report.utterance import LayerMaps, UtteranceMaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,9 @@ from fairseq_star.errors import StarError
 from fairseq_star.report import html, results, sections
 from fairseq_star.report.compare import Students, compare
 from fairseq_star.report.losses import read_losses
+from fairseq_star.report.maps import choose_layers
 from fairseq_star.report.style import require_matplotlib
-from fairseq_star.report.utterance import choose_layers, utterance_maps
+from fairseq_star.report.utterance import utterance_maps
 from fairseq_star.run import load_run
 
 CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")

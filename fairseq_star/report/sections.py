@@ -18,8 +18,8 @@ from fairseq_star.report.compare import Similarity
 from fairseq_star.report.heatmaps import draw_map
 from fairseq_star.report.html import Pictures
 from fairseq_star.report.losses import Losses
+from fairseq_star.report.maps import LayerMaps, UtteranceMaps
 from fairseq_star.report.style import Theme, render
-from fairseq_star.report.utterance import LayerMaps, UtteranceMaps
 from fairseq_star.run import Run
 
 TERMS = {

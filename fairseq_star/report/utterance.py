@@ -1,7 +1,6 @@
 """One utterance for the pictures: its sound, its phones, its temporal Gram matrices in teacher and student."""
 
 import os
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,55 +9,14 @@ import numpy as np
 
 from fairseq_star.data import DistillationDataset
 from fairseq_star.errors import StarError
-from fairseq_star.frames import FrameGeometry
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, read_manifest
-from fairseq_star.report.compare import Students, encode_both, tgm
+from fairseq_star.report.compare import Students, encode_both
+from fairseq_star.report.maps import MAX_SECONDS, LayerMaps, UtteranceMaps, tgm
 
 if TYPE_CHECKING:
     from fairseq_star.run import Run
 
-MAX_SECONDS = 8.0
 GOOD_SECONDS = 2.5  # enough for some twenty phones, few enough that each can be read in a picture
-
-
-@dataclass
-class LayerMaps:
-    """Temporal Gram matrices (T x T) of one student layer and of the teacher layer it learned from."""
-
-    student_layer: int  # 1-based
-    teacher_layer: int
-    teacher: np.ndarray
-    student: np.ndarray
-    before: np.ndarray | None = None  # the untrained student's
-
-
-@dataclass
-class UtteranceMaps:
-    """What the heat maps show."""
-
-    name: str
-    samples: np.ndarray  # at most MAX_SECONDS of it at SAMPLE_RATE, mono, the highest at 1 or -1
-    geometry: FrameGeometry
-    phones: list[tuple[int, int, str]]  # first frame, frame after the last, label; empty without labels
-    transcript: str  # empty without one
-    layers: list[LayerMaps]
-
-    def seconds(self, frame: int) -> float:
-        """When a frame begins: frames lie side by side, each around the middle of the samples it sees."""
-        middle = self.geometry.receptive_field / 2 + frame * self.geometry.downsample_rate
-        return (middle - self.geometry.downsample_rate / 2) / SAMPLE_RATE
-
-
-def choose_layers(num_layers: int, chosen: list[int] | None) -> list[int]:
-    """Student layers (1-based) to draw: ``chosen``, or the first, the middle and the last.
-
-    Raises:
-        StarError: a layer the student has not.
-    """
-    for layer in chosen or []:
-        if not 1 <= layer <= num_layers:
-            raise StarError(f"--layers {layer}: the student has layers 1 to {num_layers}")
-    return sorted(set(chosen or [1, (num_layers + 1) // 2, num_layers]))
 
 
 def utterance_maps(
