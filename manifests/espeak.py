@@ -11,9 +11,10 @@ that process's program too, hence no import here that takes time.
 import base64
 import ctypes
 import json
+import os
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 SYNTHESIS_RATE = 22_050
 """Hz; the rate of eSpeak NG's own synthesizer."""
@@ -110,8 +111,8 @@ def _load_library() -> ctypes.CDLL:
     return library
 
 
-def _serve(job: dict) -> None:
-    """Speaks a job's texts and prints each as a line of JSON."""
+def _serve(job: dict, out: TextIO) -> None:
+    """Speaks a job's texts and writes each to ``out`` as a line of JSON."""
     library = _load_library()
     if library.espeak_SetVoiceByName(job["voice"].encode()) != 0:
         raise EspeakError(f"eSpeak NG has no voice {job['voice']!r}; name one that its data holds")
@@ -142,7 +143,7 @@ def _serve(job: dict) -> None:
         library.espeak_Synth(encoded, len(encoded), 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
         library.espeak_Synchronize()
         pcm = base64.b64encode(b"".join(pieces)).decode("ascii")
-        print(json.dumps({"pcm": pcm, "phones": phones, "words": words}))
+        print(json.dumps({"pcm": pcm, "phones": phones, "words": words}), file=out)
 
 
 def _plain(mnemonic: str) -> str:
@@ -152,8 +153,11 @@ def _plain(mnemonic: str) -> str:
 
 
 if __name__ == "__main__":
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what the library itself might print must not come between the lines
     try:
-        _serve(json.load(sys.stdin))
+        _serve(json.load(sys.stdin), answer)
+        answer.close()
     except EspeakError as problem:
         print(problem, file=sys.stderr)
         sys.exit(1)
