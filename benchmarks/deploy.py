@@ -11,7 +11,6 @@ factor is seconds of computing a second of audio; ways run in turn. Writes a dat
 """
 
 import argparse
-import json
 import logging
 import os
 import shlex
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from measure import ROOT, alternate, environment
+from measure import ROOT, alternate, environment, heading, write_result
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -154,18 +153,15 @@ def main() -> None:
     result = {"made_with": made_with, "parameters": student.num_parameters, "ways": rows}
     print(table(result))
     if not options.quick:
-        options.out.mkdir(parents=True, exist_ok=True)
         file = f"deploy-{made_with['date']}-cpu"
-        (options.out / f"{file}.json").write_text(json.dumps(result, indent=1) + "\n")
-        (options.out / f"{file}.md").write_text(table(result))
+        write_result(options.out, file, table(result), result)
 
 
 def table(result: dict) -> str:
     """Markdown of a result."""
     seconds = list(result["ways"]["teacher"]["times"])
     heads = [f"{head} of {length} s" for length in seconds for head in ("real-time factor", "faster")]
-    lines = ["# Latency and size of the exported student", ""]
-    lines += [f"* {key}: `{value}`" for key, value in result["made_with"].items()]
+    lines = heading("Latency and size of the exported student", result["made_with"])
     lines += [
         f"* student: {result['parameters']:,} parameters; teacher: HuBERT Base's dimensions",
         "* all hidden states of one utterance; medians of alternating runs; faster: than the teacher, median of the "

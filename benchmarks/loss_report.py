@@ -1,23 +1,20 @@
 """The result of `loss.py` as a table, as JSON and as a picture."""
 
-import json
-import logging
 from pathlib import Path
+
+from measure import heading, pyplot_or_none, write_result
 
 
 def write_report(path: Path, result: dict) -> None:
     """Write path.json, path.md and path.png; `result` as `loss.py` makes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(path.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_name(path.name + ".md").write_text(_table(path.name, result))
+    write_result(path.parent, path.name, _table(path.name, result), result)
     _plot(path.with_name(path.name + ".png"), result["rows"])
 
 
 def _table(name: str, result: dict) -> str:
     """Markdown: what it was made with, then a line per length and batch."""
     dims = result["dims"]
-    lines = ["# TGM loss alone, forward and backward", ""]
-    lines += [f"* {key}: `{value}`" for key, value in result["made_with"].items()]
+    lines = heading("TGM loss alone, forward and backward", result["made_with"])
     lines += [
         f"* states: {dims['num_states']} of {dims['teacher_dim']} (teacher) and {dims['student_dim']} (student)",
         "* naive: stacked einsum and F.mse_loss; auto: `tgm_loss`; recompute: the same, computed again for backward",
@@ -44,14 +41,9 @@ def _table(name: str, result: dict) -> str:
 
 def _plot(path: Path, rows: list[dict]) -> None:
     """Time and peak memory against audio length, a column of panels per batch size."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed: no plot (pip install matplotlib)")
+    pyplot = pyplot_or_none()
+    if pyplot is None:
         return
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets everybody's DEBUG through
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     batches = sorted({row["batch"] for row in rows})
     with_memory = any("memory_mib" in row for row in rows)

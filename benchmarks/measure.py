@@ -1,5 +1,7 @@
 """Measuring on a machine that is shared: alternating runs, peak memory of one call, and what a result was made with."""
 
+import json
+import logging
 import os
 import platform
 import statistics
@@ -18,7 +20,18 @@ sys.path.insert(0, str(ROOT))
 from fairseq_star.environment import commit, processor  # noqa: E402
 from fairseq_star.profiling.memory import peak_extra_bytes, synchronize  # noqa: E402
 
-__all__ = ["MEBIBYTE", "ROOT", "Timing", "alternate", "environment", "peak_extra_bytes", "synchronize"]
+__all__ = [
+    "MEBIBYTE",
+    "ROOT",
+    "Timing",
+    "alternate",
+    "environment",
+    "heading",
+    "peak_extra_bytes",
+    "pyplot_or_none",
+    "synchronize",
+    "write_result",
+]
 MEBIBYTE = 2**20
 
 
@@ -66,3 +79,29 @@ def environment(device: str, command: str) -> dict[str, str]:
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "load average at the start": f"{os.getloadavg()[0]:.1f} (other processes' share of the cores is in the times)",
     }
+
+
+def heading(title: str, made_with: dict[str, str]) -> list[str]:
+    """The first lines of a result in Markdown: its title, and what `environment` says it was made with."""
+    return [f"# {title}", "", *(f"* {key}: `{value}`" for key, value in made_with.items())]
+
+
+def write_result(folder: Path, name: str, table: str, result: dict) -> None:
+    """Write a result as folder/name.json and its table as folder/name.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(table)
+
+
+def pyplot_or_none():
+    """matplotlib's pyplot without a screen; None, said aloud, where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: no plot (pip install matplotlib)")
+        return None
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets everybody's DEBUG through
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

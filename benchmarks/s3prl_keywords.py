@@ -14,7 +14,6 @@ linearly: FBANK is at chance by construction (SUPERB's table has 8.63 %). `fbank
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -26,7 +25,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from measure import ROOT, environment
+from measure import ROOT, environment, heading, write_result
 
 sys.path[:0] = [str(ROOT), str(ROOT / "manifests")]
 
@@ -152,17 +151,14 @@ def main() -> None:
         "accuracies": accuracies,
     }
     print(table(result))
-    options.out.mkdir(parents=True, exist_ok=True)
     name = f"s3prl-keywords-{made_with['date']}"
-    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / f"{name}.md").write_text(table(result))
+    write_result(options.out, name, table(result), result)
 
 
 def table(result: dict) -> str:
     """Markdown of a result."""
     runner = result["settings"]["runner"]
-    lines = ["# s3prl's keyword task on the exported student", ""]
-    lines += [f"* {key}: `{value}`" for key, value in result["made_with"].items()]
+    lines = heading("s3prl's keyword task on the exported student", result["made_with"])
     lines += [
         f"* student: {result['parameters']:,} parameters, differs by {result['export_differs']:.0e} in s3prl",
         "* task: s3prl's `speech_commands`, 12 classes (chance 0.083), corpus of manifests/demo_keywords.py",

@@ -9,7 +9,6 @@ status 0. Linux only. Writes results/soak-DATE.md and .png.
 """
 
 import argparse
-import logging
 import re
 import shlex
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from measure import MEBIBYTE, ROOT, environment
+from measure import MEBIBYTE, ROOT, environment, heading, pyplot_or_none
 
 TRAIN = "import sys; from fairseq_cli.hydra_train import cli_main; sys.argv[0] = 'fairseq-hydra-train'; cli_main()"
 WARM_UP = 1 / 3  # of the time; caches fill, allocators settle
@@ -157,8 +156,7 @@ def table(name: str, result: dict, made_with: dict[str, str]) -> str:
         ("open descriptors, trainer", interval("descriptors_range"), trend("descriptors_slope_per_hour")),
         (f"updates a second, {WINDOWS} windows", speed, f"second half / first half: {halves[1] / halves[0]:.3f}"),
     ]
-    lines = [f"# Soak: {result['minutes']:.1f} minutes, {result['updates']:,} updates", ""]
-    lines += [f"* {key}: `{value}`" for key, value in made_with.items()]
+    lines = heading(f"Soak: {result['minutes']:.1f} minutes, {result['updates']:,} updates", made_with)
     lines += [
         "",
         f"After a warm-up of {WARM_UP:.0%} of the time; slopes by least squares. Ended by SIGTERM, status 0.",
@@ -170,14 +168,9 @@ def table(name: str, result: dict, made_with: dict[str, str]) -> str:
 
 def plot(path: Path, result: dict) -> None:
     """Memory, descriptors and speed over time; nothing where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed: no plot (pip install matplotlib)")
+    pyplot = pyplot_or_none()
+    if pyplot is None:
         return
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets everybody's DEBUG through
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     seconds, rss, workers, descriptors = np.array(result["samples"]).T
     minutes = seconds / 60

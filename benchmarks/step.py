@@ -10,7 +10,6 @@ compiled. All compute the same loss, checked before anything is timed. Writes a 
 """
 
 import argparse
-import json
 import math
 import os
 import shlex
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from measure import MEBIBYTE, ROOT, alternate, environment, peak_extra_bytes
+from measure import MEBIBYTE, ROOT, alternate, environment, heading, peak_extra_bytes, write_result
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -201,15 +200,12 @@ def main() -> None:
     print(table(result))
     if not options.quick:
         name = f"step-{made_with['date']}-{options.device}-{options.dtype}"
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        (options.out / f"{name}.md").write_text(table(result))
+        write_result(options.out, name, table(result), result)
 
 
 def table(result: dict) -> str:
     """Markdown of a result."""
-    lines = ["# Training step, HuBERT Base to starhubert", ""]
-    lines += [f"* {key}: `{value}`" for key, value in result["made_with"].items()]
+    lines = heading("Training step, HuBERT Base to starhubert", result["made_with"])
     lines += [
         f"* batch: {result['batch']} x {result['seconds']:g} s of audio, {result['dtype']}",
         "* times: medians of alternating runs; faster: median of the ratios within a round",
