@@ -30,7 +30,7 @@ from fairseq_star.errors import StarError  # noqa: E402
 from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures  # noqa: E402
 from fairseq_star.probe.head import Trained  # noqa: E402
 from fairseq_star.probe.labels import TASKS, TaskData, read_task  # noqa: E402
-from fairseq_star.probe.run import FBANK, RANDOM, TEACHER, probe_features, summarize  # noqa: E402
+from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize  # noqa: E402
 from fairseq_star.teachers import load_teacher  # noqa: E402
 from fairseq_star.teachers.starhubert import student_config  # noqa: E402
 from fairseq_star.teachers.untrained import untrained  # noqa: E402
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         for job in tqdm(as_completed(jobs), "ablation", len(jobs), unit="run", disable=None):
             done[jobs[job]] = job.result()
     references = done.pop(None)
-    for name in (FBANK, RANDOM):
+    for name in (FBANK, FBANK_RAW, RANDOM):
         heads[name] = references[name]
     for method in options.methods:
         heads[method] = {t.task: [done[method, seed][t.task][0] for seed in options.seeds] for t in task_data}
@@ -148,7 +148,7 @@ def _student(method: str, seed: int, options: argparse.Namespace) -> dict[str, l
 
 
 def _references(options: argparse.Namespace) -> dict[str, dict[str, list[Trained]]]:
-    """Heads on FBANK, on random-init students (one a seed) and on the teacher."""
+    """Heads on filter banks, on random-init students (one a seed) and on the teacher."""
     task_data, teacher = _task_data(options), load_teacher(str(options.teacher), option="--teacher")
     seeds = options.seeds
     path = options.out / f"references-{'-'.join(map(str, seeds))}-{options.max_utterances}.pt"
@@ -166,7 +166,12 @@ def _references(options: argparse.Namespace) -> dict[str, dict[str, list[Trained
         _save(
             path,
             {
-                FBANK: probe_features(SpectralFeatures(FBANK, teacher.geometry), task_data, seeds, FBANK),
+                name: probe_features(
+                    SpectralFeatures(FBANK, teacher.geometry, normalize=name == FBANK), task_data, seeds, name
+                )
+                for name in (FBANK, FBANK_RAW)
+            }
+            | {
                 RANDOM: {task.task: [heads[task.task][0] for heads in by_seed] for task in task_data},
                 TEACHER: probe_features(EncoderFeatures(teacher, "cpu"), task_data, seeds, TEACHER),
             },

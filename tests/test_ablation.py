@@ -42,7 +42,8 @@ def test_a_row_for_each_method_and_no_work_twice(tmp_path, teacher_path, capsys)
     ablation.main([str(argument) for argument in arguments])
     table = capsys.readouterr().out
     result = json.loads((out / "ablation.json").read_text())
-    names = ["FBANK", "random init", "frame matching", "avg-attn", "layer-wise + intra-layer", "teacher"]
+    spectra = ["FBANK", "FBANK, not normalized"]
+    names = [*spectra, "random init", "frame matching", "avg-attn", "layer-wise + intra-layer", "teacher"]
     assert list(dict.fromkeys(row["features"] for row in result["rows"])) == names
     assert all(f"\n| {name} | " in table for name in names)
     assert all(len(row["seed_accuracies"]) == 2 for row in result["rows"])

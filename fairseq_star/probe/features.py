@@ -32,18 +32,20 @@ class Extractor(Protocol):
 class SpectralFeatures:
     """80 FBANK (or 13 MFCC) with first and second differences, Kaldi's, at the frames of an encoder.
 
-    As s3prl's baselines, normalized to mean 0 and variance 1 over the utterance. The mean over time is that of the
-    bands (or cepstra) alone: after the normalization it would be nothing but zeros.
-
     Args:
         kind: ``FBANK`` or ``MFCC``.
         geometry: of the encoder's frames, which those here have in their middle: 320 samples apart, 400 seen.
+        normalize: each utterance to mean 0 and variance 1 over time, as s3prl's ``fbank`` and ``mfcc`` (their ``cmvn``)
+            and SUPERB's tables have it. The mean over time, all that a task of one label an utterance sees, is then 0:
+            such tasks are at chance. Without it they see the mean of the bands (or cepstra) alone: that of the
+            differences is next to nothing, and the head, which brings all its inputs to one scale, would make noise
+            of it.
     """
 
-    def __init__(self, kind: str, geometry: FrameGeometry):
+    def __init__(self, kind: str, geometry: FrameGeometry, *, normalize: bool = True):
         import torchaudio
 
-        self.geometry = geometry
+        self.geometry, self.normalize = geometry, normalize
         self.deltas = torchaudio.functional.compute_deltas
         kaldi = torchaudio.compliance.kaldi
         self.compute, self.settings = {
@@ -63,8 +65,11 @@ class SpectralFeatures:
         first = self.deltas(static)
         features = torch.cat([static, first, self.deltas(first)]).T[::2]
         features = features[: self.geometry.num_frames(len(samples))]
+        if not self.normalize:
+            return features[:, None], static.mean(1)[None]
         normalized = (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-5)
-        return normalized[:, None], static.mean(1)[None]
+        # Not computed: what rounding leaves of a mean of 0 would be noise that a head could still learn from.
+        return normalized[:, None], torch.zeros(1, features.size(1))
 
 
 class EncoderFeatures:

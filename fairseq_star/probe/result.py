@@ -13,7 +13,7 @@ class ProbeRow:
     """One task with the features of one model."""
 
     task: str  # phone, keyword or speaker
-    features: str  # FBANK, MFCC, "random init", "student", "teacher"
+    features: str  # FBANK, MFCC, "FBANK, not normalized", "random init", "student", "teacher"
     accuracy: float  # share of test frames (phone) or utterances classified correctly, mean over seeds
     low: float  # 95 % confidence interval
     high: float
@@ -86,7 +86,9 @@ class ProbeResult:
             "",
             f"Accuracy in %, mean over seeds {', '.join(map(str, self.seeds))}; 95 % intervals by bootstrap: {DRAWS} "
             "draws of test speakers (of files where speakers are unknown) and of seeds, the same draws for all models. "
-            f"Head: softmax-weighted sum of all layers, one linear layer, the best on a dev part. {sizes}.",
+            f"Head: softmax-weighted sum of all layers, one linear layer, the best on a dev part. {sizes}. "
+            "FBANK and MFCC are s3prl's and SUPERB's, of mean 0 over each utterance: a task of one label an utterance, "
+            "which sees that mean alone, finds nothing in them. FBANK, not normalized, keeps it.",
         ]
         return "\n".join(lines)
 

@@ -17,7 +17,8 @@ from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
 from fairseq_star.teachers import load_teacher
 from fairseq_star.teachers.untrained import untrained
 
-FBANK, MFCC, RANDOM, STUDENT, TEACHER = "FBANK", "MFCC", "random init", "student", "teacher"
+FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
+RANDOM, STUDENT, TEACHER = "random init", "student", "teacher"
 
 
 def run_probe(
@@ -55,6 +56,7 @@ def run_probe(
     def extractors():  # one at a time: only one model and its features are in memory
         yield FBANK, SpectralFeatures(FBANK, encoder.geometry)
         yield MFCC, SpectralFeatures(MFCC, encoder.geometry)
+        yield FBANK_RAW, SpectralFeatures(FBANK, encoder.geometry, normalize=False)
         yield RANDOM, EncoderFeatures(untrained(encoder.config, normalize=encoder.normalize), device)
         yield STUDENT, EncoderFeatures(encoder, device)
         if teacher is not None:

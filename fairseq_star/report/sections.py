@@ -193,8 +193,10 @@ def knowledge(kept: Pictures, probe: dict | None, checkpoint: Path, run_dir: Pat
         "<p>Small classifiers on the frozen features, tested on speech they were not trained on. Bars, and the ranges "
         f"in the table: 95 % confidence intervals ({len(probe['seeds'])} seeds).</p>",
         html.look(
-            "<b>What to look for:</b> the student should be well above the plain spectral features (FBANK, MFCC) and "
-            "its own untrained self (random init), and close to the teacher. " + escape(results.margins(probe))
+            "<b>What to look for:</b> the student should be well above the plain spectral features (FBANK, MFCC; "
+            "normalized over each utterance as in SUPERB) and its own untrained self (random init), and close to the "
+            "teacher. FBANK, not normalized, keeps the mean spectrum, by which a few voices are told easily. "
+            + escape(results.margins(probe))
         ),
         html.pictures([figure(task) for task in results.probe_tasks(probe)]),
         results.probe_table(probe),
