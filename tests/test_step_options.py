@@ -7,7 +7,7 @@ from test_criterion import batch_of, build, gradient, relative_difference
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_teacher_precision(corpus, teacher_path, precision):
+def test_teacher_precision(corpus, teacher_path, precision, without_onednn):
     task, student, criterion = build(corpus, teacher_path, teacher_precision=precision)
     batch = batch_of(task, [0, 3])
     assert task.teach(batch).hidden_states[-1].dtype == getattr(torch, precision)

@@ -82,7 +82,7 @@ def test_float32_equals_float64(form, distance, path):
 # they are not in the float32 Gram matrices either. `gram` has lost 6 of the value's; `auto` sees that and uses `tiled`.
 @pytest.mark.parametrize(
     ("form", "frames", "value_error", "gradient_error"),
-    [("auto", 600, 1e-5, 5e-4), ("tiled", 600, 1e-5, 5e-4), ("reference", 200, 1e-5, 5e-4), ("gram", 600, 2e-2, 1e-3)],
+    [("auto", 600, 1e-5, 5e-4), ("tiled", 600, 1e-5, 5e-4), ("reference", 200, 1e-5, 5e-4), ("gram", 600, 5e-2, 1e-3)],
 )
 @pytest.mark.parametrize("offset", [0.0, 3.0])
 def test_student_equal_to_the_teacher_but_for_noise(form, frames, value_error, gradient_error, offset):
