@@ -1,6 +1,8 @@
 """Fixtures: a tiny teacher, a tiny corpus, and fairseq's own trainer run on them in a process of its own."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +43,12 @@ def hydra_arguments(
 
 def start(arguments: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+    hear_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess:
