@@ -4,11 +4,12 @@
     python benchmarks/soak.py ls --train-subset train-100h --minutes 30
 
 Starts fairseq-hydra-train with the `demo` recipe and the embedded teacher, with data workers, random crops, validations
-and saves as a long run has them; reads /proc once in a while; ends it by SIGTERM, as a cluster would, and expects
+and saves as a long run has them; looks at it once in a while; ends it by SIGTERM, as a cluster would, and expects
 status 0. Linux only. Writes results/soak-DATE.md and .png.
 """
 
 import argparse
+import contextlib
 import re
 import shlex
 import signal
@@ -21,6 +22,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from measure import MEBIBYTE, ROOT, environment, heading, pyplot_or_none
 
@@ -55,12 +57,12 @@ def command(options: argparse.Namespace, save_dir: str) -> list[str]:
 
 
 class Watched:
-    """A process and its children, seen through /proc, and the updates its log tells of."""
+    """A process and its children, seen from outside, and the updates its log tells of."""
 
     def __init__(self, process: subprocess.Popen):
         self.process = process
         self.updates: list[tuple[float, int]] = []  # time, number of updates
-        self.samples: list[tuple[float, int, int, int]] = []  # time, bytes, bytes of all workers, descriptors
+        self.samples: list[tuple[float, int, int, int]] = []  # time, bytes, workers' bytes, descriptors
         self.log: list[str] = []
         self.begun = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
@@ -74,20 +76,19 @@ class Watched:
         self.begun.set()
 
     def sample(self) -> None:
-        own = Path(f"/proc/{self.process.pid}")
-        # Of every thread: fairseq starts the data workers from one of its own.
-        children = [child for thread in (own / "task").iterdir() for child in (thread / "children").read_text().split()]
-        workers = sum(_resident(Path(f"/proc/{child}")) for child in children)
-        self.samples.append((time.monotonic(), _resident(own), workers, len(list((own / "fd").iterdir()))))
+        """One look; none at a process that has just ended."""
+        with contextlib.suppress(psutil.Error):
+            trainer = psutil.Process(self.process.pid)
+            workers = sum(_share(child) for child in trainer.children())
+            self.samples.append((time.monotonic(), trainer.memory_info().rss, workers, trainer.num_fds()))
 
 
-def _resident(process: Path) -> int:
-    """Bytes of a process in memory, what it shares counted whole; 0 for one that has just ended."""
+def _share(process: psutil.Process) -> int:
+    """Bytes of a process in memory, what several share divided among them; 0 for one that has just ended."""
     try:
-        found = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
-    except (FileNotFoundError, ProcessLookupError):
+        return process.memory_full_info().pss
+    except psutil.Error:
         return 0
-    return int(found[1]) * 1024 if found else 0
 
 
 def soak(options: argparse.Namespace) -> dict:
@@ -152,7 +153,7 @@ def table(name: str, result: dict, made_with: dict[str, str]) -> str:
     speed = f"{min(rates):.2f} to {max(rates):.2f}"
     rows = [
         ("resident memory, trainer, MiB", interval("rss_range_mib"), trend("rss_slope_mib_per_hour")),
-        ("of its data workers together, MiB", interval("workers_range_mib"), trend("workers_slope_mib_per_hour")),
+        ("of its data workers, proportional, MiB", interval("workers_range_mib"), trend("workers_slope_mib_per_hour")),
         ("open descriptors, trainer", interval("descriptors_range"), trend("descriptors_slope_per_hour")),
         (f"updates a second, {WINDOWS} windows", speed, f"second half / first half: {halves[1] / halves[0]:.3f}"),
     ]

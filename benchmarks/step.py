@@ -5,21 +5,26 @@
     python benchmarks/step.py --quick                               # a smoke run in seconds, no result to keep
 
 A step is teacher, student, loss, backward and AdamW, through the plugin's own task and criterion; weights are random,
-audio is noise. Ways: naive (naive_step.py), fast (no option), cached (task.teacher_cache, warm), and with --compile
-compiled. All compute the same loss, checked before anything is timed. Writes a dated .md and .json.
+audio is noise. Ways: naive (naive_step.py), on the CPU also with this plugin's setting of the allocator, fast (no
+option), cached (task.teacher_cache, warm), and with --compile compiled. Each has a process of its own; they run in
+turn. All compute the same loss, checked before anything is timed. Writes a dated .md and .json.
 """
 
 import argparse
 import math
+import multiprocessing
 import os
+import resource
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from measure import MEBIBYTE, ROOT, alternate, environment, heading, peak_extra_bytes, write_result
+from measure import MEBIBYTE, ROOT, alternate, environment, heading, synchronize, write_result
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -29,6 +34,7 @@ from omegaconf import OmegaConf  # noqa: E402
 import tiny  # noqa: E402
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion  # noqa: E402
 from fairseq_star.models.starhubert import StarHubertConfig  # noqa: E402
+from fairseq_star.onednn_linear import faster_linear  # noqa: E402
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask  # noqa: E402
 from naive_step import naive_loss  # noqa: E402
 
@@ -37,6 +43,7 @@ BASE = {
     "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2", "conv_pos": 128, "conv_pos_groups": 16,
 }  # fmt: skip
 FLOOR_GMACS = 12.4  # a second of audio, teacher forward and student forward and backward (STAR: 7.0 + 3 x 1.8)
+NAIVE, NAIVE_KEPT = "naive", "naive, freed memory kept"
 MATRIX_OPS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "conv1d", "attention", "linear")
 
 
@@ -66,54 +73,125 @@ def batch_of(task, options: argparse.Namespace) -> dict:
 
 
 class Step:
-    """One optimizer update, of one way; called for timing."""
+    """One optimizer update, of one way, without anything of the trainer around it; called for timing."""
 
-    def __init__(self, loss, model):
-        self.loss, self.model = loss, model
+    def __init__(self, loss: Callable[[], Tensor], gradient: Callable[[], object], model: torch.nn.Module):
+        self.loss, self.gradient = loss, gradient
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def __call__(self) -> None:
-        self.loss().backward()
+        self.gradient()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-def make_steps(folder: Path, options: argparse.Namespace) -> dict[str, Step]:
-    """The ways, by name, each with a student of its own of the same weights."""
-    variants = {"fast": {}, "cached": {"teacher_cache": str(folder / "cache")}}
-    if options.compile:
-        variants["compiled"] = {"compile": True}
-    steps = {}
-    for name, task_options in {"naive": {}, **variants}.items():
-        task, model, criterion = build(folder, options, **task_options)
-        batch = batch_of(task, options)
-        if name == "naive":
-            source = batch["net_input"]["source"]
-            task.teacher.follow(source)
+class Backward:
+    """All that a task's train_step asks of an optimizer."""
 
-            def loss(teacher=task.teacher.model, student=model, source=source):
-                return naive_loss(teacher, student, source)
-        else:
-
-            def loss(criterion=criterion, student=model, batch=batch):
-                total, sample_size, _ = criterion(student, batch)
-                return total / sample_size
-
-        steps[name] = Step(loss, model)
-    return steps
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
 
 
-def check_equal(steps: dict[str, Step], tolerance: float) -> dict[str, float]:
-    """Every way's loss before any update; ends the program where one differs."""
-    for step in steps.values():
+def make_step(way: str, folder: Path, options: argparse.Namespace) -> Step:
+    """The step of a way, on a student of its own; all have the same first weights."""
+    task, model, criterion = build(folder, options, **task_options(way, folder))
+    batch = batch_of(task, options)
+    if way.startswith(NAIVE):
+        source = batch["net_input"]["source"]
+        task.teacher.follow(source)
+
+        def naive() -> Tensor:
+            return naive_loss(task.teacher.model, model, source)
+
+        return Step(naive, lambda: naive().backward(), model)
+
+    def loss() -> Tensor:
+        total, sample_size, _ = task.valid_step(batch, model, criterion)
+        return total / sample_size
+
+    return Step(loss, lambda: task.train_step(batch, model, criterion, Backward(), 0), model)
+
+
+def task_options(way: str, folder: Path) -> dict:
+    """What sets the ways apart in the task's own options. Naive code does nothing about the allocator."""
+    return {
+        NAIVE: {"release_memory": True},
+        "cached": {"teacher_cache": str(folder / "cache")},
+        "compiled": {"compile": True},
+    }.get(way, {})
+
+
+class Way:
+    """A way in a process of its own, so that each has its own allocator and its peak memory is its own."""
+
+    def __init__(self, name: str, folder: Path, options: argparse.Namespace):
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, folder, options, other), daemon=True)
+        self._process.start()
+        other.close()
+
+    def ask(self, question: str) -> object:
+        """The answer to one of the questions of `_serve`."""
+        self._pipe.send(question)
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            sys.exit(f"the process of {self.name} ended; what it said is above")
+
+    def __call__(self) -> None:
+        self.ask("step")
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(way: str, folder: Path, options: argparse.Namespace, pipe) -> None:
+    torch.set_num_threads(options.threads)
+    step = make_step(way, folder, options)
+
+    def loss() -> float:
         step.loss()  # fills the cache, compiles
-    with torch.no_grad():
-        losses = {name: step.loss().item() for name, step in steps.items()}
+        with torch.no_grad():
+            return step.loss().item()
+
+    def one_step() -> None:
+        step()
+        synchronize(options.device)
+
+    answers = {
+        "loss": loss,
+        "peak": lambda: _peak_bytes(options.device),
+        "step": one_step,
+        "outside": lambda: outside_matrix_products(step, options.device),
+        "faults": lambda: _page_faults(step),
+    }
+    while True:
+        pipe.send(answers[pipe.recv()]())
+
+
+def _peak_bytes(device: str) -> int:
+    """Most memory this process has held: on the CPU resident, torch and all weights included."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _page_faults(step: Step) -> int:
+    """Page faults of a step that needed no disk: pages of memory the system had to hand out and zero."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def check_equal(losses: dict[str, float], tolerance: float) -> None:
+    """Every way's loss before any update; ends the program where one differs."""
     for name, value in losses.items():
         limit = max(tolerance, 2e-3) if name == "cached" else tolerance  # states are kept in float16
-        if not math.isclose(value, losses["naive"], rel_tol=limit):
-            sys.exit(f"{name} computes {value}, naive {losses['naive']}; no time is taken of a wrong result")
-    return losses
+        if not math.isclose(value, losses[NAIVE], rel_tol=limit):
+            sys.exit(f"{name} computes {value}, naive {losses[NAIVE]}; no time is taken of a wrong result")
 
 
 def outside_matrix_products(step: Step, device: str) -> float:
@@ -130,11 +208,12 @@ def outside_matrix_products(step: Step, device: str) -> float:
 
 
 def matrix_rate(options: argparse.Namespace) -> float:
-    """GMACs a second of a large square product on this machine, now, in the precision of the run."""
+    """GMACs a second of a large square product on this machine, now, in the precision of the run: the faster way's."""
     size = 8192 if options.device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=options.device, dtype=options.torch_dtype) for _ in range(2))
-    [timing] = alternate([lambda: a @ b], 5, options.device)
-    return size**3 / 1e9 / timing.best
+    with faster_linear():
+        timings = alternate([lambda: a @ b, lambda: torch.nn.functional.linear(a, b)], 5, options.device)
+    return size**3 / 1e9 / min(timing.best for timing in timings)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -160,20 +239,25 @@ def main() -> None:
     """Measure, print, write."""
     options = parse()
     torch.set_num_threads(options.threads)
+    made_with = environment(options.device, shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]))
+    names = [NAIVE, "fast", "cached", *(["compiled"] if options.compile else [])]
+    if options.device == "cpu":
+        names.insert(1, NAIVE_KEPT)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         tiny.write_teacher(folder / "teacher.pt", **({} if options.quick else BASE))
         tiny.write_tsv(
             folder / "data" / "train.tsv", tiny.write_audio(folder / "audio", [options.seconds] * options.batch)
         )
-        steps = make_steps(folder, options)
-        losses = check_equal(steps, 1e-4 if options.dtype == "float32" else 3e-2)
-        made_with = environment(options.device, shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]))
-        timings = dict(zip(steps, alternate(list(steps.values()), options.rounds, options.device), strict=True))
-        peaks = {}
-        if options.device == "cuda":  # on the CPU it takes a process each: benchmarks/loss.py measures the loss's so
-            peaks = {name: peak_extra_bytes(step, "cuda") / MEBIBYTE for name, step in steps.items()}
-        outside = outside_matrix_products(steps["fast"], options.device)
+        ways = [Way(name, folder, options) for name in names]
+        losses = {way.name: way.ask("loss") for way in ways}
+        check_equal(losses, 1e-4 if options.dtype == "float32" else 3e-2)
+        timings = dict(zip(names, alternate(ways, options.rounds, "cpu"), strict=True))  # each waits for its device
+        peaks = {way.name: way.ask("peak") / MEBIBYTE for way in ways}
+        faults = {way.name: way.ask("faults") for way in ways}
+        outside = ways[names.index("fast")].ask("outside")
+        for way in ways:
+            way.end()
         rate = matrix_rate(options)
 
     floor = FLOOR_GMACS * options.seconds * options.batch / rate
@@ -189,7 +273,8 @@ def main() -> None:
                 "best_s": timing.best,
                 "speedup": timing.speedup,
                 "utilization": floor / timing.median,
-                "peak_extra_mib": peaks.get(name),
+                "peak_mib": peaks[name],
+                "page_faults": faults[name],
             }
             for name, timing in timings.items()
         },
@@ -208,18 +293,19 @@ def table(result: dict) -> str:
     lines = heading("Training step, HuBERT Base to starhubert", result["made_with"])
     lines += [
         f"* batch: {result['batch']} x {result['seconds']:g} s of audio, {result['dtype']}",
-        "* times: medians of alternating runs; faster: median of the ratios within a round",
-        "",
+        "* times: medians of alternating runs, each way in a process of its own; faster: median of the ratios within a "
+        "round",
+        f"* {NAIVE_KEPT}: with this plugin's setting of the allocator (`task.release_memory=false`)",
+        "* peak MiB: of the whole process; of the cached way with the filling of its cache",
         "* utilization: floor / time (of the cached way, which skips the teacher, it can exceed what a teacher allows)",
         "",
-        "| way | seconds | faster | utilization | peak extra MiB | loss |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| way | seconds | faster | utilization | peak MiB | page faults | loss |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, step in result["steps"].items():
-        memory = "" if step["peak_extra_mib"] is None else f"{step['peak_extra_mib']:.0f}"
         lines.append(
-            f"| {name} | {step['median_s']:.3f} | {step['speedup']:.2f}x | {step['utilization']:.0%} | {memory} "
-            f"| {result['losses'][name]:.6g} |"
+            f"| {name} | {step['median_s']:.3f} | {step['speedup']:.2f}x | {step['utilization']:.0%} "
+            f"| {step['peak_mib']:.0f} | {step['page_faults']:,} | {result['losses'][name]:.6g} |"
         )
     lines += [
         "",

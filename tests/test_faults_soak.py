@@ -8,7 +8,7 @@ import conftest
 import tiny
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_soak_smoke(tmp_path, teacher_path, monkeypatch):
     """`benchmarks/soak.py` for a moment: it runs, stops the run by SIGTERM, and writes a table and a picture."""
     monkeypatch.syspath_prepend(str(conftest.ROOT / "benchmarks"))

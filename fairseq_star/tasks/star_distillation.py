@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
@@ -16,8 +17,10 @@ from fairseq_star.checkpoint_safety import guard_runs
 from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.encoder import Encoding, compile_layers
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.host_memory import keep_freed_memory
 from fairseq_star.layers import match_layers
 from fairseq_star.loss_watch import LossWatch, second_look
+from fairseq_star.onednn_linear import faster_linear
 from fairseq_star.stopping import StopRequest
 from fairseq_star.teacher_cache import STORED_DTYPES, TeacherCache
 from fairseq_star.teachers import Teacher, load_teacher
@@ -87,6 +90,13 @@ class StarDistillationConfig(FairseqDataclass):
     teacher_cache_dtype: ChoiceEnum(list(STORED_DTYPES)) = field(
         default="float16", metadata={"help": "precision the hidden states are kept in"}
     )
+    release_memory: bool = field(
+        default=False,
+        metadata={
+            "help": "without a GPU: give freed memory back to the system at once; off: the process keeps it for its "
+            "next tensors, which saves a step its page faults"
+        },
+    )
     persistent_workers: bool = field(
         default=False,
         metadata={"help": "keep data workers from epoch to epoch; random crops are then those of the first epoch"},
@@ -130,6 +140,8 @@ class StarDistillationTask(FairseqTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
         if from_checkpoint:
             return super().build_model(cfg, from_checkpoint)
+        if not (self.cfg.release_memory or torch.cuda.is_available()):
+            keep_freed_memory()
         with told_in_one_line():
             self._check_manifests_exist()
             teacher = self._load_teacher()
@@ -259,7 +271,8 @@ class StarDistillationTask(FairseqTask):
         counts = "net_input" in sample
         if not counts:  # the other workers wait for this one's part of the gradient
             sample, ignore_grad = stand_in(self.teacher.geometry, model), True
-        loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        with self._products():
+            loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.losses.see(update_num, sample["paths"], loss)
         return loss, *self._counted(counts, sample_size, log, bad)
 
@@ -267,12 +280,16 @@ class StarDistillationTask(FairseqTask):
         with told_in_one_line():
             bad = self.bad_audio.tell(sample)
         counts = "net_input" in sample
-        loss, sample_size, log = super().valid_step(
-            sample if counts else stand_in(self.teacher.geometry, model), model, criterion
-        )
+        with self._products():
+            loss, sample_size, log = super().valid_step(
+                sample if counts else stand_in(self.teacher.geometry, model), model, criterion
+            )
         if counts:
             self.maps.draw(self, criterion, sample)
         return loss, *self._counted(counts, sample_size, log, bad)
+
+    def _products(self) -> AbstractContextManager:
+        return nullcontext() if self.cfg.compile else faster_linear()  # compiled code chooses its own
 
     def _counted(self, counts: bool, sample_size: int, log: dict, bad: int) -> tuple[int, dict]:
         """Sample size and logging output with what this task adds; every worker's has the same keys."""
