@@ -20,7 +20,7 @@ from fairseq import checkpoint_utils
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.stopping import stop_when_asked
+from fairseq_star.stopping import end_loading_at_exit, stop_when_asked
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves
 
 
 def guard_runs(task_class: type) -> None:
-    """Have runs of a task guarded: safe saving, a look at ``checkpoint_last.pt`` before it is loaded, SIGTERM.
+    """Have runs of a task guarded: safe saving, a look at ``checkpoint_last.pt`` before it is loaded, their end.
 
     ``fairseq.checkpoint_utils.load_checkpoint`` is what only training calls, once, when trainer and task are there.
     """
@@ -47,6 +47,7 @@ def guard_runs(task_class: type) -> None:
                     dist.barrier()  # fairseq's workers each look whether the file is there
                 save_safely()
         stop_when_asked(trainer.task.stop)
+        end_loading_at_exit()
         loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
         if trainer.cfg.optimization.max_update and finished >= trainer.cfg.optimization.max_update:

@@ -1,13 +1,17 @@
-"""SIGTERM, as a cluster sends it before it takes a machine away: finish the update, save, end with status 0."""
+"""How a run ends: by SIGTERM, as a cluster sends it before it takes a machine away, after the update, saved, with
+status 0; in any case without fairseq's thread that loads ahead."""
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from fairseq import checkpoint_utils
+from fairseq.data.iterators import BackgroundConsumer
 from torch.utils.data import get_worker_info
 
 logger = logging.getLogger(__name__)
@@ -69,6 +73,25 @@ def stop_when_asked(request: StopRequest) -> None:
 
     loop.validate_and_save = validate_and_save
     request.listen()
+
+
+def end_loading_at_exit() -> None:
+    """Have the interpreter wait, as it ends, for the thread in which fairseq loads batches ahead."""
+    atexit.register(_end_loading)
+
+
+def _end_loading(seconds: float = 30.0) -> None:
+    """A thread in torch's code while the interpreter ends takes the process down with SIGABRT, and the status the run
+    wanted to end with, be it 0 or 1, is lost. So each is let come to its end, which is one batch away."""
+    deadline = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if not isinstance(thread, BackgroundConsumer):
+            continue
+        thread._max_len = 0  # its loop's own way out, after the batch it is at
+        while thread.is_alive() and time.monotonic() < deadline:
+            while not thread._queue.empty():  # a full one would hold it
+                thread._queue.get_nowait()
+            thread.join(0.01)
 
 
 _outliving = False
