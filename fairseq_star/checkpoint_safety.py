@@ -20,6 +20,7 @@ from fairseq import checkpoint_utils
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.signal_stack import handle_signals_on_a_stack_of_their_own
 from fairseq_star.stopping import end_loading_at_exit, stop_when_asked
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def guard_runs(task_class: type) -> None:
 
     @functools.wraps(load)
     def load_checkpoint(cfg, trainer, **passthrough_args):
+        handle_signals_on_a_stack_of_their_own()  # these two for fine-tuning as well
+        end_loading_at_exit()
         if not isinstance(trainer.task, task_class):
             return load(cfg, trainer, **passthrough_args)
         with told_in_one_line():
@@ -47,7 +50,6 @@ def guard_runs(task_class: type) -> None:
                     dist.barrier()  # fairseq's workers each look whether the file is there
                 save_safely()
         stop_when_asked(trainer.task.stop)
-        end_loading_at_exit()
         loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
         if trainer.cfg.optimization.max_update and finished >= trainer.cfg.optimization.max_update:

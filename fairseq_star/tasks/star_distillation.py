@@ -2,7 +2,6 @@
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
@@ -20,7 +19,6 @@ from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.host_memory import keep_freed_memory
 from fairseq_star.layers import match_layers
 from fairseq_star.loss_watch import LossWatch, second_look
-from fairseq_star.onednn_linear import faster_linear
 from fairseq_star.stopping import StopRequest
 from fairseq_star.teacher_cache import STORED_DTYPES, TeacherCache
 from fairseq_star.teachers import Teacher, load_teacher
@@ -271,8 +269,7 @@ class StarDistillationTask(FairseqTask):
         counts = "net_input" in sample
         if not counts:  # the other workers wait for this one's part of the gradient
             sample, ignore_grad = stand_in(self.teacher.geometry, model), True
-        with self._products():
-            loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.losses.see(update_num, sample["paths"], loss)
         return loss, *self._counted(counts, sample_size, log, bad)
 
@@ -280,16 +277,12 @@ class StarDistillationTask(FairseqTask):
         with told_in_one_line():
             bad = self.bad_audio.tell(sample)
         counts = "net_input" in sample
-        with self._products():
-            loss, sample_size, log = super().valid_step(
-                sample if counts else stand_in(self.teacher.geometry, model), model, criterion
-            )
+        loss, sample_size, log = super().valid_step(
+            sample if counts else stand_in(self.teacher.geometry, model), model, criterion
+        )
         if counts:
             self.maps.draw(self, criterion, sample)
         return loss, *self._counted(counts, sample_size, log, bad)
-
-    def _products(self) -> AbstractContextManager:
-        return nullcontext() if self.cfg.compile else faster_linear()  # compiled code chooses its own
 
     def _counted(self, counts: bool, sample_size: int, log: dict, bad: int) -> tuple[int, dict]:
         """Sample size and logging output with what this task adds; every worker's has the same keys."""
