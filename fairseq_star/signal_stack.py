@@ -9,8 +9,8 @@ def handle_signals_on_a_stack_of_their_own() -> None:
 
     oneDNN's generated matrix products, by which torch computes HuBERT's positional convolution, keep the address of a
     buffer in the stack pointer. The system writes a handler's frame below it: a SIGTERM, or the SIGCHLD of a data
-    worker that ends, then overwrites what lies there, and the run ends in ``corrupted size vs. prev_size`` or goes on
-    with other numbers (uxlfoundation/oneDNN#4845, in torch 2.11; mended in oneDNN 3.11.2). CPython's handlers take an
+    worker that ends, then overwrites what lies there, and the run ends in ``corrupted size vs. prev_size`` or a
+    segmentation fault (uxlfoundation/oneDNN#4845, in torch 2.11; mended by oneDNN#4855). CPython's handlers take an
     alternate stack where there is one (``SA_ONSTACK``), and ``faulthandler`` makes one; that it also tells where a
     crash was is welcome.
     """
