@@ -20,6 +20,7 @@ from fairseq import checkpoint_utils
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.host import settle_on_host
 from fairseq_star.signal_stack import handle_signals_on_a_stack_of_their_own
 from fairseq_star.stopping import end_loading_at_exit, stop_when_asked
 
@@ -38,9 +39,11 @@ def guard_runs(task_class: type) -> None:
 
     @functools.wraps(load)
     def load_checkpoint(cfg, trainer, **passthrough_args):
-        handle_signals_on_a_stack_of_their_own()  # these two for fine-tuning as well
+        handle_signals_on_a_stack_of_their_own()  # these three for fine-tuning as well
         end_loading_at_exit()
-        if not isinstance(trainer.task, task_class):
+        ours = isinstance(trainer.task, task_class)
+        settle_on_host(keep_memory=ours and not trainer.task.cfg.release_memory)
+        if not ours:
             return load(cfg, trainer, **passthrough_args)
         with told_in_one_line():
             if not trainer.is_fsdp:  # whose checkpoints are in pieces

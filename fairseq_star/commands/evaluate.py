@@ -3,6 +3,7 @@
 import argparse
 
 from fairseq_star.evaluate import evaluate
+from fairseq_star.host import settle_on_host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,4 +16,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the losses of ``arguments.checkpoint`` before and after training."""
+    settle_on_host()
     print(evaluate(arguments.checkpoint, data=arguments.data, split=arguments.split, teacher=arguments.teacher))

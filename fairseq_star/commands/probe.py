@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 
+from fairseq_star.host import settle_on_host
 from fairseq_star.probe import TASKS, run_probe
 
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the features of ``arguments.checkpoint`` know."""
+    settle_on_host()
     result = run_probe(
         arguments.checkpoint,
         teacher=arguments.teacher,

@@ -2,6 +2,7 @@
 
 import argparse
 
+from fairseq_star.host import settle_on_host
 from fairseq_star.report.report import report
 
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report of ``arguments.run_dir`` and say where it is."""
+    settle_on_host()
     out = report(
         arguments.run_dir,
         arguments.out,

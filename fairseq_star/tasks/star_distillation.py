@@ -16,7 +16,6 @@ from fairseq_star.checkpoint_safety import guard_runs
 from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.encoder import Encoding, compile_layers
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.host_memory import keep_freed_memory
 from fairseq_star.layers import match_layers
 from fairseq_star.loss_watch import LossWatch, second_look
 from fairseq_star.stopping import StopRequest
@@ -138,8 +137,6 @@ class StarDistillationTask(FairseqTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
         if from_checkpoint:
             return super().build_model(cfg, from_checkpoint)
-        if not (self.cfg.release_memory or torch.cuda.is_available()):
-            keep_freed_memory()
         with told_in_one_line():
             self._check_manifests_exist()
             teacher = self._load_teacher()
