@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from fairseq_star.errors import StarError
 from fairseq_star.layers import match_layers
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.hub import locate
+from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.starhubert import ARCHITECTURES
 
 
@@ -55,7 +54,7 @@ def teacher_info(path: str, architecture: str = "starhubert") -> TeacherInfo:
     """
     if architecture not in ARCHITECTURES:
         raise StarError(f"--arch: there is no {architecture[:60]!a}; the architectures are {', '.join(ARCHITECTURES)}")
-    located = locate(path, "teacher")
+    located = hub.locate(path, "teacher")
     teacher = load_teacher(located.path, option="teacher")
     try:
         layer_map = match_layers(teacher.num_layers, ARCHITECTURES[architecture]().encoder_layers)

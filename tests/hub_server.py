@@ -35,8 +35,9 @@ class Hub:
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.log: list[str] = []  # METHOD PATH, without the query
-        self.after: dict[str, object] = {}  # what to do, once, when such a request was answered
+        self.after: dict[str, object] = {}  # what to do, once, when the answer to such a request is made
         self.url = ""
+        self.is_down = False  # answers, but with nothing else
 
     def repository(self, name: str, files: dict[str, bytes] | Path | None = None, gated: bool = False) -> Repository:
         made = self.repositories[name] = Repository(gated)
@@ -90,18 +91,20 @@ class Handler(BaseHTTPRequestHandler):
             status, headers, body = self.answer(parts[1:])
         except RefusedError as refused:
             status, headers, body = refused.status, refused.headers, b"{}"
+        if then := self.hub.after.pop(line, None):  # before the client can ask for more
+            then()
         self.send_response(status)
         for name, value in ({"Content-Length": len(body)} | headers).items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
-        if then := self.hub.after.pop(line, None):
-            then()
 
     do_GET = do_HEAD  # noqa: N815
 
     def answer(self, parts: list[str]) -> tuple[int, dict, bytes]:
+        if self.hub.is_down:
+            raise RefusedError(503, "", "Down")
         if self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
             raise RefusedError(401, "", "Invalid credentials in Authorization header")
         if parts[:2] == ["api", "models"]:
@@ -119,7 +122,12 @@ class Handler(BaseHTTPRequestHandler):
             location = f"{self.hub.url}/lfs/{owner}/{name}/resolve/{commit}/{'/'.join(file)}"
             linked = {"X-Linked-ETag": etag, "X-Linked-Size": len(content), "Location": location}
             return 302, {"X-Repo-Commit": commit, "ETag": '"pointer"', **linked}, b""
-        return 200, {"X-Repo-Commit": commit, "ETag": etag, "Content-Length": len(content)}, content
+        headers = {"X-Repo-Commit": commit, "ETag": etag}
+        if resumed := self.headers.get("Range"):  # bytes=FIRST-, after a download that broke off
+            first, last = int(resumed[6:].rstrip("-")), len(content) - 1
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return 206, headers, content[first:]
+        return 200, headers, content
 
     def about(self, parts: list[str]) -> dict | list:
         owner, name, kind, revision = [*parts, "revision", "main"][:4]

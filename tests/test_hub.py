@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import tasks
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -102,7 +102,14 @@ def restart(environment, monkeypatch):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     pytest.importorskip("transformers")
-    return tiny_teachers.huggingface(tmp_path_factory.mktemp("model") / "hubert", "hubert").path
+    path = tmp_path_factory.mktemp("model") / "hubert"
+
+    def save(model, path: Path) -> None:
+        model.save_pretrained(path, max_shard_size="20KB")
+
+    tiny_teachers.huggingface(path, "hubert", save=save)
+    assert (path / "model.safetensors.index.json").exists()
+    return path
 
 
 def files_in(folder: str) -> set[str]:
@@ -126,7 +133,8 @@ def one_line(call, *words: str) -> str:
     "name",
     [
         "hubert.pt", "models/hubert.pt", "models/hubert.safetensors", "./acme/hubert", "../hubert", "~/hubert", "/a/b",
-        "a/b/c", "acme/", "/hubert", "acme/hubert@", "some-model", "acme/hub ert", "", "acme/a--b", "acme//hubert",
+        "a/b/c", "acme/", "/hubert", "acme/hubert@", "acme/HUBERT.PT",
+        "some-model", "acme/hub ert", "", "acme/a--b", "acme//hubert",
     ],
 )  # fmt: skip
 def test_a_path_is_not_looked_for_on_the_hub(name, hub, restart):
@@ -177,6 +185,7 @@ def test_configs_and_one_format_of_the_weights_are_fetched(configs, there, fetch
     assert files_in(located.path) == hub.fetched == {*configs, *fetched}
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sets(st.sampled_from(sorted({**OTHERS, **SAFETENSORS, **PICKLE, **SAFE_PARTS, **PICKLE_PARTS}))))
 def test_a_fetched_teacher_is_that_of_a_whole_clone(tmp_path_factory, names):
     contents = {**OTHERS, **SAFETENSORS, **PICKLE, **SAFE_PARTS, **PICKLE_PARTS, **CONFIGS}
@@ -269,6 +278,18 @@ def test_a_hub_that_is_down_is_one_line_or_the_cache(restart, caplog, tmp_path):
     assert cached.name.rpartition("@")[2] in caplog.text, "told"
     restart(HF_ENDPOINT=gone.url, HF_HUB_CACHE=str(tmp_path / "empty"))
     one_line(lambda: locate(ID, OPTION), OPTION, ID, gone.url, "try again")
+
+
+@pytest.mark.parametrize("cached", [(), ("config.json",)])
+def test_a_hub_that_fails_half_way_is_one_line(cached, hub, restart):
+    hub.repository(ID, SIMPLE)
+    if cached:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(ID, allow_patterns=list(cached))
+    hub.after[f"GET /api/models/{ID}/revision/main"] = lambda: setattr(hub, "is_down", True)
+    one_line(lambda: locate(ID, OPTION), OPTION, ID, hub.url, "try again")
+    assert not hub.fetched & set(SAFETENSORS)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from fairseq_star.probe.head import Trained, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.hub import locate
+from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.untrained import untrained
 
 FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
@@ -51,8 +50,8 @@ def run_probe(
     if max_utterances is not None and max_utterances < 1:
         raise StarError(f"--max-utterances={max_utterances} must be 1 or more")
     teacher, data = _from_run(student, teacher, data)
-    located = locate(student, "probe")
-    teacher = teacher and locate(teacher, "--teacher").name  # before hours are spent on the student
+    located = hub.locate(student, "probe")
+    teacher = teacher and hub.locate(teacher, "--teacher").name  # before hours are spent on the student
     encoder = load_teacher(located.path, option="probe")
     task_data = [read_task(data, task, encoder.geometry, max_utterances) for task in tasks]
 

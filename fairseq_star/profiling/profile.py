@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.profiling.speed import Speed, measure_speed
 from fairseq_star.profiling.subjects import HUBERT_BASE, load_subject
-from fairseq_star.teachers.hub import locate
+from fairseq_star.teachers import hub
 
 SAMPLE_RATE = 16_000
 
@@ -94,7 +94,7 @@ def profile(
     Raises:
         StarError: no such architecture or file, or one that cannot be loaded.
     """
-    teacher, *subjects = (locate(name, "profile").name for name in (teacher, *subjects))
+    teacher, *subjects = (hub.locate(name, "profile").name for name in (teacher, *subjects))
     names = [teacher, *(subject for subject in subjects if subject != teacher)]
     loaded = [load_subject(name) for name in names]
     rows, speeds = [], []

@@ -4,9 +4,8 @@ import os
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import fairseq_checkpoint, huggingface, starhubert, wavlm
+from fairseq_star.teachers import fairseq_checkpoint, hub, huggingface, starhubert, wavlm
 from fairseq_star.teachers.hf_folder import CONFIG, teacher_files
-from fairseq_star.teachers.hub import locate
 from fairseq_star.teachers.teacher import Teacher
 
 __all__ = ["Teacher", "load_teacher", "teacher_files"]
@@ -27,7 +26,7 @@ def load_teacher(path: str, *, valid_group_norm: bool = True, option: str = "tas
     Raises:
         StarError: the file cannot be read, is unsafe, or is no speech model that can teach; an id cannot be fetched.
     """
-    path = locate(path, option).path
+    path = hub.locate(path, option).path
     if not os.path.exists(path):
         raise StarError(
             f"{option}: {path} is not there; give a fairseq checkpoint such as hubert_base_ls960.pt, or a HuggingFace "

@@ -4,7 +4,6 @@
 ``HF_TOKEN``. Only what a teacher is read from is fetched: configs, and weights in one format; never code.
 """
 
-import fnmatch
 import logging
 import os
 import platform
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 AUDIO_FORMATS = (PREPROCESSOR, "processor_config.json")
 # As the hub has them; anything else is a path: deeper, absolute or relative ones, and names of weight files.
 _ID = re.compile(
-    r"(?!.*(--|\.\.))(?!\S+\.(pt|pth|ckpt|bin|safetensors|onnx|json|yaml)$)"
+    r"(?![^@]*(--|\.\.))(?!\S+\.(?i:pt|pth|th|ckpt|bin|safetensors|onnx|json|yaml|zip|tar|gz)$)"
     r"(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>\w[\w./+-]*))?",
     re.ASCII,
 )
@@ -51,7 +50,7 @@ def locate(name: str, option: str) -> Located:
     Raises:
         StarError: no such model or revision, no right to it, no teacher in it, or it cannot be fetched.
     """
-    found = None if os.path.exists(name) else _ID.fullmatch(os.fspath(name))
+    found = _parsed(name)
     if found is None:
         return Located(name, name)
     folder = _fetch(name, found["repo"], found["revision"] or "main", option)
@@ -115,8 +114,12 @@ def follow_run(name: str, kept: str | None) -> str:
 
 def names_moving(name: str) -> bool:
     """Whether ``name`` is an id, not a path, of what may change: a branch or tag, not a commit."""
-    found = None if os.path.exists(name) else _ID.fullmatch(os.fspath(name))
+    found = _parsed(name)
     return found is not None and not _COMMIT.fullmatch(found["revision"] or "main")
+
+
+def _parsed(name: str) -> re.Match | None:
+    return None if os.path.exists(name) else _ID.fullmatch(os.fspath(name))
 
 
 def _fetch(name: str, repo: str, revision: str, option: str) -> str:
@@ -134,7 +137,10 @@ def _fetch(name: str, repo: str, revision: str, option: str) -> str:
             return folder
         info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         wanted = _wanted([file.rfilename for file in info.siblings or ()], f"{option}: {repo}")
-        return snapshot_download(repo, revision=revision, allow_patterns=wanted)
+        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted)
+        for name in wanted:  # if the network fails within, it gives what there is
+            os.stat(os.path.join(folder, name))
+        return folder
     except StarError:
         raise
     except Exception as error:  # of the HTTP libraries and file systems beneath, which differ from version to version
@@ -167,8 +173,9 @@ def _wanted(names: Sequence[str], title: str) -> list[str]:
     if weights is None:
         raise StarError(f"{title} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[2]}; give the id of a model that has")
     stem, suffix, *index = weights.split(".")
-    parts = fnmatch.filter(names, f"{stem}-*-of-*.{suffix}") if index else []
-    return [CONFIG, *AUDIO_FORMATS, weights, *parts]
+    part = re.compile(rf"{stem}-\d+-of-\d+\.{suffix}")
+    parts = [name for name in names if index and part.fullmatch(name)]
+    return [CONFIG, *(name for name in AUDIO_FORMATS if name in names), weights, *parts]
 
 
 def _fault(error: Exception, name: str, repo: str, revision: str) -> tuple[str, bool]:
@@ -201,7 +208,7 @@ def _fault(error: Exception, name: str, repo: str, revision: str) -> tuple[str, 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"{constants.ENDPOINT} refuses {repo} ({_reason(error)}); renew HF_TOKEN, or unset it", True
-    if getattr(error, "errno", None) and not isinstance(error, (ConnectionError, TimeoutError)):
+    if getattr(error, "errno", None) and not isinstance(error, (ConnectionError, TimeoutError, FileNotFoundError)):
         return (
             f"{repo} cannot be written to HuggingFace's cache {constants.HF_HUB_CACHE} ({_reason(error)}); make room "
             "there, or set HF_HUB_CACHE to another folder",
