@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
@@ -52,6 +53,7 @@ def guard_runs(task_class: type) -> None:
                 if dist.is_available() and dist.is_initialized():
                     dist.barrier()  # fairseq's workers each look whether the file is there
                 save_safely()
+        trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
         stop_when_asked(trainer.task.stop)
         loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
@@ -110,6 +112,21 @@ def _fault(path: str) -> str | None:
     if wrong:
         return f"checkpoint: {path} is damaged (the checksum of {wrong} is wrong)"
     return None if state.keys() >= PARTS and state["optimizer_history"] else f"checkpoint: {path} lacks parts of a run"
+
+
+def kept_teacher(save_dir: str, restore_file: str) -> str | None:
+    """``task.teacher`` as the checkpoint has it that a run would start from; None where there is no whole one."""
+    paths = [restore_file]
+    if restore_file == "checkpoint_last.pt":
+        others = glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt"))  # of which one stands in for it
+        paths = [os.path.join(save_dir, restore_file), *sorted(others, key=os.path.getmtime, reverse=True)]
+    for path in paths:
+        try:
+            cfg = OmegaConf.create(read_checkpoint(path, "checkpoint").get("cfg") or {})
+        except StarError:
+            continue
+        return OmegaConf.select(cfg, "task.teacher")
+    return None
 
 
 def save_safely() -> None:

@@ -53,11 +53,13 @@ def load_run(
     cfg.task.data = data or cfg.task.data
     cfg.task.teacher = teacher or cfg.task.teacher
     cfg.task.teacher_cache = None  # a pass or two over one manifest are not worth its disk space
+    cfg.task.save_dir = None  # nothing goes on from there
 
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model)
+    cfg.task.teacher = task.cfg.teacher  # with the commit of a HuggingFace id
     return Run(
         checkpoint=os.path.relpath(checkpoint),
         cfg=cfg,

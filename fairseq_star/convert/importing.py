@@ -9,7 +9,7 @@ from fairseq_star.convert import huggingface, lightning, s3prl
 from fairseq_star.convert.placing import placed
 from fairseq_star.convert.student import DROPOUTS, Student, load_student, student_of, write_student
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import fairseq_checkpoint, starhubert
+from fairseq_star.teachers import fairseq_checkpoint, hub, starhubert
 from fairseq_star.teachers import huggingface as hf_teacher
 from fairseq_star.teachers.config import Section
 from fairseq_star.teachers.hf_folder import CONFIG, read_json
@@ -23,12 +23,13 @@ def read_student(path: str, config: str | None = None) -> Student:
     Args:
         path: a Lightning ``.ckpt`` of the authors' or the re-implementation's, s3prl's converted wav2vec 2.0 format, a
             fairseq HuBERT or wav2vec 2.0 checkpoint (fine-tuned ones too, without their heads), or a HuggingFace
-            folder of either.
+            folder of either, or its id.
         config: the ``.yaml`` beside a ``.ckpt``.
 
     Raises:
         StarError: another format, files that do not fit each other, or an encoder that ``starhubert`` cannot be.
     """
+    path = hub.locate(path, OPTION).path
     if os.path.isdir(path):
         _no_config(config, path)
         teacher = hf_teacher.build_teacher(path, option=OPTION)

@@ -4,7 +4,7 @@ import os
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import fairseq_checkpoint, huggingface, starhubert, wavlm
+from fairseq_star.teachers import fairseq_checkpoint, hub, huggingface, starhubert, wavlm
 from fairseq_star.teachers.hf_folder import CONFIG, teacher_files
 from fairseq_star.teachers.teacher import Teacher
 
@@ -16,15 +16,22 @@ def load_teacher(path: str, *, valid_group_norm: bool = True, option: str = "tas
 
     Args:
         path: a fairseq checkpoint of HuBERT or wav2vec 2.0, pretrained or fine-tuned; a student of this project;
-            a WavLM checkpoint of Microsoft's; or a HuggingFace folder of HuBERT, wav2vec 2.0, WavLM or data2vec-audio.
+            a WavLM checkpoint of Microsoft's; a HuggingFace folder of HuBERT, wav2vec 2.0, WavLM or data2vec-audio,
+            or its id, ``owner/name`` or ``owner/name@revision``, which is fetched.
         valid_group_norm: features at an utterance's valid frames are those of the utterance alone: statistics of the
             first group norm over valid samples only, padding kept zero between data2vec's positional convolutions.
             Off: as the family's own library computes them, dependent on the batch.
         option: what the user calls the path, for messages.
 
     Raises:
-        StarError: the file cannot be read, is unsafe, or is no speech model that can teach.
+        StarError: the file cannot be read, is unsafe, or is no speech model that can teach; an id cannot be fetched.
     """
+    path = hub.locate(path, option).path
+    if not os.path.exists(path):
+        raise StarError(
+            f"{option}: {path} is not there; give a fairseq checkpoint such as hubert_base_ls960.pt, or a HuggingFace "
+            "folder or id such as facebook/hubert-base-ls960"
+        )
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, CONFIG)):
             raise StarError(
