@@ -31,7 +31,7 @@ $(BASE):
 	@touch $@
 
 $(call READY,%): $(BASE) pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
 demo: setup-demo

@@ -14,12 +14,20 @@ import argparse
 import importlib.util
 import sys
 import types
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import soundfile
 import torch
-import torchaudio
+
+# By its place: of the plugin no more is needed here, and s3prl's environment may have no fairseq.
+_spec = importlib.util.spec_from_file_location(
+    "torchaudio_import", Path(__file__).resolve().parents[1] / "fairseq_star" / "torchaudio_import.py"
+)
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+torchaudio = _module.import_torchaudio()
 
 
 def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tensor, int]:

@@ -13,6 +13,7 @@ import _repo_root  # noqa: F401
 from copies import Source, copied_samples, copy_path
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, open_audio, probe_audio
+from fairseq_star.torchaudio_import import import_torchaudio
 
 SECONDS = 20
 """A block's; what is held does not grow with a file's length."""
@@ -85,8 +86,8 @@ def resampled(audio, source: str) -> Iterator[np.ndarray]:
     """
     import soundfile
     import torch
-    import torchaudio
 
+    torchaudio = import_torchaudio()
     step_in, step_out = (rate // math.gcd(audio.samplerate, SAMPLE_RATE) for rate in (audio.samplerate, SAMPLE_RATE))
     if step_in > WIDEST_STEP:
         raise StarError(f"{source}: {audio.samplerate} Hz has no step with {SAMPLE_RATE} Hz; resample it with sox")

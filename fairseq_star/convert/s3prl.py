@@ -21,6 +21,7 @@ from fairseq_star.teachers.config import Section
 from fairseq_star.teachers.fairseq_checkpoint import WAV2VEC2_ONLY, encoder_config
 from fairseq_star.teachers.speech_encoder import make_teacher
 from fairseq_star.teachers.teacher import Teacher
+from fairseq_star.torchaudio_import import import_torchaudio
 
 SAMPLE_RATE, DOWNSAMPLE_RATE = 16_000, 320  # Hz and samples a frame, which s3prl takes for granted
 KEYS = ("task_cfg", "model_cfg", "model_weight")
@@ -86,6 +87,7 @@ class S3prl(Target):
 
     @torch.no_grad()
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        import_torchaudio()  # which s3prl imports by itself
         # Not s3prl.hub, which imports every upstream there is.
         from s3prl.upstream.wav2vec2.hubconf import wav2vec2_local
 

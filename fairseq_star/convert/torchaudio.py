@@ -23,6 +23,7 @@ from fairseq_star.convert.student import Student
 from fairseq_star.convert.target import Target
 from fairseq_star.errors import StarError
 from fairseq_star.teachers import hf_keys
+from fairseq_star.torchaudio_import import import_torchaudio
 
 INSTALL = "pip install the torchaudio of your torch release"
 _PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
@@ -116,8 +117,7 @@ def _name(key: str, pairs: hf_keys.Table) -> str:
 
 def build(saved: dict) -> torch.nn.Module:
     """torchaudio's ``Wav2Vec2Model`` from what :func:`torchaudio_state` gives, in eval mode; strict about its keys."""
-    from torchaudio.models import wav2vec2_model
-
+    wav2vec2_model = import_torchaudio().models.wav2vec2_model
     with torch.random.fork_rng(devices=[]):
         model = wav2vec2_model(**saved["arguments"]).eval()
     model.load_state_dict(saved["state_dict"])

@@ -19,6 +19,7 @@ from fairseq_star.frames import FrameGeometry
 from fairseq_star.manifest import SAMPLE_RATE, open_audio
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
 from fairseq_star.teachers import Teacher
+from fairseq_star.torchaudio_import import import_torchaudio
 
 LARGEST = 65_504.0  # of float16
 
@@ -43,8 +44,7 @@ class SpectralFeatures:
     """
 
     def __init__(self, kind: str, geometry: FrameGeometry, *, normalize: bool = True):
-        import torchaudio
-
+        torchaudio = import_torchaudio()
         self.geometry, self.normalize = geometry, normalize
         self.deltas = torchaudio.functional.compute_deltas
         kaldi = torchaudio.compliance.kaldi
