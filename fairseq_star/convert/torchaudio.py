@@ -23,10 +23,10 @@ from fairseq_star.convert.student import Student
 from fairseq_star.convert.target import Target
 from fairseq_star.errors import StarError
 from fairseq_star.teachers import hf_keys
+from fairseq_star.teachers.torchaudio import PARENTS
 from fairseq_star.torchaudio_import import import_torchaudio
 
 INSTALL = "pip install the torchaudio of your torch release"
-_PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
 
 
 class Torchaudio(Target):
@@ -109,7 +109,7 @@ def _name(key: str, pairs: hf_keys.Table) -> str:
     name = hf_keys.to_huggingface(key, pairs)
     if name is None:
         raise StarError(f"export: torchaudio's model has no place for the weight {key}; please report it")
-    for parent, other in _PARENTS:
+    for parent, other in PARENTS:
         if name.startswith(parent):
             return other + name.removeprefix(parent)
     return name

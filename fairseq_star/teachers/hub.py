@@ -15,11 +15,11 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from fairseq_star.errors import StarError
-from fairseq_star.teachers.hf_folder import CONFIG, PREPROCESSOR, WEIGHT_FILES, teacher_files
+from fairseq_star.teachers.hf_folder import CONFIG, PREPROCESSOR, PROCESSOR, WEIGHT_FILES, teacher_files
 
 logger = logging.getLogger(__name__)
 
-AUDIO_FORMATS = (PREPROCESSOR, "processor_config.json")
+AUDIO_FORMATS = (PREPROCESSOR, PROCESSOR)
 # As the hub has them; anything else is a path: deeper, absolute or relative ones, and names of weight files.
 _ID = re.compile(
     r"(?![^@]*(--|\.\.))(?!\S+\.(?i:pt|pth|th|ckpt|bin|safetensors|onnx|json|yaml|zip|tar|gz)$)"
