@@ -13,9 +13,9 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
+from fairseq_star.audio_file import probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.frames import FrameGeometry
-from fairseq_star.manifest import probe_audio
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ FEWEST = 1000  # utterances; a share of fewer says little
 STAND_IN_FRAMES = 8
 
 
-def what_is_wrong(path: str, sample_rate: int, reason: object) -> str:
+def what_is_wrong(path: str, sample_rate: int, num_samples: int, reason: object) -> str:
     """One sentence on a file that could not be read: the manifest's own check of it, else ``reason``."""
     try:
-        probe_audio(path, sample_rate)
+        probe_audio(path, sample_rate, told_samples=num_samples)
     except StarError as error:
         return str(error)
     return f"{path}: cannot be read ({reason}); restore or remove it"

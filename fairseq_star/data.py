@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from fairseq.data import FileAudioDataset
 from torch import Tensor
 
+from fairseq_star.audio_file import check_audio, open_audio
 from fairseq_star.bad_audio import what_is_wrong
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import check_audio, open_audio, stream_manifest
+from fairseq_star.manifest import stream_manifest
 from fairseq_star.stopping import outlive_foreign_sigterm
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ class DistillationDataset(FileAudioDataset):
         try:
             item = self._beside_leftover(path, index) or super().__getitem__(index)
         except Exception as error:  # fairseq raises nothing more exact
-            return {"id": index, "source": None, "bad_audio": what_is_wrong(path, self.sample_rate, error)}
+            problem = what_is_wrong(path, self.sample_rate, int(self.sizes[index]), error)
+            return {"id": index, "source": None, "bad_audio": problem}
         if problem := self._problem(item["source"], index):
             return {"id": index, "source": None, "bad_audio": f"{path}: {problem}"}
         item["path"] = path

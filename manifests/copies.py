@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import _repo_root  # noqa: F401
+from fairseq_star.audio_file import probe_audio
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import parse_archive_entry, probe_audio
+from fairseq_star.manifest import parse_archive_entry
 from fairseq_star.utterances import copy_name, place_of
 
 

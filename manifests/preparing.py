@@ -15,17 +15,10 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 import _repo_root  # noqa: F401
+from fairseq_star.audio_file import probe_all, probe_audio
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import (
-    SAMPLE_RATE,
-    ManifestEntry,
-    map_in_threads,
-    probe_all,
-    probe_audio,
-    show_progress,
-    why_not_listable,
-    write_manifest,
-)
+from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
+from fairseq_star.threads import map_in_threads, show_progress
 from fairseq_star.utterances import place_of
 from finding import LeftOut
 from splits import compare_splits
@@ -49,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--headers-only", action="store_true",
-        help="do not decode each file's last sample: much quicker, but a file cut short goes unnoticed",
+        help="do not decode each file's last sample: much quicker, but FLAC and MP3 files cut short go unnoticed",
     )  # fmt: skip
 
 
@@ -139,7 +132,7 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
         listed = as_on_disk(root, item.path)
         path = os.path.join(root, listed)
         try:
-            num_samples = probe_audio(path, read_end=not options.headers_only)
+            num_samples = probe_audio(path, read_end=not options.headers_only, told_samples=item.told_samples)
         except StarError:
             if options.resample is None:
                 raise

@@ -11,8 +11,9 @@ import numpy as np
 
 import _repo_root  # noqa: F401
 from copies import Source, copied_samples, copy_path
+from fairseq_star.audio_file import open_to_the_end, probe_audio
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, open_audio, probe_audio
+from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry
 from fairseq_star.torchaudio_import import import_torchaudio
 
 SECONDS = 20
@@ -63,26 +64,31 @@ def convert_into(folder: Path, source: str, name: str) -> ManifestEntry:
 def _write(source: str, target: str, comment: str) -> int:
     import soundfile
 
-    with open_audio(source) as audio:
-        if not audio.frames:
-            raise StarError(f"{source}: holds no samples; remove it")
-        with soundfile.SoundFile(target, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="FLAC") as out:
-            out.comment = comment
-            for block in resampled(audio, source):
-                try:
-                    out.write(block)
-                except soundfile.SoundFileError as error:
-                    raise OSError(f"{target}: cannot be written ({error}); is the disk full?") from error
+    with (
+        open_to_the_end(source) as (audio, num_samples),
+        soundfile.SoundFile(target, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="FLAC") as out,
+    ):
+        out.comment = comment
+        for block in resampled(audio, source, num_samples):
+            try:
+                out.write(block)
+            except soundfile.SoundFileError as error:
+                raise OSError(f"{target}: cannot be written ({error}); is the disk full?") from error
     return probe_audio(target)
 
 
-def resampled(audio, source: str) -> Iterator[np.ndarray]:
+def resampled(audio, source: str, num_samples: int | None) -> Iterator[np.ndarray]:
     """Blocks of an open `soundfile.SoundFile` as 16 kHz mono float32. Put together they equal
     `torchaudio.functional.resample` of the whole: each block is filtered with the samples beside it, as far as the
     filter reaches.
 
+    Args:
+        audio: at its start.
+        source: its name, for sentences.
+        num_samples: how many it must hold; None where that is not known, and it is read until it ends.
+
     Raises:
-        StarError: the file ends before its header says, or its rate has no step with 16 kHz.
+        StarError: the file cannot be decoded, ends too early or holds no samples, or its rate has no step with 16 kHz.
     """
     import soundfile
     import torch
@@ -94,7 +100,8 @@ def resampled(audio, source: str) -> Iterator[np.ndarray]:
     # torchaudio's filter reaches lowpass_filter_width (6) zero crossings of the lower rate, times rolloff (0.99).
     reach = step_in * (math.ceil(6 / (0.99 * min(step_in, step_out))) + 2)
     size = step_in * max(1, int(SECONDS * audio.samplerate) // step_in)
-    total, taken, held = audio.frames, 0, torch.zeros(0)
+    total = math.inf if num_samples is None else num_samples
+    taken, held = 0, torch.zeros(0)
     start = 0  # of `held`, in the input
     done = 0  # of the input
     while done < total:
@@ -103,9 +110,13 @@ def resampled(audio, source: str) -> Iterator[np.ndarray]:
             samples = audio.read(wanted, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise StarError(f"{source}: cannot be read as audio or is cut short ({error}); restore it") from error
+        taken += len(samples)
         if len(samples) != wanted:
-            raise StarError(f"{source}: ends before the {total} samples of its header; restore it")
-        taken += wanted
+            if num_samples is not None:
+                raise StarError(f"{source}: is cut short: holds {taken} of the {total} samples it states; restore it")
+            total = taken
+            if not total:
+                break
         held = torch.cat([held, torch.from_numpy(samples.mean(axis=1))])
         end = min(done + size, total)
         block = torchaudio.functional.resample(held, step_in, step_out)
@@ -115,3 +126,5 @@ def resampled(audio, source: str) -> Iterator[np.ndarray]:
         done = end
         cut = max(done - reach, 0) - start
         held, start = held[cut:], start + cut
+    if not done:
+        raise StarError(f"{source}: holds no samples; remove it")

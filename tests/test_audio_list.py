@@ -16,7 +16,8 @@ import torchaudio
 
 from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import map_in_threads, read_manifest
+from fairseq_star.manifest import read_manifest
+from fairseq_star.threads import map_in_threads
 from fairseq_star.utterances import original_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
@@ -273,7 +274,7 @@ def test_blocks_equal_the_resampling_of_the_whole(tmp_path, monkeypatch, rate, n
     noise = np.random.default_rng(rate).uniform(-0.5, 0.5, (num_samples, 2)).astype(np.float32)
     soundfile.write(tmp_path / "x.wav", noise, rate, subtype="FLOAT")
     with soundfile.SoundFile(tmp_path / "x.wav") as file:
-        blocks = list(resampling.resampled(file, "x.wav"))
+        blocks = list(resampling.resampled(file, "x.wav", num_samples))
     whole = torchaudio.functional.resample(torch.from_numpy(noise.mean(axis=1)), rate, 16_000)
     assert num_samples < 30_000 or len(blocks) > 1
     torch.testing.assert_close(torch.from_numpy(np.concatenate(blocks)), whole, rtol=0, atol=1e-6)

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import map_in_threads, read_manifest
+from fairseq_star.manifest import read_manifest
+from fairseq_star.threads import map_in_threads
 from fairseq_star.utterances import utterance_key
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from fairseq_star.audio_file import check_audio
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import check_audio, read_manifest
+from fairseq_star.manifest import read_manifest
 
 pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed (extra [demo])")
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_star.audio_file import open_audio
 from fairseq_star.errors import StarError
 from fairseq_star.frames import FrameGeometry
-from fairseq_star.manifest import SAMPLE_RATE, open_audio
+from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
 from fairseq_star.teachers import Teacher
 from fairseq_star.torchaudio_import import import_torchaudio

@@ -1,0 +1,73 @@
+"""Many files at once, in threads, and how far they have come."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from fairseq_star.errors import StarError
+
+SECONDS_BETWEEN_LINES = 60  # of progress, in a log file
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int | None = None
+) -> Iterator[tuple[Item, Result | StarError]]:
+    """Each item and the function's result, or the StarError it raised, in order, from a pool of threads.
+
+    However many items there are, only a few are held: they are taken from `items` as results are handed on.
+
+    Args:
+        function: of one item; releases the GIL where it takes time.
+        items: any iterable, an endless one too.
+        num_workers: threads; by default four a core, at most 32, which suits reading headers.
+    """
+
+    def run(item: Item) -> Result | StarError:
+        try:
+            return function(item)
+        except StarError as error:
+            return error
+
+    num_workers = num_workers or min(32, 4 * (os.cpu_count() or 1))
+    pending: deque = deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(run, item)))
+                if len(pending) >= 16 * num_workers:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:  # broken off: do not work through what nobody will see
+            for _, future in pending:
+                future.cancel()
+
+
+def show_progress(items: Iterable[Item], what: str, total: int | None = None, progress: bool = True) -> Iterator[Item]:
+    """The same items under a tqdm bar on stderr, counted as files; a line a minute where stderr is no terminal, so that
+    a log file has whole lines alone."""
+    if not progress:
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(items, what, total, unit="file", mininterval=0.5) as bar:  # closed before an error is told
+            yield from bar
+    else:
+        told = time.monotonic()
+        count = 0
+        for count, item in enumerate(items, start=1):
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                print(f"{what}: {count:,} files so far", file=sys.stderr, flush=True)
+            yield item
+        print(f"{what}: {count:,} files", file=sys.stderr, flush=True)
