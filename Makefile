@@ -1,28 +1,40 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.11 or 3.12; every target does its own set-up.
-# PYTHON=... picks the interpreter, VENV=... the place of the environment, TORCH=... the torch release.
+# `make demo` and `make test` work on a fresh machine with Python 3.11, 3.12 or 3.13; every target does its own set-up.
+# PYTHON=... picks the interpreter, VENV=... the place of the environment, TORCH=... the torch release,
+# NEWEST_PIP=1 takes the newest pip instead of the one that comes with Python.
 
 VENV ?= .venv
 TORCH ?= 2.11.0
-PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+TORCHAUDIO ?= $(TORCH)
+# A name that is only a shim, as pyenv has them for versions that are not switched on, does not run and is passed over.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done; echo python3)
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready-torch-$(TORCH)
+BASE := $(VENV)/.ready-torch-$(TORCH)
+READY = $(VENV)/.ready-$(1)-torch-$(TORCH)
 
-.PHONY: setup demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
+.PHONY: setup setup-demo demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
 .DELETE_ON_ERROR:
 
-setup: $(READY)
+# All that the tests need; `make demo` makes do with less.
+setup: $(call READY,test)
+setup-demo: $(call READY,demo)
 
-$(READY): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "fairseq-star needs Python 3.11 or 3.12; install one or name it: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version): torch takes a minute or two, fairseq is compiled in about four."
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) torchaudio==$(TORCH) numpy cython ninja setuptools wheel
+$(BASE):
+	@"$(PYTHON)" -c '' || { echo "fairseq-star: $(PYTHON) does not run; name a Python 3.11, 3.12 or 3.13 that does:" \
+		"make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" tools/check_machine.py "$(VENV)"
+	@echo "Setting up $(VENV) with $$("$(PYTHON)" --version): torch takes two minutes or three, fairseq is compiled in four."
+	test -x $(BIN)/python || "$(PYTHON)" -m venv "$(VENV)"
+	$(if $(NEWEST_PIP),$(BIN)/python -m pip install --quiet --upgrade pip)
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) torchaudio==$(TORCHAUDIO) numpy cython ninja setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation fairseq-fixed
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[tensorboard,demo,test]'
 	@touch $@
 
-demo: setup
+$(call READY,%): $(BASE) pyproject.toml
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+demo: setup-demo
 	$(BIN)/python manifests/demo_corpus.py demo/corpus
 	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
@@ -32,17 +44,17 @@ demo: setup
 	$(BIN)/fairseq-star export demo/run/checkpoint_best.pt --to s3prl --out demo/student.s3prl.pt --force
 
 # The student trained until it keeps most of what its teacher knows: half an hour on two cores.
-demo-long: setup
+demo-long: setup-demo
 	$(BIN)/python manifests/demo_corpus.py demo/corpus
 	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo_long common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star probe demo/long/checkpoint_best.pt --plot demo/long/layer_weights.png
 
-ablation: setup
+ablation: setup-demo
 	$(BIN)/python manifests/demo_corpus.py demo/corpus
 	$(BIN)/python benchmarks/ablation.py
 
-demo-teacher: setup
+demo-teacher: setup-demo
 	$(BIN)/python manifests/demo_teacher.py demo/teacher
 
 test: setup
@@ -63,7 +75,7 @@ bench: setup
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/deploy.py
 
-bench-s3prl: demo
+bench-s3prl: setup demo
 	$(BIN)/python benchmarks/s3prl_keywords.py demo/run/checkpoint_best.pt
 
 # Each line one precision, compiled layers beside plain ones; peak memory and utilization are in the tables.

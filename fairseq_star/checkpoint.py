@@ -75,7 +75,7 @@ def read_checkpoint(path: str, option: str) -> dict:
     """
     if not os.path.isfile(path):
         kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
-        raise StarError(f"{option}: {path} is {kind}; give a fairseq checkpoint such as hubert_base_ls960.pt")
+        raise StarError(f"{option}: {path} is {kind}; give a checkpoint of HuBERT, wav2vec 2.0 or WavLM")
     size = os.path.getsize(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,11 +94,20 @@ def read_checkpoint(path: str, option: str) -> dict:
     return state
 
 
+_GIVE = "give a checkpoint of HuBERT, wav2vec 2.0 or WavLM"
+_ELSEWHERE = (
+    "its weights lost their names when it was made: give the checkpoint it was exported from, or bring in another "
+    "export of it (s3prl, fairseq, huggingface, torchaudio) with fairseq-star import"
+)
+
+
 def _not_readable(option: str, path: str, size: int) -> str:
     with open(path, "rb") as file:
         head = file.read(64)
     if head[:2] == b"PK" and (other := _other_archive(path)):
-        return f"{option}: {path} is {other}, no torch checkpoint; give one such as hubert_base_ls960.pt"
+        return f"{option}: {path} is {other}, no torch checkpoint; {_ELSEWHERE if 'Script' in other else _GIVE}"
+    if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", head):  # a small version, then one of fields 2 to 8
+        return f"{option}: {path} is an ONNX file, no torch checkpoint; {_ELSEWHERE}"
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return f"{option}: {path} ({size:,} bytes) is truncated or damaged; copy or download it again"
     if head.startswith(b"version https://git-lfs"):
@@ -108,7 +117,7 @@ def _not_readable(option: str, path: str, size: int) -> str:
     if head.lstrip()[:1] == b"{":
         return f"{option}: {path} is JSON, no torch checkpoint; give the HuggingFace folder that holds it"
     shown = "an empty file" if not size else f"no torch checkpoint (it begins with {head[:16]!r})"
-    return f"{option}: {path} is {shown}; give a fairseq checkpoint such as hubert_base_ls960.pt"
+    return f"{option}: {path} is {shown}; {_GIVE}"
 
 
 def _other_archive(path: str) -> str | None:

@@ -18,10 +18,11 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.host import settle_on_host
 from fairseq_star.preflight import LAST, Start, check_options, check_save_dir, starting_point
 from fairseq_star.resuming import PARTS, check_start, mismatch_told
 from fairseq_star.signal_stack import handle_signals_on_a_stack_of_their_own
@@ -42,18 +43,19 @@ def guard_runs(task_class: type) -> None:
 
     @functools.wraps(load)
     def load_checkpoint(cfg, trainer, **passthrough_args):
-        handle_signals_on_a_stack_of_their_own()  # these two for fine-tuning as well
+        handle_signals_on_a_stack_of_their_own()  # these three for fine-tuning as well
         end_loading_at_exit()
-        guarded = isinstance(trainer.task, task_class)
+        ours = isinstance(trainer.task, task_class)
+        settle_on_host(keep_memory=ours and not trainer.task.cfg.release_memory)
         with told_in_one_line():
-            if guarded:
-                on_gpu = trainer.cuda or trainer.tpu
-                check_options(trainer.cfg, trainer.get_criterion(), on_gpu=on_gpu)
-            start = _on_first_rank(trainer, lambda: _find_start(cfg, trainer, guarded))
-        if not guarded:
+            if ours:
+                check_options(trainer.cfg, trainer.get_criterion(), on_gpu=trainer.cuda or trainer.tpu)
+            start = _on_first_rank(trainer, lambda: _find_start(cfg, trainer, ours))
+        if not ours:
             return load(cfg, trainer, **passthrough_args)
         if not trainer.is_fsdp:
             save_safely()
+        trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
         stop_when_asked(trainer.task.stop)
         with told_in_one_line(), mismatch_told(start):
             loaded = load(cfg, trainer, **passthrough_args)
@@ -75,9 +77,9 @@ def guard_runs(task_class: type) -> None:
     checkpoint_utils.load_checkpoint = load_checkpoint
 
 
-def _find_start(cfg: DictConfig, trainer, guarded: bool) -> Start | None:
+def _find_start(cfg: DictConfig, trainer, ours: bool) -> Start | None:
     start = starting_point(cfg, trainer.checkpoint_suffix)
-    if guarded and not trainer.is_fsdp:  # whose checkpoints are in pieces
+    if ours and not trainer.is_fsdp:  # whose checkpoints are in pieces
         check_checkpoint(cfg.save_dir, cfg.restore_file, trainer.checkpoint_suffix)
         if start is not None:
             check_start(start, trainer)
@@ -144,6 +146,21 @@ def _fault(path: str) -> str | None:
     if wrong:
         return f"checkpoint: {path} is damaged (the checksum of {wrong} is wrong)"
     return None if state.keys() >= PARTS and state["optimizer_history"] else f"checkpoint: {path} lacks parts of a run"
+
+
+def kept_teacher(save_dir: str, restore_file: str) -> str | None:
+    """``task.teacher`` as the checkpoint has it that a run would start from; None where there is no whole one."""
+    paths = [restore_file]
+    if restore_file == "checkpoint_last.pt":
+        others = glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt"))  # of which one stands in for it
+        paths = [os.path.join(save_dir, restore_file), *sorted(others, key=os.path.getmtime, reverse=True)]
+    for path in paths:
+        try:
+            cfg = OmegaConf.create(read_checkpoint(path, "checkpoint").get("cfg") or {})
+        except StarError:
+            continue
+        return OmegaConf.select(cfg, "task.teacher")
+    return None
 
 
 def save_safely() -> None:

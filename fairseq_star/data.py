@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_star.bad_audio import what_is_wrong
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import check_audio, stream_manifest
+from fairseq_star.manifest import check_audio, open_audio, stream_manifest
 from fairseq_star.stopping import outlive_foreign_sigterm
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class DistillationDataset(FileAudioDataset):
             pad=True,
             normalize=normalize,
         )
+        self.root_dir = stream_manifest(manifest_path)[0]  # fairseq takes a byte order mark for a part of it
         self.random_crop = random_crop
         self.pad_to_multiple = pad_to_multiple
         self.seed = seed
@@ -105,7 +106,7 @@ class DistillationDataset(FileAudioDataset):
         outlive_foreign_sigterm()
         path = self.path(index)
         try:
-            item = super().__getitem__(index)
+            item = self._beside_leftover(path, index) or super().__getitem__(index)
         except Exception as error:  # fairseq raises nothing more exact
             return {"id": index, "source": None, "bad_audio": what_is_wrong(path, self.sample_rate, error)}
         if problem := self._problem(item["source"], index):
@@ -115,6 +116,15 @@ class DistillationDataset(FileAudioDataset):
         if self.digests:
             item["audio_digest"] = audio_digest(item["source"])
         return item
+
+    def _beside_leftover(self, path: str, index: int) -> dict | None:
+        """A file beside macOS's leftover ``._NAME``, which libsndfile may read too when it is handed the name."""
+        folder, name = os.path.split(path)
+        if not os.path.exists(os.path.join(folder, f"._{name}")):
+            return None
+        with open_audio(path) as audio:
+            source = torch.from_numpy(audio.read(dtype="float32"))
+            return {"id": index, "source": self.postprocess(source, audio.samplerate)}
 
     def path(self, index: int) -> str:
         """Where an utterance lies; an archive's entry with its offset and size."""

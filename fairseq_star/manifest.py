@@ -8,7 +8,9 @@ archive entries `file.zip:offset:length` included. No fairseq and no torch in it
 import io
 import os
 import re
+import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,8 @@ _PLAIN_EXTENSIONS = {".npy", ".wav", ".flac", ".ogg"}
 _ARCHIVE_ENTRY = re.compile(r"(?P<archive>[^:]+\.zip):(?P<offset>\d+):(?P<size>\d+)")
 _ARCHIVED_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG"}  # what fairseq's `is_sf_audio_data` takes
 
+SECONDS_BETWEEN_LINES = 60  # of progress, in a log file
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,6 +38,20 @@ class ManifestEntry(NamedTuple):
 
     path: str
     num_samples: int
+
+
+class ArchiveEntry(NamedTuple):
+    """A stored entry of a zip archive, which fairseq reads where it lies."""
+
+    archive: str
+    offset: int  # bytes
+    size: int  # bytes
+
+
+def parse_archive_entry(path: str) -> ArchiveEntry | None:
+    """What `file.zip:offset:size` names; None for any other path."""
+    match = _ARCHIVE_ENTRY.fullmatch(path)
+    return match and ArchiveEntry(match["archive"], int(match["offset"]), int(match["size"]))
 
 
 def read_manifest(path: str | os.PathLike) -> tuple[str, list[ManifestEntry]]:
@@ -63,7 +81,8 @@ def stream_manifest(path: str | os.PathLike) -> tuple[str, Iterator[ManifestEntr
 def _read_lines(path: Path) -> Iterator[str]:
     try:
         # Not str.splitlines, which also breaks lines at signs that fairseq takes for part of a name.
-        with open(path, encoding="utf-8") as file:
+        # Editors and spreadsheets put a byte order mark first, which is no part of the root.
+        with open(path, encoding="utf-8-sig") as file:
             for line in file:
                 yield line.rstrip("\n")
     except OSError as error:
@@ -214,13 +233,17 @@ def open_audio(path: str | os.PathLike) -> "soundfile.SoundFile":  # noqa: F821
     if source is None and os.path.getsize(path) == 0:
         raise StarError(f"{path}: is empty; restore or remove it")
     try:
+        # Handed a name, libsndfile looks for macOS's leftover `._NAME` beside it and takes that for the header of some
+        # files (MP3), which then cannot be read. Sound Designer's alone have theirs there.
+        if source is None and not path.lower().endswith(".sd2"):
+            source = os.open(path, os.O_RDONLY)
         return soundfile.SoundFile(path if source is None else source)
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: Exception) -> StarError:
-    reason = str(error).rsplit(": ", 1)[-1].rstrip(".")
+    reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].rstrip(".")
     return StarError(f"{path}: cannot be read as audio or is cut short ({reason}); restore or remove it")
 
 
@@ -295,11 +318,25 @@ def map_in_threads(
                 future.cancel()
 
 
-def show_progress(items: Iterable[Item], what: str, total: int | None = None, progress: bool = True) -> Iterable[Item]:
-    """The same items under a tqdm bar on stderr, counted as files."""
-    from tqdm import tqdm
+def show_progress(items: Iterable[Item], what: str, total: int | None = None, progress: bool = True) -> Iterator[Item]:
+    """The same items under a tqdm bar on stderr, counted as files; a line a minute where stderr is no terminal, so that
+    a log file has whole lines alone."""
+    if not progress:
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
 
-    return tqdm(items, what, total, unit="file", disable=not progress, mininterval=0.5)
+        with tqdm(items, what, total, unit="file", mininterval=0.5) as bar:  # closed before an error is told
+            yield from bar
+    else:
+        told = time.monotonic()
+        count = 0
+        for count, item in enumerate(items, start=1):
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                print(f"{what}: {count:,} files so far", file=sys.stderr, flush=True)
+            yield item
+        print(f"{what}: {count:,} files", file=sys.stderr, flush=True)
 
 
 def check_audio(

@@ -13,6 +13,8 @@ from fairseq.criterions import FairseqCriterion
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fairseq_star.errors import StarError
+from fairseq_star.models.starhubert import StarHubertModel
+from fairseq_star.teachers import Teacher
 
 LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file, looked for in checkpoint.save_dir
 # What an option (or each of its values) must be at least, where it is given.
@@ -130,12 +132,20 @@ def _existing(path: str, name: str, save_dir: str) -> str:
     raise StarError(f"checkpoint.{name}: {path} is {kind} (nothing was begun or overwritten); {mend}")
 
 
-def check_crop(max_sample_size: int | None, shortest: int) -> None:
-    """Look at ``task.max_sample_size``, in samples, beside those of one frame.
+def check_frames(teacher: Teacher, student: StarHubertModel, max_sample_size: int | None) -> None:
+    """Look at the frames of teacher and student, and at ``task.max_sample_size``, in samples, beside one of them.
 
     Raises:
-        StarError: it is fewer.
+        StarError: the frames differ, or utterances would be cropped to less than one.
     """
+    if teacher.geometry != student.geometry:
+        rates = [teacher.sample_rate / model.geometry.downsample_rate for model in (teacher, student)]
+        raise StarError(
+            f"teacher and student frames differ: {rates[0]:g} Hz with {teacher.geometry.receptive_field} samples a "
+            f"frame against {rates[1]:g} Hz with {student.geometry.receptive_field} samples a frame; change "
+            "model.conv_feature_layers"
+        )
+    shortest = teacher.geometry.receptive_field
     if max_sample_size is not None and max_sample_size < shortest:
         raise StarError(
             f"task.max_sample_size={max_sample_size} crops utterances to less than one frame, {shortest} samples; "

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.tasks.star_distillation import StarDistillationTask
+from fairseq_star.teachers import hub
 
 
 @dataclass
@@ -55,11 +56,13 @@ def load_run(
     cfg.task.data = data or locate(checkpoint, cfg, "data", option)
     cfg.task.teacher = teacher or locate(checkpoint, cfg, "teacher", option)
     cfg.task.teacher_cache = None  # a pass or two over one manifest are not worth its disk space
+    cfg.task.save_dir = None  # nothing goes on from there
 
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model)
+    cfg.task.teacher = task.cfg.teacher  # with the commit of a HuggingFace id
     return Run(
         checkpoint=os.path.relpath(checkpoint),
         cfg=cfg,
@@ -96,14 +99,9 @@ def locate(checkpoint: str, cfg: DictConfig, name: str, option: str) -> str | No
         from_there = folder.parents[depth - 1] / path
         if from_there.exists():
             return str(from_there)
-    if name == "teacher" and _may_be_an_id(path):
+    if name == "teacher" and hub.is_id(path):
         return path
     raise StarError(
         f"{option}: {checkpoint} was trained with task.{name}={path}, which is not there; name where it is now with "
         f"--{name}"
     )
-
-
-def _may_be_an_id(path: str) -> bool:
-    """Whether it could be a HuggingFace id, ``owner/name``."""
-    return len(Path(path).parts) == 2 and Path(path).suffix not in (".pt", ".pth", ".ckpt", ".bin")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fairseq_star.errors import StarError
 from fairseq_star.layers import match_layers
-from fairseq_star.teachers import load_teacher
+from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.starhubert import ARCHITECTURES
 
 
@@ -47,20 +47,21 @@ class TeacherInfo:
 
 
 def teacher_info(path: str, architecture: str = "starhubert") -> TeacherInfo:
-    """Load the teacher at ``path`` as a run would, and match its layers with those of ``architecture``.
+    """Load the teacher at ``path`` (a HuggingFace id too) as a run would, and match its layers with ``architecture``'s.
 
     Raises:
         StarError: an unknown architecture, or a teacher that cannot be loaded.
     """
     if architecture not in ARCHITECTURES:
         raise StarError(f"--arch: there is no {architecture[:60]!a}; the architectures are {', '.join(ARCHITECTURES)}")
-    teacher = load_teacher(path, option="teacher")
+    located = hub.locate(path, "teacher")
+    teacher = load_teacher(located.path, option="teacher")
     try:
         layer_map = match_layers(teacher.num_layers, ARCHITECTURES[architecture]().encoder_layers)
     except StarError as error:
         layer_map = error
     return TeacherInfo(
-        path=path,
+        path=located.name,
         family=teacher.family,
         num_layers=teacher.num_layers,
         embed_dim=teacher.embed_dim,

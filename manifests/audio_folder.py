@@ -4,6 +4,8 @@
 
 Every file below ROOT that ends in --ext (by default: in anything soundfile can read) must be 16 kHz mono, or is made so
 with --resample. Those that are not are named and left out; the script then ends with status 1, or 0 with --skip-bad.
+Linked folders are followed, each folder is listed once. What else looks like audio and is left out (hidden files, other
+extensions, macOS's leftovers) is counted in the last line.
 The same files, seed and percentage always give the same manifests.
 """
 
@@ -12,8 +14,8 @@ from pathlib import Path
 
 import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
+from finding import LeftOut, find_audio, readable_extensions
 from preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
-from sources import find_audio, readable_extensions
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise StarError(
             f"--resample {options.resample}: lies below {options.root}, whose audio is listed; name another"
         )
-    return prepare(options.root, map(Found, find_audio(options.root, options.ext or readable_extensions())), options)
+    left_out = LeftOut()
+    paths = find_audio(options.root, options.ext or readable_extensions(), left_out)
+    found = (path if isinstance(path, StarError) else Found(path) for path in paths)
+    return prepare(options.root, found, options, left_out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ What a FILE is, is told by its name:
     *.jsonl *.json a JSON object a line: `file_name` (HuggingFace's metadata.jsonl), `audio_filepath` (NeMo)
     *.scp          Kaldi's wav.scp, of files; commands and offsets into archives are refused
     *.zip          the audio in it, stored without compression, which fairseq reads where it lies
+    a manifest     of fairseq, whatever its name: its entries, checked, divided or converted anew
     anything else  a list, one path a line
 
 Relative paths are below --root, by default below the FILE's own folder. A length a table tells is compared with the
@@ -24,8 +25,18 @@ from pathlib import Path
 
 import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
-from preparing import Found, add_options, add_split_options, check_folder, check_split_options, prepare, run_script
-from sources import JSON_LINES, TABLES, read_list, read_table, read_wav_scp, read_zip, readable_extensions
+from finding import LeftOut, check_folder, is_macos_leftover, readable_extensions
+from preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
+from sources import (
+    JSON_LINES,
+    TABLES,
+    manifest_root,
+    read_list,
+    read_listed,
+    read_table,
+    read_wav_scp,
+    read_zip,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,29 +61,39 @@ def main(arguments: list[str] | None = None) -> int:
     for path in options.files:
         if not path.is_file():
             raise StarError(f"{path}: no such file; correct the name (a folder goes to manifests/audio_folder.py)")
-    # An archive's entries are named by the archive, so they are below its folder whatever --root says.
-    folders = [path.parent if path.suffix == ".zip" else options.root or path.parent for path in options.files]
-    bases = [os.path.abspath(folder) for folder in folders]
-    root = os.path.commonpath(bases)
-    return prepare(Path(root), _read_all(options.files, bases, root, options.column), options)
+    bases = [os.path.abspath(_base(path, options.root)) for path in options.files]
+    root, left_out = os.path.commonpath(bases), LeftOut()
+    return prepare(Path(root), _read_all(options.files, bases, root, options.column, left_out), options, left_out)
+
+
+def _base(path: Path, root: Path | None) -> str | Path:
+    """The folder a file's relative paths are below."""
+    if path.suffix == ".zip":  # its entries are named by the archive, whatever --root says
+        return path.parent
+    return root or manifest_root(path) or path.parent
 
 
 def _read_all(
-    files: Sequence[Path], bases: Sequence[str], root: str, column: str | None
+    files: Sequence[Path], bases: Sequence[str], root: str, column: str | None, left_out: LeftOut
 ) -> Iterator[Found | StarError]:
     """What every file lists, with paths below the one root."""
     for path, base in zip(files, bases, strict=True):
         below = os.path.relpath(base, root)
-        for item in _read(path, column):
+        for item in _read(path, column, left_out):
+            if isinstance(item, Found) and is_macos_leftover(item.path):
+                left_out.macos += 1
+                continue
             if isinstance(item, Found) and below != "." and not os.path.isabs(item.path):
                 item = item._replace(path=os.path.join(below, item.path))
             yield item
 
 
-def _read(path: Path, column: str | None) -> Iterator[Found | StarError]:
+def _read(path: Path, column: str | None, left_out: LeftOut) -> Iterator[Found | StarError]:
     suffix = path.suffix.lower()
     if suffix == ".zip":
-        return read_zip(path, readable_extensions())
+        return read_zip(path, readable_extensions(), left_out)
+    if manifest_root(path):
+        return read_listed(path)
     if suffix == ".scp":
         return read_wav_scp(path)
     if suffix in TABLES | JSON_LINES:

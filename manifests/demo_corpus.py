@@ -25,6 +25,7 @@ from demo_speakers import Speaker, make_speakers
 from espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
+from fairseq_star.torchaudio_import import import_torchaudio
 from preparing import run_script
 from sentences import make_sentence, transcript
 
@@ -162,10 +163,9 @@ def _record(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray,
 def resampled(utterance: Utterance) -> np.ndarray:
     """What was spoken as float32 samples of 16 kHz, between -1 and 1."""
     import torch
-    import torchaudio
 
     speech = np.frombuffer(utterance.pcm, dtype="<i2").astype(np.float32) / 2**15
-    return torchaudio.functional.resample(torch.from_numpy(speech), SYNTHESIS_RATE, SAMPLE_RATE).numpy()
+    return import_torchaudio().functional.resample(torch.from_numpy(speech), SYNTHESIS_RATE, SAMPLE_RATE).numpy()
 
 
 def recorded(clean: np.ndarray, rng: np.random.Generator, lowest_snr: float = 15.0) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import _repo_root  # noqa: F401
 from demo_labels import frame_labels, read_segments
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest
+from fairseq_star.torchaudio_import import import_torchaudio
 
 DOWNSAMPLE_RATE, RECEPTIVE_FIELD = 320, 400  # samples; of HuBERT's convolutions
 NUM_CLUSTERS = 50
@@ -31,8 +32,8 @@ def mfcc_features(path: str | os.PathLike) -> np.ndarray:
     normalized to mean 0 and variance 1 over the utterance. Frame t has HuBERT's frame t in its middle."""
     import soundfile
     import torch
-    import torchaudio
 
+    torchaudio = import_torchaudio()
     samples, _ = soundfile.read(path, dtype="float32")
     # 25 ms windows each 10 ms are centred at 12.5 ms + 10 ms t, so every second one is centred like HuBERT's frame.
     cepstra = torchaudio.compliance.kaldi.mfcc(

@@ -8,8 +8,9 @@
 
 Dictionaries and subwords are made from the first manifest. Transcripts are LibriSpeech's: the `*.trans.txt` in each
 audio file's folder (the demo corpus has them too), or --text: Kaldi's `text` (`utterance words ...`), or a CSV, TSV or
-JSON-lines table with a path and a `text`, `sentence` or `transcription`. An utterance is found by its path as the
-manifest has it, by that without its extension, or by the file's name alone.
+JSON-lines table with a path and a `text`, `sentence` or `transcription`. An utterance is found by its path or the end
+of it, down to the file's name alone, with its extension, another or none; so is the 16 kHz copy --resample made of it.
+A transcript that would be several files' is nobody's: those files are named.
 
 Transcripts are taken as they are, or with --upper in capitals. Files without one are named, and nothing is written;
 with --skip-bad and another folder as --out, manifests without those files are written there beside the labels. A
@@ -18,20 +19,18 @@ manifest is also copied to --out where that is another folder, so that `task.dat
 
 import argparse
 import io
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, stream_manifest, write_lines, write_manifest
 from preparing import run_script
-from sources import JSON_LINES, PATH_COLUMNS, TABLES, choose_column, lines_of, read_rows
+from transcripts import Transcripts
 
-TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript")
 BOUNDARY = "|"
 
 
@@ -57,64 +56,23 @@ def main(arguments: list[str] | None = None) -> int:
     in_place = any(path.parent.resolve() == out.resolve() for path in options.manifests)
     if options.skip_bad and in_place:
         raise StarError("--skip-bad: manifests lose lines, so give another folder as --out; the old ones stay whole")
-    told = _read_texts(options.text) if options.text else None
-    splits, num_missing = {}, 0
-    for path in options.manifests:
-        root, entries = stream_manifest(path)
-        found = [(entry, _tidy(text, entry, options.upper)) for entry, text in _transcribe(root, entries, told)]
-        splits[path.stem] = root, [(entry, text) for entry, text in found if text]
-        for entry, _ in (one for one in found if not one[1]):
-            print(f"{path}: {entry.path} has no transcript", file=sys.stderr)
+    manifests = {path: stream_manifest(path) for path in options.manifests}
+    entries = ((path, root, entry) for path, (root, of_one) in manifests.items() for entry in of_one)
+    splits = {path.stem: (root, []) for path, (root, _) in manifests.items()}
+    num_missing = 0
+    for path, entry, text, problem in Transcripts(options.text).of_all(entries):
+        text = _tidy(text, entry, options.upper)
+        if text:
+            splits[path.stem][1].append((entry, text))
+        else:
+            print(f"{path}: {entry.path} {problem or 'has no transcript'}", file=sys.stderr)
             num_missing += 1
     if num_missing and not options.skip_bad:
-        where = ", ".join(map(str, options.text)) if told is not None else "the *.trans.txt beside them"
+        where = ", ".join(map(str, options.text)) or "the *.trans.txt beside them"
         print(f"{num_missing} files have no transcript in {where}; add them, or give --skip-bad", file=sys.stderr)
         return 1
     _write_all(out, splits, options.subwords, copy_manifests=not in_place)
     return 0
-
-
-def _transcribe(
-    root: str, entries: Iterable[ManifestEntry], told: Mapping[str, str] | None
-) -> Iterator[tuple[ManifestEntry, str]]:
-    """Each entry and its transcript, "" where there is none."""
-    folder, texts = None, told or {}
-    for entry in entries:
-        path = Path(root, entry.path)
-        if told is None and path.parent != folder:  # one folder's transcripts are held
-            folder = path.parent
-            texts = _read_texts(sorted(folder.glob("*.trans.txt")))
-        stem = os.path.splitext(entry.path)[0]
-        keys = (entry.path, stem, path.name, path.stem)
-        yield entry, next((texts[key] for key in keys if key in texts), "")
-
-
-def _read_texts(paths: Sequence[Path]) -> dict[str, str]:
-    """Transcripts by utterance or path."""
-    texts: dict[str, str] = {}
-    for path in paths:
-        for where, key, text in _table(path) if path.suffix.lower() in TABLES | JSON_LINES else _utterances(path):
-            if texts.setdefault(key, text) != text:
-                raise StarError(f"{where}{key!r} has another transcript already; delete one")
-    return texts
-
-
-def _utterances(path: Path) -> Iterator[tuple[str, str, str]]:
-    for number, line in enumerate(lines_of(path), start=1):
-        key, _, text = line.strip().replace("\t", " ").partition(" ")
-        if key:
-            yield f"{path}:{number}: ", key, text
-
-
-def _table(path: Path) -> Iterator[tuple[str, str, str]]:
-    for where, row in read_rows(path):
-        if isinstance(row, StarError):
-            raise row
-        key = row[choose_column(where, row, PATH_COLUMNS, "rename the path's column")]
-        text = row[choose_column(where, row, TEXT_COLUMNS, "rename the transcript's column")]
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise StarError(f"{where}path and transcript must be text, are {key!r} and {text!r}; mend that line")
-        yield where, key, text
 
 
 def _tidy(text: str, entry: ManifestEntry, upper: bool) -> str:

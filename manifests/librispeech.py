@@ -27,16 +27,15 @@ from pathlib import Path
 import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
+from finding import LeftOut, check_folder, find_audio
 from preparing import (
     add_options,
-    check_folder,
     read_lengths,
     run_script,
     speaker_of,
     split_by_speaker,
     write_manifests,
 )
-from sources import find_audio
 
 PUBLISHED = {
     "train-clean-100": (28_539, 100.6),
@@ -80,13 +79,15 @@ def main(arguments: list[str] | None = None) -> int:
     check_folder(options.root)
     folders = _choose(options.root, options.split, options.valid_speakers)
     every_folder = sorted({folder for of_split in folders.values() for folder in of_split})
-    found = {folder: _find(options.root, folder) for folder in every_folder}
+    left_out, problems = LeftOut(), []
+    found = {folder: _find(options.root, folder, left_out, problems) for folder in every_folder}
     splits = {split: [path for folder in names for path in found[folder]] for split, names in folders.items()}
     if options.valid_speakers:
         splits = _hold_out(splits, options.valid_speakers)
     paths = [path for of_folder in found.values() for path in of_folder]
-    num_samples, problems = read_lengths(options.root, paths, options.headers_only)
-    status = write_manifests(options.root, options.out, splits, num_samples, problems, options.skip_bad)
+    num_samples, unreadable = read_lengths(options.root, paths, options.headers_only)
+    problems += unreadable
+    status = write_manifests(options.root, options.out, splits, num_samples, problems, options.skip_bad, left_out)
     differ = [not _as_published(folder, of_folder, num_samples) for folder, of_folder in found.items()]
     return 1 if options.complete and any(differ) else status
 
@@ -135,11 +136,16 @@ def _as_published(folder: str, paths: Sequence[str], num_samples: Mapping[str, i
     return False
 
 
-def _find(root: Path, folder: str) -> list[str]:
-    paths = [f"{folder}/{path}" for path in find_audio(root / folder, ["flac"])]
-    for path in paths:
+def _find(root: Path, folder: str, left_out: LeftOut, problems: list[StarError]) -> list[str]:
+    paths = []
+    for found in find_audio(root / folder, ["flac"], left_out):
+        if isinstance(found, StarError):
+            problems.append(found)
+            continue
+        path = f"{folder}/{found}"
         if path.count("/") != 3:
             raise StarError(f"{root / path}: is not in <split>/<speaker>/<chapter>/; if meant so, use audio_folder.py")
+        paths.append(path)
     return sorted(paths, key=_order)
 
 

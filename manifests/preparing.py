@@ -5,8 +5,10 @@ import hashlib
 import os
 import sys
 import tempfile
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TextIO
 
@@ -24,6 +26,9 @@ from fairseq_star.manifest import (
     why_not_listable,
     write_manifest,
 )
+from fairseq_star.utterances import place_of
+from finding import LeftOut
+from splits import compare_splits
 
 
 class Found(NamedTuple):
@@ -74,21 +79,16 @@ def check_split_options(options: argparse.Namespace) -> None:
         raise StarError(f"--valid-percent {options.valid_percent}: must be from 0 to below 100; correct it")
 
 
-def check_folder(root: Path) -> None:
-    """Raises StarError where `root` is no folder."""
-    if not root.is_dir():
-        raise StarError(f"{root}: is no folder; name the folder that holds the audio")
-
-
-def prepare(root: Path, found: Iterable[Found | StarError], options: argparse.Namespace) -> int:
+def prepare(root: Path, found: Iterable[Found | StarError], options: argparse.Namespace, left_out: LeftOut) -> int:
     """Reads the files' headers in parallel, converts what must be and may be, and writes `train.tsv` and `valid.tsv`
     (or the one named) in the order given. Bad files and lines are named and left out. Whatever their number, only a few
-    entries are held: eight bytes each, and the rest in a temporary file in the manifests' folder.
+    entries are held: sixteen bytes each, and the rest in a temporary file in the manifests' folder.
 
     Args:
         root: the folder relative paths are below; its absolute path becomes the manifests' first line.
         found: the files; a StarError stands for a line that cannot be read.
         options: of `add_options` and `add_split_options`; `trust_lengths`, where there, takes told lengths unseen.
+        left_out: what was found and is not among `found`, told in the last line.
 
     Returns:
         The status to exit with: 1 where entries were left out without --skip-bad.
@@ -104,22 +104,25 @@ def prepare(root: Path, found: Iterable[Found | StarError], options: argparse.Na
     what = "converting" if converting else "reading audio headers"
     num_bad = 0
     with _Spool(options.out, options.seed) as spool:
-        for _, result in show_progress(results, what):
-            if isinstance(result, StarError):
-                _tell(result)
-                num_bad += 1
-            else:
-                spool.add(result)
+        with closing(show_progress(results, what)) as shown:
+            for item, result in shown:
+                if isinstance(result, StarError):
+                    tell(result)
+                    num_bad += 1
+                else:
+                    spool.add(result, item.path, place_of(os.path.join(root, item.path)))
         for path in spool.forget_repeated():
-            _tell(f"{path}: is listed more than once; its first place counts")
+            tell(f"{path}: is listed more than once; its first place counts")
             num_bad += 1
         if not len(spool):
             raise StarError(f"no audio to list: all of {num_bad} files or lines are bad; see the first one named above")
         held_out = spool.choose(options.valid_percent)
-        write_split(options.out / f"{options.name or 'train'}.tsv", root, spool.entries(spool.kept & ~held_out))
+        written = [options.name or "train"]
+        write_split(options.out / f"{written[0]}.tsv", root, spool.entries(spool.kept & ~held_out))
         if held_out.any():
+            written.append("valid")
             write_split(options.out / "valid.tsv", root, spool.entries(held_out))
-    return report_bad(num_bad, options.skip_bad)
+    return report(options.out, written, left_out, num_bad, options.skip_bad)
 
 
 def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -> ManifestEntry:
@@ -133,7 +136,8 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
             if item.told_samples is None:
                 raise StarError(f"{item.path}: has no length, which --trust-lengths needs; leave that option out")
             return ManifestEntry(item.path, item.told_samples)
-        path = os.path.join(root, item.path)
+        listed = as_on_disk(root, item.path)
+        path = os.path.join(root, listed)
         try:
             num_samples = probe_audio(path, read_end=not options.headers_only)
         except StarError:
@@ -144,17 +148,29 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
             return convert_into(options.resample, path, item.name or os.path.relpath(path, root))
         if item.told_samples not in (None, num_samples):
             raise StarError(f"{path}: holds {num_samples} samples, not {item.told_samples}; correct that line")
-        return ManifestEntry(item.path, num_samples)
+        return ManifestEntry(listed, num_samples)
     except StarError as error:
         raise StarError(f"{item.where}{error}") from error
 
 
+def as_on_disk(root: Path, path: str) -> str:
+    """The path as the file system writes its accents, where a list has them in the other Unicode form."""
+    if path.isascii() or os.path.lexists(os.path.join(root, path)):
+        return path
+    there = ""
+    for part in path.split("/"):
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        there += next((form for form in forms if os.path.lexists(os.path.join(root, there + form))), part) + "/"
+    return there[:-1]
+
+
 class _Spool:
-    """Entries of which only a hash is held; the rest is in an unnamed temporary file, made with the first entry."""
+    """Entries of which only hashes are held; the rest is in an unnamed temporary file, made with the first entry."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
         self.ranks = array("Q")  # by seed and path: order, machine and other files change nothing
+        self.places = array("Q")  # equal for equal files
         self.file: TextIO | None = None
         self.kept = np.zeros(0, dtype=bool)  # one a place: the first of its path
 
@@ -168,20 +184,22 @@ class _Spool:
     def __len__(self) -> int:
         return len(self.ranks)
 
-    def add(self, entry: ManifestEntry) -> None:
+    def add(self, entry: ManifestEntry, listed: str, place: str) -> None:
+        """`listed` decides whether the entry is held out, also where it is a copy; of one `place` the first is kept."""
         if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = tempfile.TemporaryFile(  # noqa: SIM115
                 "w+", encoding="utf-8", newline="\n", dir=self.folder
             )
         self.file.write(f"{entry.path}\t{entry.num_samples}\n")
-        self.ranks.append(_rank(entry.path, self.seed))
+        self.ranks.append(_rank(listed, self.seed))
+        self.places.append(_rank(place, self.seed))
 
     def forget_repeated(self) -> Iterator[str]:
-        """Keeps the first of equal paths alone; yields the others."""
-        ranks = np.frombuffer(self.ranks, dtype=np.uint64)
-        self.kept = np.zeros(len(ranks), dtype=bool)
-        self.kept[np.unique(ranks, return_index=True)[1]] = True
+        """Keeps the first of equal places alone; yields the others' paths."""
+        places = np.frombuffer(self.places, dtype=np.uint64)
+        self.kept = np.zeros(len(places), dtype=bool)
+        self.kept[np.unique(places, return_index=True)[1]] = True
         if not self.kept.all():
             yield from (entry.path for entry in self.entries(~self.kept))
 
@@ -226,7 +244,7 @@ def read_lengths(root: Path, paths: Sequence[str], headers_only: bool) -> tuple[
 
 def write_manifests(
     root: Path, out: Path, splits: Mapping[str, Sequence[str]], num_samples: Mapping[str, int],
-    problems: Sequence[StarError], skip_bad: bool,
+    problems: Sequence[StarError], skip_bad: bool, left_out: LeftOut,
 ) -> int:  # fmt: skip
     """Writes one manifest a split, names the bad files and sums up. The manifests hold the good files only, whether or
     not there were bad ones.
@@ -238,6 +256,7 @@ def write_manifests(
         num_samples: length of each good file.
         problems: what is wrong with each bad file.
         skip_bad: bad files are no failure.
+        left_out: what is not among them, told in the last line.
 
     Returns:
         The status to exit with: 1 where files were left out without `skip_bad`.
@@ -246,11 +265,11 @@ def write_manifests(
         StarError: a split without one good file.
     """
     for problem in problems:
-        _tell(problem)
+        tell(problem)
     for split, paths in splits.items():
         entries = (ManifestEntry(path, num_samples[path]) for path in paths if path in num_samples)
         write_split(out / f"{split}.tsv", root, entries)
-    return report_bad(len(problems), skip_bad)
+    return report(out, list(splits), left_out, len(problems), skip_bad)
 
 
 def write_split(path: Path, root: Path, entries: Iterable[ManifestEntry]) -> None:
@@ -268,16 +287,24 @@ def write_split(path: Path, root: Path, entries: Iterable[ManifestEntry]) -> Non
     print(f"{path}: {num_files} files, {num_samples / SAMPLE_RATE / 3600:.2f} h")
 
 
-def report_bad(num_bad: int, skip_bad: bool) -> int:
-    """Tells how many files or lines were left out; returns the status to exit with."""
+def report(out: Path, written: Sequence[str], left_out: LeftOut, num_bad: int, skip_bad: bool) -> int:
+    """Tells how many files or lines were left out, and how the manifests written go with others there.
+
+    Returns:
+        The status to exit with.
+    """
+    for told in compare_splits(out, written):
+        tell(told)
     if num_bad:
         advice = "" if skip_bad else "; mend them and run this again, or give --skip-bad to go without them"
-        print(f"{num_bad} bad files or lines left out{advice}", file=sys.stderr)
+        tell(f"{num_bad} bad files or lines left out{advice}")
+    if str(left_out):
+        tell(left_out)
     return 1 if num_bad and not skip_bad else 0
 
 
-def _tell(problem: object) -> None:
-    """On stderr, above the progress bar."""
+def tell(problem: object) -> None:
+    """On stderr, in a line of its own above a progress bar."""
     from tqdm import tqdm
 
     tqdm.write(str(problem), file=sys.stderr)

@@ -1,5 +1,6 @@
 """Audio of any rate and number of channels to 16 kHz mono FLAC, in bounded memory."""
 
+import errno
 import math
 import os
 import tempfile
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 import _repo_root  # noqa: F401
+from copies import Source, copied_samples, copy_path
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, open_audio, probe_audio
+from fairseq_star.torchaudio_import import import_torchaudio
 
 SECONDS = 20
 """A block's; what is held does not grow with a file's length."""
@@ -19,49 +22,52 @@ WIDEST_STEP = 2000
 
 
 def convert_into(folder: Path, source: str, name: str) -> ManifestEntry:
-    """Writes `source` as 16 kHz mono FLAC below `folder`, unless a copy no older than it is there. A copy appears under
-    its name only when it is whole.
+    """Writes `source` as 16 kHz mono FLAC below `folder`, unless a copy of it as it is now is there. A copy appears
+    under its name only when it is whole.
 
     Args:
         folder: of all copies.
         source: an audio file or an archive entry.
-        name: its path below the source's root; the copy has the same with .flac.
+        name: its path below the source's root, or in its archive; the copy's is made of it (see `copies.copy_path`).
 
     Returns:
         The copy's absolute path and length.
 
     Raises:
-        StarError: `source` cannot be read to its end, is empty, or is of a rate that has no step with 16 kHz.
+        StarError: `source` cannot be read to its end, is empty, is of a rate that has no step with 16 kHz, changes
+            meanwhile, or has a name the copies' file system does not take.
     """
-    # Sources outside the root keep their whole path; no name leads out of the folder.
-    parts = [part for part in Path(name).parts if part not in ("..", "/", "")]
-    target = Path(os.path.abspath(folder)).joinpath(*parts).with_suffix(".flac")
-    archive = source.split(".zip:")[0] + ".zip" if ".zip:" in source else source
+    found = Source.look(source, name)
+    target = copy_path(folder, found, name)
+    if (num_samples := copied_samples(target, found)) is not None:
+        return ManifestEntry(str(target), num_samples)
+    temporary = None
     try:
-        if os.path.getmtime(target) >= os.path.getmtime(archive):
-            return ManifestEntry(str(target), probe_audio(target, read_end=False))
-    except (OSError, StarError):
-        pass  # none there, or not one of ours: it is written anew
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=".part", prefix=".", dir=target.parent)
-    os.close(handle)
-    try:
-        num_samples = _write(source, temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".part", prefix=".", dir=target.parent)
+        os.close(handle)
+        num_samples = _write(source, temporary, found.comment())
+        if Source.look(source, name) != found:
+            raise StarError(f"{source}: was changed while it was converted; run this again")
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        if temporary:
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+            raise StarError(f"{source}: cannot be copied to {target} ({error.strerror}); rename it") from error
         raise
     return ManifestEntry(str(target), num_samples)
 
 
-def _write(source: str, target: str) -> int:
+def _write(source: str, target: str, comment: str) -> int:
     import soundfile
 
     with open_audio(source) as audio:
         if not audio.frames:
             raise StarError(f"{source}: holds no samples; remove it")
         with soundfile.SoundFile(target, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="FLAC") as out:
+            out.comment = comment
             for block in resampled(audio, source):
                 try:
                     out.write(block)
@@ -80,8 +86,8 @@ def resampled(audio, source: str) -> Iterator[np.ndarray]:
     """
     import soundfile
     import torch
-    import torchaudio
 
+    torchaudio = import_torchaudio()
     step_in, step_out = (rate // math.gcd(audio.samplerate, SAMPLE_RATE) for rate in (audio.samplerate, SAMPLE_RATE))
     if step_in > WIDEST_STEP:
         raise StarError(f"{source}: {audio.samplerate} Hz has no step with {SAMPLE_RATE} Hz; resample it with sox")

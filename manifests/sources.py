@@ -1,69 +1,27 @@
-"""Where audio is listed: folders, plain lists, CSV, JSON lines, Kaldi's wav.scp, zip archives.
+"""Where audio is listed: plain lists, tables, JSON lines, Kaldi's wav.scp, other manifests, zip archives.
 
 Each reader yields a `Found` a file, or a StarError for a line that cannot be taken, and holds one line at a time.
 """
 
 import csv
 import json
-import os
 import struct
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
-from preparing import Found, check_folder
+from fairseq_star.manifest import stream_manifest
+from fairseq_star.utterances import has_audio_extension
+from finding import LeftOut, with_dots
+from preparing import Found, tell
 
 PATH_COLUMNS = ("file_path", "file_name", "audio_filepath", "audio", "path")
 """In order: s3prl's, HuggingFace's, NeMo's, fairseq S2T's, CommonVoice's."""
 LENGTH_COLUMNS = ("length", "num_samples")
 TABLES = {".csv", ".tsv"}
 JSON_LINES = {".jsonl", ".json"}
-MORE_EXTENSIONS = {"aif", "oga", "opus"}  # other names of formats soundfile lists
-HEADERLESS = {"raw"}  # says neither its rate nor its channels
-
-
-def readable_extensions() -> set[str]:
-    """What soundfile reads, in lower case and without the dot."""
-    import soundfile
-
-    return {name.lower() for name in soundfile.available_formats()} - HEADERLESS | MORE_EXTENSIONS
-
-
-def find_audio(root: Path, extensions: Iterable[str]) -> Iterator[str]:
-    """Audio files below a folder, at any depth, by extension (in any case); names that begin with a dot are left out.
-
-    Yields:
-        Paths relative to `root` with forward slashes, sorted.
-
-    Raises:
-        StarError: `root` is no folder, or holds no such file.
-    """
-    check_folder(root)
-    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    found = False
-
-    def walk(folder: str) -> Iterator[str]:
-        # A folder is sorted as its files' paths would be, so that the whole is sorted though one folder is held.
-        with os.scandir(os.path.join(root, folder)) as entries:
-            names = sorted(
-                entry.name + "/" * entry.is_dir(follow_symlinks=False)
-                for entry in entries
-                if not entry.name.startswith(".")
-            )
-        for name in names:
-            if name.endswith("/"):
-                yield from walk(folder + name)
-            elif os.path.splitext(name)[1].lower() in wanted:
-                yield folder + name
-
-    for path in walk(""):
-        found = True
-        yield path
-    if not found:
-        raise StarError(f"{root}: holds no file ending in {', '.join(sorted(wanted))}; name another folder or --ext")
 
 
 def read_list(path: Path) -> Iterator[Found | StarError]:
@@ -99,16 +57,47 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
             if line.strip():
                 yield f"{path}:{number}: ", _json_object(f"{path}:{number}: ", line)
         return
+    # Tab-separated tables as CommonVoice writes them quote nothing: a quotation mark is a letter like any other. In CSV
+    # it may hold line breaks together, so one too many would join rows.
+    tabs = path.suffix.lower() == ".tsv"
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     with open_text(path) as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        header = _guarded(path, lambda: next(reader, []))
-        while (fields := _guarded(path, lambda: next(reader, None))) is not None:
-            where = f"{path}:{reader.line_num}: "
-            if len(fields) == len(header):
+        rows = _rows(path, csv.reader(file, **form))
+        _, header = next(rows, ("", []))
+        if isinstance(header, StarError):
+            raise header
+        for where, fields in rows:
+            if isinstance(fields, StarError):
+                yield where, fields
+            elif len(fields) == len(header):
                 yield where, dict(zip(header, fields, strict=True))
             elif fields:
                 told = f"has {len(fields)} fields, the header has {len(header)}; mend or delete that line"
                 yield where, StarError(f"{where}{told}")
+
+
+def _rows(path: Path, reader) -> Iterator[tuple[str, list[str] | StarError]]:
+    """Each row and what comes before a sentence about it; what is no CSV costs those lines alone."""
+    while True:
+        first = reader.line_num + 1
+        try:
+            row = _guarded(path, lambda: next(reader, None))
+            fault = "looks like several rows that a quotation mark joins" if row and _has_joined_rows(row) else ""
+        except csv.Error as error:
+            row, fault = [], f"is no CSV ({error})"
+        if row is None:
+            return
+        where = f"{path}:{reader.line_num}: "
+        if fault:
+            lines = f" from line {first} to here" if first < reader.line_num else ""
+            row = StarError(f"{where}the row{lines} {fault}; mend the quotation marks in it")
+        yield where, row
+
+
+def _has_joined_rows(row: Sequence[str]) -> bool:
+    """Whether a field holds further lines that name audio."""
+    further = [line for field in row for line in field.splitlines()[1:]]
+    return any(has_audio_extension(item.strip(' "')) for line in further for item in line.split(","))
 
 
 def _json_object(where: str, line: str) -> dict | StarError:
@@ -132,7 +121,7 @@ def choose_column(where: str, row: Iterable[str], candidates: Sequence[str], men
 def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
     """Kaldi's `utterance path` lines. Commands and offsets into archives are refused: a manifest names files."""
     if path.with_name("segments").exists():
-        print(f"{path}: lists whole recordings; the segments file beside it is not applied", file=sys.stderr)
+        tell(f"{path}: lists whole recordings; the segments file beside it is not applied")
     for number, line in enumerate(lines_of(path), start=1):
         where = f"{path}:{number}: "
         utterance, _, location = line.strip().partition(" ")
@@ -155,7 +144,7 @@ def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
             yield Found(location, where=where)
 
 
-def read_zip(path: Path, extensions: Iterable[str]) -> Iterator[Found | StarError]:
+def read_zip(path: Path, extensions: Iterable[str], left_out: LeftOut) -> Iterator[Found | StarError]:
     """The audio in a zip archive, as `archive.zip:offset:size`: fairseq reads entries stored without compression.
 
     Raises:
@@ -163,12 +152,12 @@ def read_zip(path: Path, extensions: Iterable[str]) -> Iterator[Found | StarErro
     """
     if path.suffix != ".zip" or ":" in str(path):
         raise StarError(f"{path}: fairseq reads archives whose name ends in .zip and has no colon; rename it")
-    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
+    wanted = with_dots(extensions)
     found = False
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             for entry in archive.infolist():
-                if os.path.splitext(entry.filename)[1].lower() not in wanted or entry.is_dir():
+                if entry.is_dir() or left_out.leaves_out(entry.filename, wanted):
                     continue
                 found = True
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
@@ -185,7 +174,26 @@ def read_zip(path: Path, extensions: Iterable[str]) -> Iterator[Found | StarErro
     except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError) as error:
         raise StarError(f"{path}: cannot be read as a zip archive ({error}); restore it") from error
     if not found:
-        raise StarError(f"{path}: holds no file ending in {', '.join(sorted(wanted))}; name another archive or --ext")
+        told = f"{path}: holds no file ending in {', '.join(sorted(wanted))}; name another archive or --ext"
+        raise StarError(f"{told} ({left_out})" if str(left_out) else told)
+
+
+def manifest_root(path: Path) -> str | None:
+    """The root of a file that is itself one of fairseq's manifests, None for any other."""
+    try:
+        with open_text(path) as file:
+            root, line = file.readline(1 << 16), file.readline(1 << 16)
+    except UnicodeDecodeError:
+        return None
+    root, told = root.strip(), line.rstrip("\r\n").rpartition("\t")
+    is_root = root and "\t" not in root and root not in PATH_COLUMNS and not has_audio_extension(root)
+    return root if is_root and told[0] and "\t" not in told[0] and told[2].isdecimal() else None
+
+
+def read_listed(path: Path) -> Iterator[Found | StarError]:
+    """The entries of another manifest, with the lengths it tells."""
+    for number, entry in enumerate(stream_manifest(path)[1], start=2):
+        yield Found(entry.path, entry.num_samples, f"{path}:{number}: ")
 
 
 def open_text(path: Path):
@@ -203,10 +211,8 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def _guarded(path: Path, read: Callable):
-    """Runs one read, telling what is no text or no CSV."""
+    """Runs one read, telling what is no text."""
     try:
         return read()
     except UnicodeDecodeError as error:
         raise StarError(f"{path}: is not UTF-8 text; convert it, for example with `iconv -t UTF-8`") from error
-    except csv.Error as error:
-        raise StarError(f"{path}: is no CSV ({error}); mend it") from error

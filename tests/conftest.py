@@ -11,6 +11,9 @@ import pytest
 import torch
 
 import tiny
+from fairseq_star.torchaudio_import import import_torchaudio
+
+import_torchaudio()  # before any test imports it by itself
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "import sys; from fairseq_cli.hydra_train import cli_main; sys.argv[0] = 'fairseq-hydra-train'; cli_main()"

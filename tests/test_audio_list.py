@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import unicodedata
 import zipfile
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import torchaudio
 from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import map_in_threads, read_manifest
+from fairseq_star.utterances import original_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 
@@ -23,7 +25,7 @@ import audio_folder
 import audio_list
 import preparing
 import resampling
-from sources import find_audio
+from finding import LeftOut, find_audio
 
 
 @pytest.fixture
@@ -143,13 +145,32 @@ def test_several_lists_below_one_root_and_absolute_paths(audio):
     soundfile.write(other / "b.wav", np.zeros(900), 16_000)
     (audio / "one.txt").write_text(f"a/0.flac\n{other / 'b.wav'}\n")
     out = audio.parent / "m"
-    (other / "two.txt").write_text("b.wav\n")
+    soundfile.write(other / "c.wav", np.zeros(901), 16_000)
+    (other / "two.txt").write_text("c.wav\n")
     assert audio_list.main([str(audio / "one.txt"), str(other / "two.txt"), "--out", str(out), "--name", "x"]) == 0
-    listed = [("audio/a/0.flac", 800), (str(other / "b.wav"), 900), ("other/b.wav", 900)]
+    listed = [("audio/a/0.flac", 800), (str(other / "b.wav"), 900), ("other/c.wav", 901)]
     assert read_manifest(out / "x.tsv") == (str(audio.parent), listed)
     (other / "s3prl.csv").write_text("file_path,length\na/1.flac,801\n")
     assert audio_list.main([str(other / "s3prl.csv"), "--root", str(audio), "--out", str(out), "--name", "y"]) == 0
     assert read_manifest(out / "y.tsv") == (str(audio), [("a/1.flac", 801)])
+
+
+def test_one_file_by_several_names_is_listed_once(audio, capsys):
+    (audio / "l.txt").write_text(f"a/0.flac\n./a/0.flac\na/../a/0.flac\n{audio}/a/0.flac\na/1.flac\n")
+    assert audio_list.main([str(audio / "l.txt"), "--out", str(audio.parent / "m"), "--name", "all"]) == 1
+    assert entries(audio.parent / "m" / "all.tsv") == [("a/0.flac", 800), ("a/1.flac", 801)]
+    assert capsys.readouterr().err.count("is listed more than once") == 3
+
+
+@pytest.mark.parametrize(("on_disk", "in_list"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_list_in_the_other_unicode_form_finds_its_files(audio, on_disk, in_list):
+    name = "Zoë/ñandú é.wav"
+    path = audio / unicodedata.normalize(on_disk, name)
+    path.parent.mkdir()
+    soundfile.write(path, np.zeros(900), 16_000)
+    status, manifest = list_as(audio, "l.txt", [unicodedata.normalize(in_list, name)])
+    assert status == 0
+    assert entries(manifest) == [(unicodedata.normalize(on_disk, name), 900)]
 
 
 def test_a_list_is_split_as_a_folder_is(audio):
@@ -222,11 +243,11 @@ def test_resample_converts_what_must_be_and_resumes(mixed, tmp_path, capsys):
     arguments = [str(mixed), "--out", str(tmp_path / "m"), "--name", "all", "--resample", str(copies)]
     assert audio_folder.main(arguments) == 1
     assert "cut.flac: cannot be read as audio or is cut short" in capsys.readouterr().err
-    assert entries(tmp_path / "m" / "all.tsv") == [
-        (str(copies / "d" / "cd.flac"), 16_000), ("d/fine.wav", 1600), (str(copies / "phone.flac"), 8002),
-    ]  # fmt: skip
+    # Nothing partial, nothing of the file cut short.
     made = sorted(path for path in copies.rglob("*") if path.is_file())
-    assert made == [copies / "d" / "cd.flac", copies / "phone.flac"]  # nothing partial, nothing of the file cut short
+    assert [original_name(str(path)) for path in made] == [str(copies / "d" / "cd.flac"), str(copies / "phone.wav")]
+    listed = [(str(made[0]), 16_000), ("d/fine.wav", 1600), (str(made[1]), 8002)]
+    assert entries(tmp_path / "m" / "all.tsv") == listed
     assert (soundfile.info(made[0]).samplerate, soundfile.info(made[0]).channels) == (16_000, 1)
 
     samples, rate = soundfile.read(mixed / "d" / "cd.flac", dtype="float32")
@@ -242,7 +263,7 @@ def test_resample_converts_what_must_be_and_resumes(mixed, tmp_path, capsys):
     soundfile.write(mixed / "phone.wav", np.zeros(8_000), 8_000)
     os.utime(mixed / "phone.wav", ns=(1, made[1].stat().st_mtime_ns + 10**9))
     assert audio_folder.main([*arguments, "--skip-bad"]) == 0
-    assert dict(entries(tmp_path / "m" / "all.tsv"))[str(copies / "phone.flac")] == 16_000  # the source has changed
+    assert dict(entries(tmp_path / "m" / "all.tsv"))[str(made[1])] == 16_000  # the source has changed
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100, 48_000])
@@ -267,17 +288,17 @@ def test_a_rate_without_a_step_is_refused_before_it_fills_the_memory(tmp_path):
 
 def test_a_copy_stays_below_its_folder(tmp_path):
     soundfile.write(tmp_path / "x.wav", np.zeros(8_000), 8_000)
-    for name in ("../../x.wav", "/abs/x.wav"):
+    for name in ("../../x.wav", "/abs/x.wav", "//abs/x.wav", "../x.wav/.."):
         copy = Path(resampling.convert_into(tmp_path / "c", str(tmp_path / "x.wav"), name).path)
         assert copy.is_relative_to(tmp_path / "c")
-        assert copy.name == "x.flac"
+        assert original_name(copy.name) == "x.wav"
 
 
 def test_a_folder_is_walked_in_the_order_of_whole_paths(tmp_path):
     for name in ("a/z.wav", "a.wav", "a-b/c.wav", "a/b/c.wav", "B.wav", "ä.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list(find_audio(tmp_path, ["wav"]))
+    found = list(find_audio(tmp_path, ["wav"], LeftOut()))
     assert found == sorted(found)
     assert len(found) == 6
 
@@ -300,7 +321,8 @@ def test_only_a_few_items_are_held_at_a_time():
 def test_the_held_out_share_is_exact_and_repeated_paths_count_once(tmp_path):
     with preparing._Spool(tmp_path, seed=0) as spool:
         for index in range(1000):
-            spool.add(preparing.ManifestEntry(f"{index % 900}.flac", 5))
+            name = f"{index % 900}.flac"
+            spool.add(preparing.ManifestEntry(name, 5), listed=name, place=f"/root/{name}")
         assert len(list(spool.forget_repeated())) == 100
         held_out = spool.choose(10)
         assert held_out.sum() == 90

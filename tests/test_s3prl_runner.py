@@ -21,7 +21,6 @@ import run_s3prl  # noqa: E402
 import s3prl_keywords  # noqa: E402
 
 pytest.importorskip("espeakng_loader")
-pytest.importorskip("catalyst")  # s3prl's task asks for it
 
 
 @pytest.fixture(scope="module")

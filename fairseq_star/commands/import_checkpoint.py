@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
         "file",
-        help="a Lightning .ckpt as STaRHuBERT's authors release, an s3prl or fairseq file, or a HuggingFace folder",
+        help="a Lightning .ckpt as STaRHuBERT's authors release, an s3prl, fairseq or torchaudio file, or a "
+        "HuggingFace folder or its id",
     )
     parser.add_argument("--config", help="the .yaml released with a .ckpt")
     parser.add_argument("--out", required=True, help="checkpoint to write, such as student.pt")

@@ -4,13 +4,14 @@ import argparse
 import json
 import logging
 
+from fairseq_star.host import settle_on_host
 from fairseq_star.probe import TASKS, run_probe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("checkpoint", help="checkpoint of a distillation run, or any that task.teacher takes")
-    parser.add_argument("--teacher", help="the teacher's checkpoint, if not the run's own")
+    parser.add_argument("checkpoint", help="checkpoint of a distillation run, or whatever else task.teacher takes")
+    parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument(
         "--data",
         help="folder of train.tsv and valid.tsv with .phn, .keyword, .speaker beside them, line by line; a task's own "
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the features of ``arguments.checkpoint`` know."""
+    settle_on_host()
     result = run_probe(
         arguments.checkpoint,
         teacher=arguments.teacher,

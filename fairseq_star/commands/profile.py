@@ -12,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
-        help=f"architecture ({', '.join([HUBERT_BASE, *ARCHITECTURES])}), checkpoint, HuggingFace folder, or exported "
-        "TorchScript or ONNX file",
+        help=f"architecture ({', '.join([HUBERT_BASE, *ARCHITECTURES])}), checkpoint, HuggingFace folder or id, or "
+        "exported TorchScript or ONNX file",
     )  # fmt: skip
     parser.add_argument("--teacher", default=HUBERT_BASE, help="what ratios refer to, likewise (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of audio in the measured utterance (default: 10)")

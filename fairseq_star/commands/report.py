@@ -2,6 +2,7 @@
 
 import argparse
 
+from fairseq_star.host import settle_on_host
 from fairseq_star.report.report import report
 
 
@@ -11,13 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE.html", help="default: report.html in the run's folder")
     parser.add_argument("--data", help="folder of manifests, if not the run's own")
     parser.add_argument("--split", default="valid", help="manifest to compare on (default: valid)")
-    parser.add_argument("--teacher", help="the teacher's checkpoint, if not the run's own")
+    parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument("--utterance", metavar="NAME", help="utterance to draw, by file name (default: one of 2.5 s)")
     parser.add_argument("--layers", nargs="+", type=int, help="student layers to draw (default: first, middle, last)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report of ``arguments.run_dir`` and say where it is."""
+    settle_on_host()
     out = report(
         arguments.run_dir,
         arguments.out,

@@ -7,7 +7,7 @@ from fairseq_star.teacher_info import teacher_info
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("checkpoint", help="checkpoint file or HuggingFace folder")
+    parser.add_argument("checkpoint", help="checkpoint file, or HuggingFace folder or id (owner/name)")
     parser.add_argument("--arch", default="starhubert", help="architecture of the student (default: starhubert)")
 
 

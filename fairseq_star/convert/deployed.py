@@ -2,7 +2,8 @@
 
 It differs from torchaudio's own model in what it takes and gives. It takes raw audio, normalizing it where the student
 wants that. It gives every hidden state. Its group norm is taken over an utterance's own frames, as the student's is, so
-features do not depend on the batch, nor on what (finite) numbers stand in ``source`` past ``num_samples``.
+features do not depend on the batch, nor on what (finite) numbers stand in ``source`` past ``num_samples``. A row that
+is empty or shorter than a frame has 0 frames, as in torchaudio; its states are padding, finite and without meaning.
 
 Shapes: B utterances, T frames of the longest one, D width, L layers.
 """
@@ -41,7 +42,7 @@ class DeployedStudent(nn.Module):
 
         Args:
             source: B x samples, float32.
-            num_samples: B, int64, how many of each row are audio; all when None.
+            num_samples: B, int64, how many of each row are audio, from 0 on; all when None.
 
         Returns:
             ``last_hidden_state`` (B x T x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
@@ -60,7 +61,9 @@ class DeployedStudent(nn.Module):
         if frame_lengths is not None:
             valid = _valid(frame_lengths, num_frames)
             x = x * valid.unsqueeze(-1)
-            attend = (valid > 0)[:, None, None].expand(num_utterances, 1, num_frames, num_frames)
+            # A row without any frame attends to its first, which is zeros: over none, the softmax would be nan.
+            attended = _valid(frame_lengths.clamp(min=1), num_frames) > 0
+            attend = attended[:, None, None].expand(num_utterances, 1, num_frames, num_frames)
         x = x + self.pos_conv_embed(x)
         if not self.pre_norm:
             x = self.layer_norm(x)
@@ -89,7 +92,9 @@ class _ConvBlock(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = self.conv(x)
         if lengths is not None:
-            lengths = torch.div(lengths - self.kernel_size, self.stride, rounding_mode="floor") + 1
+            # Never below 0, and never a negative number divided: onnxruntime rounds those up, torch down.
+            lengths = (lengths - self.kernel_size + self.stride).clamp(min=0)
+            lengths = torch.div(lengths, self.stride, rounding_mode="floor")
         if self.group_norm is not None:
             x = self.group_norm(x, lengths)
         if self.layer_norm is not None:
@@ -107,7 +112,7 @@ class _ValidGroupNorm(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:  # B x C x T, B
         if lengths is None:
             return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        x = _standardized(x, _valid(lengths, x.size(2)).unsqueeze(1), lengths[:, None, None], self.eps)
+        x = _standardized(x, _valid(lengths, x.size(2)).unsqueeze(1), self.eps)
         return x * self.weight[:, None] + self.bias[:, None]
 
 
@@ -116,8 +121,9 @@ def _valid(lengths: Tensor, longest: int) -> Tensor:
     return (torch.arange(longest, device=lengths.device) < lengths[:, None]).float()
 
 
-def _standardized(x: Tensor, valid: Tensor, num_valid: Tensor, eps: float = 1e-5) -> Tensor:
-    """``x`` of mean 0 and variance 1 over its last axis where ``valid`` is 1; 0 elsewhere."""
+def _standardized(x: Tensor, valid: Tensor, eps: float = 1e-5) -> Tensor:
+    """``x`` of mean 0 and variance 1 over its last axis where ``valid`` is 1, if it is anywhere; 0 elsewhere."""
+    num_valid = valid.sum(-1, keepdim=True).clamp(min=1)
     mean = (x * valid).sum(-1, keepdim=True) / num_valid
     x = (x - mean) * valid
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) / num_valid + eps)
@@ -127,4 +133,4 @@ def _normalized(source: Tensor, num_samples: Tensor | None) -> Tensor:
     """Each row's audio with mean 0 and variance 1."""
     if num_samples is None:
         return F.layer_norm(source, [source.size(1)])
-    return _standardized(source, _valid(num_samples, source.size(1)), num_samples[:, None])
+    return _standardized(source, _valid(num_samples, source.size(1)))

@@ -3,20 +3,16 @@
 The ``.ckpt`` has a ``state_dict`` of ``student_model.`` and ``teacher_model.`` keys, the ``.yaml`` a section
 ``distiller`` with the student's config. Its modules have fairseq's names. Both recipes give it audio as it is.
 
-The authors' files also hold the optimizer's scheduler, an object of s3prl's. Objects of any class are read as empty
-ones of no class (:class:`Inert`): what a file names is never looked up or called, and nothing of it is used.
+The authors' files also hold the optimizer's scheduler, an object of s3prl's, read as nothing (``teachers/inert.py``).
 
 Source: sungnyun/ARMHuBERT, ``models/{starhubert,maskhubert}/model.py``, ``utils/utils.py`` (``dump_yaml``).
 """
 
 import os
-import pickle
 from typing import Any, Mapping
 
-import torch
 import yaml
 
-from fairseq_star.checkpoint import READING_ERRORS, read_checkpoint
 from fairseq_star.convert.student import DROPOUTS, Student, student_of
 from fairseq_star.errors import StarError
 from fairseq_star.teachers.config import Section
@@ -46,38 +42,6 @@ TRAINING = {
     *("tr_conv1d_kernel", "tr_layer_index", "tr_reduce_factor", "tr_layer_type"),
 }
 MAX_YAML_BYTES = 2**20
-
-
-class Inert:
-    """What stands for an object of a class that is not a checkpoint's business."""
-
-    def __new__(cls, *args, **kwargs) -> "Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def read_inert(path: str, option: str) -> dict:
-    """:func:`read_checkpoint`, with objects of unknown classes as :class:`Inert`.
-
-    Raises:
-        StarError: as ``read_checkpoint``; modules that reach the system (``os``, ``sys``) are refused all the same.
-    """
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*READING_ERRORS, pickle.UnpicklingError):
-        foreign = []  # the reader finds the words for it
-    with torch.serialization.safe_globals([(Inert, name) for name in foreign]):
-        return read_checkpoint(path, option)
-
-
-def is_lightning(state: Mapping) -> bool:
-    """Whether a checkpoint is laid out as Lightning's are."""
-    return isinstance(state.get("state_dict"), dict)
 
 
 def read_distiller(path: str) -> dict:

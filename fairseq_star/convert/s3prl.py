@@ -1,16 +1,16 @@
 """s3prl, unchanged: one file for ``-u wav2vec2_local -k FILE``, or ``S3PRLUpstream("wav2vec2_local", FILE)``.
 
-The file is what s3prl itself converts fairseq's wav2vec 2.0 checkpoints to (``task_cfg``, ``model_cfg``,
-``model_weight``), all plain values and tensors, so that torch's ``weights_only`` admits it. Its wav2vec 2.0 has the
-student's modules under the student's names. s3prl's ``hubert_local`` would fit too, but makes its padding mask of whole
-chunks of samples and so differs at the last frame of padded utterances.
+The file is what s3prl itself converts fairseq's wav2vec 2.0 checkpoints to (``teachers/s3prl.py`` reads it), all plain
+values and tensors, so that torch's ``weights_only`` admits it. Its wav2vec 2.0 has the student's modules under the
+student's names. s3prl's ``hubert_local`` would fit too, but makes its padding mask of whole chunks of samples and so
+differs at the last frame of padded utterances.
 
 Source: s3prl, ``upstream/wav2vec2/{convert,expert,wav2vec2_model}.py``.
 """
 
 import shlex
 from pathlib import Path
-from typing import ClassVar, Mapping, Sequence
+from typing import ClassVar, Sequence
 
 import torch
 from torch import Tensor
@@ -18,39 +18,11 @@ from torch import Tensor
 from fairseq_star.convert.student import Student, model_values
 from fairseq_star.convert.target import Target
 from fairseq_star.errors import StarError
-from fairseq_star.teachers.config import Section
-from fairseq_star.teachers.fairseq_checkpoint import WAV2VEC2_ONLY, encoder_config
-from fairseq_star.teachers.speech_encoder import make_teacher
-from fairseq_star.teachers.teacher import Teacher
+from fairseq_star.torchaudio_import import import_torchaudio
 
 SAMPLE_RATE, DOWNSAMPLE_RATE = 16_000, 320  # Hz and samples a frame, which s3prl takes for granted
-KEYS = ("task_cfg", "model_cfg", "model_weight")
 # s3prl loads strictly; these serve wav2vec 2.0's pretraining only, and no feature depends on them. All are zeros.
 FINAL_DIM = 1
-
-
-def is_s3prl(state: Mapping) -> bool:
-    """Whether a checkpoint has s3prl's converted layout."""
-    return all(isinstance(state.get(key), dict) for key in KEYS)
-
-
-def build_teacher(state: Mapping, *, name: str) -> Teacher:
-    """The encoder in s3prl's converted wav2vec 2.0 format, every key accounted for.
-
-    Raises:
-        StarError: config and weights do not fit each other.
-    """
-    task, model, weights = (state[key] for key in KEYS)
-    audio = Section(task, name)
-    return make_teacher(
-        encoder_config(Section(model, name)),
-        weights,
-        family="wav2vec 2.0 (s3prl)",
-        name=name,
-        sample_rate=audio.whole("sample_rate", SAMPLE_RATE, at_most=1_000_000),
-        normalize=audio.flag("normalize", False),
-        ignored=WAV2VEC2_ONLY,
-    )
 
 
 class S3prl(Target):
@@ -87,6 +59,7 @@ class S3prl(Target):
 
     @torch.no_grad()
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        import_torchaudio()  # which s3prl imports by itself
         # Not s3prl.hub, which imports every upstream there is.
         from s3prl.upstream.wav2vec2.hubconf import wav2vec2_local
 

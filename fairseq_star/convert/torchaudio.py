@@ -23,9 +23,10 @@ from fairseq_star.convert.student import Student
 from fairseq_star.convert.target import Target
 from fairseq_star.errors import StarError
 from fairseq_star.teachers import hf_keys
+from fairseq_star.teachers.torchaudio import PARENTS
+from fairseq_star.torchaudio_import import import_torchaudio
 
 INSTALL = "pip install the torchaudio of your torch release"
-_PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
 
 
 class Torchaudio(Target):
@@ -108,7 +109,7 @@ def _name(key: str, pairs: hf_keys.Table) -> str:
     name = hf_keys.to_huggingface(key, pairs)
     if name is None:
         raise StarError(f"export: torchaudio's model has no place for the weight {key}; please report it")
-    for parent, other in _PARENTS:
+    for parent, other in PARENTS:
         if name.startswith(parent):
             return other + name.removeprefix(parent)
     return name
@@ -116,8 +117,7 @@ def _name(key: str, pairs: hf_keys.Table) -> str:
 
 def build(saved: dict) -> torch.nn.Module:
     """torchaudio's ``Wav2Vec2Model`` from what :func:`torchaudio_state` gives, in eval mode; strict about its keys."""
-    from torchaudio.models import wav2vec2_model
-
+    wav2vec2_model = import_torchaudio().models.wav2vec2_model
     with torch.random.fork_rng(devices=[]):
         model = wav2vec2_model(**saved["arguments"]).eval()
     model.load_state_dict(saved["state_dict"])

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from fairseq_star.errors import StarError
 from fairseq_star.frames import FrameGeometry
-from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.manifest import SAMPLE_RATE, open_audio
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
 from fairseq_star.teachers import Teacher
+from fairseq_star.torchaudio_import import import_torchaudio
 
 LARGEST = 65_504.0  # of float16
 
@@ -43,8 +44,7 @@ class SpectralFeatures:
     """
 
     def __init__(self, kind: str, geometry: FrameGeometry, *, normalize: bool = True):
-        import torchaudio
-
+        torchaudio = import_torchaudio()
         self.geometry, self.normalize = geometry, normalize
         self.deltas = torchaudio.functional.compute_deltas
         kaldi = torchaudio.compliance.kaldi
@@ -141,7 +141,8 @@ def read_samples(utterance: Utterance) -> Tensor:
     import soundfile
 
     try:
-        samples, rate = soundfile.read(utterance.path, dtype="float32")
+        with open_audio(utterance.path) as audio:
+            samples, rate = audio.read(dtype="float32"), audio.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         raise StarError(f"{utterance.path}: cannot be read as audio ({error}); restore it or its manifest") from error
     if rate != SAMPLE_RATE or samples.ndim != 1 or len(samples) != utterance.num_samples:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fairseq_star.errors import StarError
 from fairseq_star.frames import FrameGeometry
 from fairseq_star.manifest import read_manifest
+from fairseq_star.utterances import original_name, place_of
 
 PHONE, KEYWORD, SPEAKER = "phone", "keyword", "speaker"
 TASKS = (PHONE, KEYWORD, SPEAKER)
@@ -67,7 +68,7 @@ def read_task(data: str | os.PathLike, task: str, geometry: FrameGeometry, limit
     """
     folder = Path(data) / task if (Path(data) / task).is_dir() else Path(data)
     splits = [_read_split(folder, split, task, geometry) for split in (TRAIN_SPLIT, TEST_SPLIT)]
-    if both := {one.path for one in splits[0]} & {one.path for one in splits[1]}:
+    if both := {place_of(one.path) for one in splits[0]} & {place_of(one.path) for one in splits[1]}:
         raise StarError(
             f"{folder}: {min(both)} is in both {TRAIN_SPLIT}.tsv and {TEST_SPLIT}.tsv; take it out of one of the two"
         )
@@ -124,7 +125,7 @@ def _read_split(folder: Path, split: str, task: str, geometry: FrameGeometry) ->
 
 def _read_lines(path: Path, expected: int, task: str) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise StarError(
             f"{path}: cannot read the {task} labels ({error.strerror}); write a line for each utterance of the "
@@ -175,8 +176,8 @@ def _ranked(names: set[str]) -> list[str]:
 
 
 def _hash(name: str) -> bytes:
-    # Of the last parts alone: the same corpus is divided the same way wherever it lies.
-    return hashlib.sha256("/".join(Path(name).parts[-3:]).encode()).digest()
+    # Of the last parts alone: the same corpus is divided the same way wherever it lies, converted or not.
+    return hashlib.sha256("/".join(Path(original_name(name)).parts[-3:]).encode()).digest()
 
 
 def _some(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
 from fairseq_star.run import locate
-from fairseq_star.teachers import load_teacher
+from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.untrained import untrained
 
 FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
@@ -35,7 +35,7 @@ def run_probe(
     """Measure what a frozen student's features know beside FBANK, MFCC, a random-init student and the teacher.
 
     Args:
-        student: checkpoint of a distillation run (or any checkpoint that ``task.teacher`` takes).
+        student: checkpoint of a distillation run (or whatever else ``task.teacher`` takes).
         teacher, data: where they are, if not where the run's own config says.
         tasks: some of :data:`TASKS`.
         seeds: of the heads; intervals count their spread in.
@@ -51,7 +51,9 @@ def run_probe(
     if max_utterances is not None and max_utterances < 1:
         raise StarError(f"--max-utterances={max_utterances} must be 1 or more")
     teacher, data = _from_run(student, teacher, data)
-    encoder = load_teacher(student, option="probe")
+    located = hub.locate(student, "probe")
+    teacher = teacher and hub.locate(teacher, "--teacher").name  # before hours are spent on the student
+    encoder = load_teacher(located.path, option="probe")
     task_data = [read_task(data, task, encoder.geometry, max_utterances) for task in tasks]
 
     def extractors():  # one at a time: only one model and its features are in memory
@@ -65,7 +67,7 @@ def run_probe(
 
     heads = {name: probe_features(extractor, task_data, seeds, name) for name, extractor in extractors()}
     result = summarize(heads, task_data, seeds)
-    result.settings = {"student": os.fspath(student), "teacher": teacher, "data": os.fspath(data)}
+    result.settings = {"student": os.fspath(located.name), "teacher": teacher, "data": os.fspath(data)}
     return result
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.profiling.speed import Speed, measure_speed
 from fairseq_star.profiling.subjects import HUBERT_BASE, load_subject
+from fairseq_star.teachers import hub
 
 SAMPLE_RATE = 16_000
 
@@ -14,7 +15,7 @@ SAMPLE_RATE = 16_000
 class ProfileRow:
     """One model. A field is None where it cannot be told: an exported program's MACs, a speed not asked for."""
 
-    name: str  # as the user named it
+    name: str  # as the user named it; a HuggingFace id with its commit
     family: str
     num_parameters: int | None  # of the encoder
     num_parameters_published: int | None  # with mask embedding and heads, as checkpoints hold and papers count them
@@ -81,7 +82,8 @@ def profile(
 
     Args:
         subjects: each the name of an architecture (``starhubert``, ``starhubert_s``, ... or ``hubert_base``), a
-            checkpoint or HuggingFace folder that ``task.teacher`` would take, or an exported TorchScript or ONNX file.
+            checkpoint, HuggingFace folder or id that ``task.teacher`` would take, or an exported TorchScript or ONNX
+            file.
         teacher: likewise; what ratios refer to.
         seconds: length of the one utterance for MACs a second, speed and memory.
         speed: measure real-time factor and peak memory too, each in a fresh process (seconds each).
@@ -92,6 +94,7 @@ def profile(
     Raises:
         StarError: no such architecture or file, or one that cannot be loaded.
     """
+    teacher, *subjects = (hub.locate(name, "profile").name for name in (teacher, *subjects))
     names = [teacher, *(subject for subject in subjects if subject != teacher)]
     loaded = [load_subject(name) for name in names]
     rows, speeds = [], []

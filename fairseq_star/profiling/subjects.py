@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.frames import parse_conv_layers
-from fairseq_star.teachers import load_teacher
+from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.config import EncoderConfig
 from fairseq_star.teachers.fairseq_checkpoint import DEFAULT_CONV
 from fairseq_star.teachers.hf_folder import read_weights
@@ -41,6 +41,7 @@ def load_subject(name: str) -> Subject:
         return Subject(f"{name} (architecture)", config, counted, counted + extra)
     if (kind := exported_kind(name)) is not None:
         return Subject(kind, None, None, None)
+    name = hub.locate(name, "profile").path
     if not os.path.exists(name):
         known = ", ".join([HUBERT_BASE, *ARCHITECTURES])
         raise StarError(f"profile: there is no file or folder {name}, and no such architecture; they are {known}")

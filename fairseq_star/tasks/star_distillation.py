@@ -12,20 +12,19 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from fairseq_star.bad_audio import POLICIES, BadAudio, nothing, stand_in
-from fairseq_star.checkpoint_safety import guard_runs
+from fairseq_star.checkpoint_safety import guard_runs, kept_teacher
 from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.encoder import Encoding, compile_layers
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.host_memory import keep_freed_memory
 from fairseq_star.layers import match_layers
 from fairseq_star.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.loss_watch import LossWatch, second_look
-from fairseq_star.preflight import check_crop
+from fairseq_star.preflight import check_frames
 from fairseq_star.resuming import TEACHER
 from fairseq_star.stopping import StopRequest
 from fairseq_star.teacher_cache import STORED_DTYPES, TeacherCache
 from fairseq_star.teacher_cache.cache import teacher_digest
-from fairseq_star.teachers import Teacher, load_teacher
+from fairseq_star.teachers import Teacher, hub, load_teacher
 from fairseq_star.tensorboard_maps import TensorboardMaps
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class StarDistillationConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "folder of the manifests, {split}.tsv"})
     teacher: Optional[str] = field(
-        default=None, metadata={"help": "checkpoint of the teacher, such as hubert_base_ls960.pt"}
+        default=None,
+        metadata={
+            "help": "checkpoint of the teacher, such as hubert_base_ls960.pt, or a HuggingFace folder or id, such as "
+            "facebook/hubert-base-ls960 or facebook/hubert-base-ls960@REVISION"
+        },
     )
     sample_rate: Optional[int] = field(
         default=None, metadata={"help": "Hz; taken from the teacher, and an error where it contradicts the teacher"}
@@ -111,6 +114,8 @@ class StarDistillationConfig(FairseqDataclass):
         },
     )
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
+    save_dir: Optional[str] = II("checkpoint.save_dir")
+    restore_file: Optional[str] = II("checkpoint.restore_file")
     seed: int = II("common.seed")
 
 
@@ -142,15 +147,13 @@ class StarDistillationTask(FairseqTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
         if from_checkpoint:
             return super().build_model(cfg, from_checkpoint)
-        if not (self.cfg.release_memory or torch.cuda.is_available()):
-            keep_freed_memory()
         with told_in_one_line():
             self._check_manifests_exist()
-            teacher = self._load_teacher()
+            path = self._locate_teacher()
+            teacher = self._load_teacher(path)
             model = super().build_model(cfg)
-            _check_geometry(teacher, model)
-            check_crop(self.cfg.max_sample_size, teacher.geometry.receptive_field)
-            self.teacher_cache = self._make_cache(teacher)
+            check_frames(teacher, model, self.cfg.max_sample_size)
+            self.teacher_cache = self._make_cache(teacher, path)
         if self.cfg.compile:
             compile_layers(teacher.model)
             compile_layers(model)
@@ -170,28 +173,39 @@ class StarDistillationTask(FairseqTask):
                 "manifests/audio_folder.py"
             )
 
-    def _load_teacher(self) -> Teacher:
-        """Load the teacher and take its audio format over, for this run and into the student's checkpoints."""
-        if not self.cfg.teacher:
+    def _locate_teacher(self) -> str:
+        """The teacher's file or folder. Of a HuggingFace id the run keeps the commit, so that it ends with the teacher
+        it began with."""
+        name = self.cfg.teacher
+        if not name:
             raise StarError("task.teacher: give the teacher's checkpoint, such as task.teacher=hubert_base_ls960.pt")
-        teacher = load_teacher(self.cfg.teacher, valid_group_norm=not self.cfg.padded_group_norm)
+        is_first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        if is_first and hub.names_moving(name) and self.cfg.save_dir:
+            name = hub.follow_run(name, kept_teacher(self.cfg.save_dir, self.cfg.restore_file))
+        located = hub.locate_together(name, "task.teacher")
+        self.cfg.teacher = located.name
+        return located.path
+
+    def _load_teacher(self, path: str) -> Teacher:
+        """Load the teacher and take its audio format over, for this run and into the student's checkpoints."""
+        teacher = load_teacher(path, valid_group_norm=not self.cfg.padded_group_norm)
         for name in ("sample_rate", "normalize"):
             wanted, trained = getattr(self.cfg, name), getattr(teacher, name)
             if wanted is not None and wanted != trained:
                 raise StarError(f"task.{name}={wanted} contradicts the teacher, trained with {trained}; leave it out")
             setattr(self.cfg, name, trained)
         recorded = {"sample_rate": teacher.sample_rate, "normalize": teacher.normalize}
-        self.state.merge_state_dict(recorded | {TEACHER: teacher_digest(self.cfg.teacher)})
+        self.state.merge_state_dict(recorded | {TEACHER: teacher_digest(path)})
         return teacher
 
-    def _make_cache(self, teacher: Teacher) -> TeacherCache | None:
+    def _make_cache(self, teacher: Teacher, path: str) -> TeacherCache | None:
         if not self.cfg.teacher_cache:
             return None
         return TeacherCache(
             self.cfg.teacher_cache,
             dtype=str(self.cfg.teacher_cache_dtype),
             teacher=teacher,
-            checkpoint=self.cfg.teacher,
+            checkpoint=path,
             valid_group_norm=not self.cfg.padded_group_norm,
         )
 
@@ -326,17 +340,6 @@ class StarDistillationTask(FairseqTask):
 
     def max_positions(self):
         return None
-
-
-def _check_geometry(teacher: Teacher, student) -> None:
-    if teacher.geometry == student.geometry:
-        return
-    rates = [teacher.sample_rate / model.geometry.downsample_rate for model in (teacher, student)]
-    raise StarError(
-        f"teacher and student frames differ: {rates[0]:g} Hz with {teacher.geometry.receptive_field} samples a frame "
-        f"against {rates[1]:g} Hz with {student.geometry.receptive_field} samples a frame; "
-        "change model.conv_feature_layers"
-    )
 
 
 guard_runs(StarDistillationTask)

@@ -80,9 +80,9 @@ class Section:
             raise self.refuse(key, value, "a number from 0 to below 1")
         return float(value)
 
-    def wholes(self, key: str) -> list[int]:
+    def wholes(self, key: str, default: Sequence[int] | None = None) -> list[int]:
         """A list of whole numbers from 1 on, at most 64."""
-        value = self._get(key, None)
+        value = self._get(key, default)
         right = isinstance(value, list | tuple) and 0 < len(value) <= 64
         if not right or not all(type(item) is int and 1 <= item <= MAX_WIDTH for item in value):
             raise self.refuse(key, value, "a list of whole numbers")

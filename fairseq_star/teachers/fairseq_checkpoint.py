@@ -90,9 +90,10 @@ def build_teacher(state: dict, *, name: str, valid_group_norm: bool = True) -> T
     model, task = sections(state["cfg"] if state.get("cfg") is not None else state.get("args"))
     weights, registered = state.get("model"), model.get("_name")
     if not isinstance(weights, dict) or not isinstance(registered, str):
+        held = ", ".join(f"{str(key)[:40]!a}" for key in list(state)[:4]) or "nothing"
         raise StarError(
-            f"{name} is no fairseq speech checkpoint: it lacks 'cfg' (or 'args') with a model, or the weights 'model'; "
-            "give one such as hubert_base_ls960.pt"
+            f"{name} is no fairseq speech checkpoint: it lacks 'cfg' (or 'args') with a model, or the weights 'model' "
+            f"(it holds {held}); give a whole checkpoint of HuBERT, wav2vec 2.0 or WavLM, or a HuggingFace folder"
         )
     if registered not in FAMILIES:
         raise StarError(

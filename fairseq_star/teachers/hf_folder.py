@@ -14,7 +14,8 @@ from torch import Tensor
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # either may hold the audio format
 # In transformers' own order.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -35,7 +36,7 @@ def teacher_files(path: str, option: str = "task.teacher") -> list[str]:
     """
     if not os.path.isdir(path):
         return [path]
-    names = [name for name in (CONFIG, PREPROCESSOR) if os.path.isfile(os.path.join(path, name))]
+    names = [name for name in (CONFIG, PREPROCESSOR, PROCESSOR) if os.path.isfile(os.path.join(path, name))]
     return [os.path.join(path, name) for name in names] + weight_files(path, option)
 
 

@@ -2,6 +2,10 @@
 
 Source: transformers, ``models/{hubert,wav2vec2,wavlm,data2vec}/``. Its modules compute what fairseq's do under other
 names (``hf_keys.py``), so neither transformers nor code from the folder is needed.
+
+transformers is not asked even where it is installed: its config classes act on what a stranger's file says (a large
+``num_labels`` takes all memory) and take a second to import. What it takes for a value left out stands here, and tests
+hold it to the installed release.
 """
 
 import logging
@@ -13,7 +17,8 @@ from torch import Tensor
 from fairseq_star.errors import StarError
 from fairseq_star.frames import ConvLayer
 from fairseq_star.teachers.config import ACTIVATIONS, MAX_LAYERS, EncoderConfig, Section, check_divides
-from fairseq_star.teachers.hf_folder import CONFIG, PREPROCESSOR, read_json, read_weights
+from fairseq_star.teachers.hf_audio import audio_format
+from fairseq_star.teachers.hf_folder import CONFIG, read_json, read_weights
 from fairseq_star.teachers.hf_keys import Table, table, to_fairseq
 from fairseq_star.teachers.speech_encoder import make_teacher
 from fairseq_star.teachers.teacher import Teacher
@@ -21,7 +26,8 @@ from fairseq_star.teachers.wavlm import check_buckets
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000  # Hz, where a folder does not say it
+# Convolutions of all four families, where a config does not say them.
+CONV_DIM, CONV_KERNEL, CONV_STRIDE = (512,) * 7, (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,18 @@ FAMILIES = {
 }
 # Of use after the last layer or in pretraining only.
 IGNORED = ("masked_spec_embed", "adapter.")
+# Modules of an encoder: a key of one of these must have a place, whatever else is in the file.
+ENCODER = ("feature_extractor.", "feature_projection.", "encoder.")
+# What models put beside an encoder: transformers' own (classifiers, CTC, pretraining, x-vectors) and contentvec's.
+HEADS = (
+    *("lm_head.", "classifier.", "projector.", "layer_weights", "tdnn.", "objective."),
+    *("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat"),
+)
+XVECTOR_HEAD = ("feature_extractor.weight", "feature_extractor.bias")  # a linear layer, called as the convolutions are
 
 
 def build_teacher(folder: str, *, option: str, valid_group_norm: bool = True) -> Teacher:
     """The encoder in a HuggingFace folder as a teacher, every key accounted for.
-
-    Whether audio is normalized is what ``preprocessor_config.json`` says (``do_normalize``). Where it is lacking:
-    yes for layer-norm extractors, whose models were all trained so, and no for group-norm ones, to which it makes no
-    difference, because a group norm over time removes scale and offset.
 
     Raises:
         StarError: a file of the folder is missing, unreadable or unsafe, or it is of another kind of model.
@@ -66,7 +76,7 @@ def build_teacher(folder: str, *, option: str, valid_group_norm: bool = True) ->
         positional_stack=encoder.pos_conv_depth > 1,
         wavlm=encoder.relative_position is not None,
     )
-    sample_rate, normalize = _audio_format(folder, option, encoder)
+    sample_rate, normalize = audio_format(folder, option, layer_norm_extractor=encoder.extractor_mode == "layer_norm")
     return make_teacher(
         encoder,
         _renamed(read_weights(folder, option), family.prefix, pairs, name),
@@ -78,24 +88,12 @@ def build_teacher(folder: str, *, option: str, valid_group_norm: bool = True) ->
     )
 
 
-def _audio_format(folder: str, option: str, encoder: EncoderConfig) -> tuple[int, bool]:
-    path = os.path.join(folder, PREPROCESSOR)
-    by_kind = encoder.extractor_mode == "layer_norm"
-    if not os.path.isfile(path):
-        logger.warning(
-            f"{folder} has no {PREPROCESSOR}: taking {SAMPLE_RATE} Hz, normalize={by_kind} after its extractor's kind"
-        )
-        return SAMPLE_RATE, by_kind
-    audio = Section(read_json(path, option), f"{option}: {path}")
-    # transformers' Wav2Vec2FeatureExtractor normalizes unless told not to.
-    return audio.whole("sampling_rate", SAMPLE_RATE, at_most=1_000_000), audio.flag("do_normalize", True)
-
-
 def _encoder_config(config: Section, model_type: str) -> EncoderConfig:
     config.none_of("conv_pos_batch_norm", "makes features depend on the batch")
     config.none_of("adapter_attn_dim", "puts adapters into its layers")
     config.choice("feat_extract_activation", "gelu", ("gelu",))
-    widths, kernels, strides = (config.wholes(key) for key in ("conv_dim", "conv_kernel", "conv_stride"))
+    widths = config.wholes("conv_dim", CONV_DIM)
+    kernels, strides = config.wholes("conv_kernel", CONV_KERNEL), config.wholes("conv_stride", CONV_STRIDE)
     if not len(widths) == len(kernels) == len(strides):
         raise StarError(f"{config.name}: conv_dim, conv_kernel and conv_stride differ in length; download it again")
     data2vec = model_type == "data2vec-audio"
@@ -133,16 +131,23 @@ def _encoder_config(config: Section, model_type: str) -> EncoderConfig:
 
 
 def _renamed(weights: dict[str, Tensor], prefix: str, pairs: Table, name: str) -> dict[str, Tensor]:
-    """The encoder's weights under fairseq's names; a model's head goes, an unknown key of its encoder is an error."""
+    """The encoder's weights under fairseq's names. A model's heads go, as when transformers loads the encoder alone.
+
+    Beside an encoder under its family's prefix, other modules are heads, whatever they are called. Without a prefix
+    only known heads are, because a key of another name might belong to the encoder.
+    """
     if not all(isinstance(key, str) for key in weights):
         raise StarError(f"{name}: its weights are not named; download it again")
-    if any(key.startswith(prefix) for key in weights):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    renamed = {}
+    headed = any(key.startswith(prefix) for key in weights)
+    renamed, heads = {}, set()
     for key, value in weights.items():
-        if key.startswith(IGNORED):
+        own = key.removeprefix(prefix)
+        if own.startswith(IGNORED):
             continue
-        target = to_fairseq(key, pairs)
+        if _is_head(own) or (headed and own == key and not own.startswith(ENCODER)):
+            heads.add(own.partition(".")[0])
+            continue
+        target = to_fairseq(own, pairs)
         if target is None or target in renamed:
             what = "is unknown" if target is None else "comes twice"
             raise StarError(
@@ -150,4 +155,10 @@ def _renamed(weights: dict[str, Tensor], prefix: str, pairs: Table, name: str) -
                 "get both from the same release"
             )
         renamed[target] = value
+    if heads:
+        logger.info(f"{name}: its heads are not used ({', '.join(sorted(heads))[:80]!a})")
     return renamed
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(HEADS) or key in XVECTOR_HEAD

@@ -14,9 +14,11 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerEncoder
 from fairseq.modules import LayerNorm
 from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
-from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
 
 from fairseq_star.errors import StarError
+from fairseq_star.torchaudio_import import import_torchaudio
+
+WavLMSelfAttention = import_torchaudio().models.wav2vec2.wavlm_attention.WavLMSelfAttention
 
 # Microsoft's names within ``encoder.layers.N.self_attn`` -> torchaudio's, which stack query, key and value.
 ATTENTION_KEYS = {

@@ -1,0 +1,30 @@
+"""torchaudio beside any torch, its own refusal of some of them notwithstanding."""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+
+def import_torchaudio() -> ModuleType:
+    """torchaudio, imported for this whole process, so that ``import torchaudio`` works in other libraries as well.
+
+    Its last release (2.11) refuses to be imported where torch was built for another minor version of CUDA, as what
+    ``pip install torch torchaudio`` gives from torch 2.15 on (torchaudio/_extension/utils.py, ``_check_cuda_version``).
+    That could matter to its own CUDA kernels alone (forced alignment, RNN-T loss), which nothing here uses. So where it
+    refuses for that reason it is asked again, as it would be asked beside a torch without CUDA.
+
+    Raises:
+        ImportError, OSError, RuntimeError: it is missing, or broken in any other way.
+    """
+    try:
+        return importlib.import_module("torchaudio")
+    except RuntimeError as error:
+        if "different CUDA versions" not in str(error):
+            raise
+    cuda = torch.version.cuda
+    torch.version.cuda = None
+    try:
+        return importlib.import_module("torchaudio")
+    finally:
+        torch.version.cuda = cuda
