@@ -1,7 +1,8 @@
 """A run's checkpoints: whole or not there, and a damaged last one is replaced by the one before.
 
-fairseq asks a task nothing about its checkpoints, so this module takes the place of three of its functions, in
-``fairseq.checkpoint_utils`` alone, and only from the moment a ``star_distillation`` run looks for its checkpoint.
+fairseq asks a task nothing about its checkpoints, so this module takes the place of four of its functions, in
+``fairseq.checkpoint_utils`` alone; of those that write, only from the moment a ``star_distillation`` run looks for its
+checkpoint.
 """
 
 import contextlib
@@ -17,24 +18,26 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.host import settle_on_host
+from fairseq_star.preflight import LAST, Start, check_options, check_save_dir, starting_point
+from fairseq_star.resuming import PARTS, check_start, mismatch_told
 from fairseq_star.signal_stack import handle_signals_on_a_stack_of_their_own
 from fairseq_star.stopping import end_loading_at_exit, stop_when_asked
 
 logger = logging.getLogger(__name__)
 
 WAITS = (5, 20, 60)  # seconds between attempts on a disk that refuses; well below the 10 min other workers wait
-PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves
 
 
 def guard_runs(task_class: type) -> None:
-    """Have runs of a task guarded: safe saving, a look at ``checkpoint_last.pt`` before it is loaded, their end.
+    """Have runs of a task guarded: safe saving, a look at options and checkpoint before it is loaded, their end.
 
-    ``fairseq.checkpoint_utils.load_checkpoint`` is what only training calls, once, when trainer and task are there.
+    ``fairseq.checkpoint_utils.load_checkpoint`` is what only training calls, once, when trainer and task are there and
+    no training data is read yet. Of other tasks, such as fine-tuning, only the checkpoint's options are looked at.
     """
     load = checkpoint_utils.load_checkpoint
 
@@ -44,18 +47,18 @@ def guard_runs(task_class: type) -> None:
         end_loading_at_exit()
         ours = isinstance(trainer.task, task_class)
         settle_on_host(keep_memory=ours and not trainer.task.cfg.release_memory)
+        with told_in_one_line():
+            if ours:
+                check_options(trainer.cfg, trainer.get_criterion(), on_gpu=trainer.cuda or trainer.tpu)
+            start = _on_first_rank(trainer, lambda: _find_start(cfg, trainer, ours))
         if not ours:
             return load(cfg, trainer, **passthrough_args)
-        with told_in_one_line():
-            if not trainer.is_fsdp:  # whose checkpoints are in pieces
-                if trainer.data_parallel_rank == 0:
-                    check_checkpoint(cfg.save_dir, cfg.restore_file, trainer.checkpoint_suffix)
-                if dist.is_available() and dist.is_initialized():
-                    dist.barrier()  # fairseq's workers each look whether the file is there
-                save_safely()
+        if not trainer.is_fsdp:
+            save_safely()
         trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
         stop_when_asked(trainer.task.stop)
-        loaded = load(cfg, trainer, **passthrough_args)
+        with told_in_one_line(), mismatch_told(start):
+            loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
         if trainer.cfg.optimization.max_update and finished >= trainer.cfg.optimization.max_update:
             # fairseq would make one more update each time, which a queue that starts jobs again does not want.
@@ -65,7 +68,38 @@ def guard_runs(task_class: type) -> None:
             raise SystemExit(0)
         return loaded
 
+    @functools.wraps(checkpoint_utils.verify_checkpoint_directory)
+    def verify_checkpoint_directory(save_dir: str) -> None:
+        with told_in_one_line():
+            check_save_dir(save_dir)
+
+    checkpoint_utils.verify_checkpoint_directory = verify_checkpoint_directory
     checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def _find_start(cfg: DictConfig, trainer, ours: bool) -> Start | None:
+    start = starting_point(cfg, trainer.checkpoint_suffix)
+    if ours and not trainer.is_fsdp:  # whose checkpoints are in pieces
+        check_checkpoint(cfg.save_dir, cfg.restore_file, trainer.checkpoint_suffix)
+        if start is not None:
+            check_start(start, trainer)
+    return start
+
+
+def _on_first_rank(trainer, find: Callable[[], Start | None]) -> Start | None:
+    """What ``find`` gives or raises on the first worker, on all of them: they each look at the same files, which one
+    of them may put in order, and one that ended alone would leave the others waiting."""
+    found = [None, None]
+    if trainer.data_parallel_rank == 0:
+        try:
+            found[0] = find()
+        except StarError as error:
+            found[1] = str(error)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise StarError(found[1])
+    return found[0]
 
 
 def check_checkpoint(save_dir: str, restore_file: str, suffix: str = "") -> None:
@@ -79,7 +113,7 @@ def check_checkpoint(save_dir: str, restore_file: str, suffix: str = "") -> None
     folder = glob.escape(save_dir)
     for unfinished in glob.glob(os.path.join(folder, f"checkpoint*{suffix}.pt.tmp")):
         _remove(unfinished)
-    if restore_file != "checkpoint_last.pt":
+    if restore_file != LAST:
         if os.path.isfile(restore_file):
             read_checkpoint(restore_file, "checkpoint.restore_file")
         return

@@ -77,13 +77,31 @@ class DistillationDataset(FileAudioDataset):
         """Longest first, ties in an order that depends on the seed alone: fairseq's also depends on the epoch in which
         the run was started, so that a resumed run would form other batches."""
         ties = np.random.default_rng(self.seed).permutation(len(self))
-        lengths = np.minimum(self.sizes, self.max_sample_size)
-        return np.lexsort((ties, lengths))[::-1]
+        return np.lexsort((ties, self.cropped_lengths()))[::-1]
+
+    def cropped_lengths(self) -> np.ndarray:
+        """Samples of each utterance after cropping."""
+        return np.minimum(self.sizes, self.max_sample_size)
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
         """Batches of utterances, none left out: with a multiple above 1 (8 by default) fairseq-fixed 0.12.3 silently
-        drops the utterances that do not fill one."""
+        drops the utterances that do not fill one.
+
+        Raises:
+            StarError: an utterance is longer than ``max_tokens`` samples.
+        """
+        longest = indices[np.argmax(self.cropped_lengths()[indices])]
+        if max_tokens is not None and self.size(longest) > max_tokens:
+            raise StarError(
+                f"dataset.max_tokens={max_tokens} (in validation dataset.max_tokens_valid) is below the "
+                f"{self.size(longest)} samples of {self.path(longest)}; raise it to that or more, or crop with "
+                f"task.max_sample_size={max_tokens}"
+            )
         return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
+
+    def filter_indices_by_size(self, indices, max_sizes):
+        """All of them: fairseq would leave out those that are above ``max_tokens`` before they are cropped."""
+        return indices, []
 
     def __getitem__(self, index: int) -> dict:
         outlive_foreign_sigterm()

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from fairseq import tasks, utils
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.tasks.star_distillation import StarDistillationTask
+from fairseq_star.teachers import hub
 
 
 @dataclass
@@ -44,14 +46,15 @@ def load_run(
         option: what the user calls the checkpoint, for messages.
 
     Raises:
-        StarError: the checkpoint cannot be read or is not one of a distillation run.
+        StarError: the checkpoint cannot be read or is not one of a distillation run, or manifests or teacher are not
+            where they were.
     """
     state = read_checkpoint(checkpoint, option)
     cfg = OmegaConf.create(state.get("cfg") or {})
     if OmegaConf.select(cfg, "task._name") != "star_distillation" or OmegaConf.select(cfg, "criterion._name") is None:
         raise StarError(f"{option}: {checkpoint} was not written by a star_distillation run")
-    cfg.task.data = data or cfg.task.data
-    cfg.task.teacher = teacher or cfg.task.teacher
+    cfg.task.data = data or locate(checkpoint, cfg, "data", option)
+    cfg.task.teacher = teacher or locate(checkpoint, cfg, "teacher", option)
     cfg.task.teacher_cache = None  # a pass or two over one manifest are not worth its disk space
     cfg.task.save_dir = None  # nothing goes on from there
 
@@ -69,4 +72,36 @@ def load_run(
         num_updates=state["optimizer_history"][-1]["num_updates"],
         trained=state["model"],
         trained_criterion=state.get("criterion") or {},
+    )
+
+
+def locate(checkpoint: str, cfg: DictConfig, name: str, option: str) -> str | None:
+    """``task.data`` or ``task.teacher`` of the run that wrote ``checkpoint``, as a path from here.
+
+    A relative one is looked for in the current folder, then in the one the run was started in, which the checkpoint's
+    own place tells as long as it lies in ``checkpoint.save_dir``.
+
+    Args:
+        checkpoint: the file.
+        cfg: the whole configuration in it.
+        name: ``data`` or ``teacher``, also of the command's option.
+        option: what the user calls the checkpoint, for messages.
+
+    Raises:
+        StarError: it is in neither.
+    """
+    path = cfg.task.get(name)
+    if not path or os.path.exists(path):
+        return path
+    folder, save_dir = Path(checkpoint).resolve().parent, Path(OmegaConf.select(cfg, "checkpoint.save_dir") or "")
+    depth = len(save_dir.parts)
+    if depth and not save_dir.is_absolute() and folder.parts[-depth:] == save_dir.parts:
+        from_there = folder.parents[depth - 1] / path
+        if from_there.exists():
+            return str(from_there)
+    if name == "teacher" and hub.is_id(path):
+        return path
+    raise StarError(
+        f"{option}: {checkpoint} was trained with task.{name}={path}, which is not there; name where it is now with "
+        f"--{name}"
     )

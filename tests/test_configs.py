@@ -1,5 +1,6 @@
 """The recipes: each opens with its command, names only options that exist, and says what STAR's recipes say."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import yaml
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 import fairseq_star  # noqa: F401  (registers)
 
@@ -55,3 +58,21 @@ def test_batch_length_and_warm_up_of_the_recipes(name, hours, batch, epochs):
     assert config["lr_scheduler"]["warmup_updates"] == pytest.approx(0.05 * optimization["max_update"], rel=1e-3)
     expected = "reimplementation" if name.startswith("re") else "paper"
     assert config["criterion"]["layer_convention"] == expected
+
+
+def options_worth_knowing() -> list[str]:
+    """Those of the README's table."""
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    section = text.split("\n## Options worth knowing\n")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return re.findall(r"`(\w+\.\w+)`", " ".join(cells))
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_every_option_of_the_readme_is_overridden_without_a_plus(name):
+    options = options_worth_knowing()
+    assert {"task.log_tgm_maps", "task.release_memory", "common.fp16"} < set(options)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+        config = compose(name, overrides=[f"{option}=1" for option in [*options, "task.persistent_workers"]])
+    assert config.task.log_tgm_maps == 1

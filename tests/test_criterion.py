@@ -167,4 +167,4 @@ def test_the_teacher_is_seen_by_nobody(corpus, teacher_path):
     assert tasks.TASK_REGISTRY["star_distillation"] is StarDistillationTask
     assert list(criterion.parameters()) == []
     assert not any("teacher" in name for name, _ in [*student.named_modules(), *criterion.named_modules()])
-    assert task.state_dict() == {"sample_rate": 16_000, "normalize": False}
+    assert task.state_dict().keys() == {"sample_rate", "normalize", "teacher_digest"}

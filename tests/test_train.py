@@ -10,6 +10,7 @@ import yaml
 
 import conftest
 import fairseq_star  # noqa: F401  (registers, as --user-dir does)
+from fairseq_star.teacher_cache.cache import teacher_digest
 
 NO_DROPOUT = [f"model.{name}=0.0" for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input")]
 # One step of plain SGD with rate 1e-2 and no clipping moves the weights along the gradient itself.
@@ -28,7 +29,7 @@ def difference(a: dict, b: dict) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def test_training_learns_and_saves_the_student_alone(train, tmp_path):
+def test_training_learns_and_saves_the_student_alone(train, teacher_path, tmp_path):
     finished = train("optimization.max_update=30", "optimization.lr=[0.01]")
     assert finished.returncode == 0, finished.stderr
     losses = [float(line.split("loss=")[1].split(",")[0]) for line in finished.stdout.splitlines() if " loss=" in line]
@@ -43,7 +44,8 @@ def test_training_learns_and_saves_the_student_alone(train, tmp_path):
     state = saved(last)
     assert not any("teacher" in name for name in state["model"])
     assert state["criterion"] is None
-    assert state["task_state"] == {"sample_rate": 16_000, "normalize": False}
+    digest = teacher_digest(str(teacher_path))
+    assert state["task_state"] == {"sample_rate": 16_000, "normalize": False, "teacher_digest": digest}
     [trained] = {group["lr"] for group in state["last_optimizer_state"]["param_groups"]}
     assert 0 <= trained < 0.01
 

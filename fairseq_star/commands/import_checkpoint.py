@@ -1,6 +1,7 @@
 """``fairseq-star import``."""
 
 import argparse
+import shlex
 
 from fairseq_star.convert import import_student
 
@@ -25,4 +26,4 @@ def run(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {student.num_parameters:,} parameters, {config.num_layers} layers of {config.embed_dim}, "
         f"{student.sample_rate:,} Hz, normalize={student.normalize}; weights equal to {arguments.file}'s"
     )
-    print(f"next: fairseq-star export {arguments.out} --to s3prl --out student.s3prl.pt")
+    print(f"next: fairseq-star export {shlex.quote(arguments.out)} --to s3prl --out student.s3prl.pt")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fairseq_star.convert.student import Student, model_values
 from fairseq_star.convert.target import Target, pad
 from fairseq_star.frames import FrameGeometry
+from fairseq_star.quoting import override
 
 
 class Fairseq(Target):
@@ -89,7 +90,7 @@ class Fairseq(Target):
         return (
             "fine-tune it on letters (DIR: train.tsv, train.ltr, valid.tsv, valid.ltr, dict.ltr.txt):\n"
             "  fairseq-hydra-train --config-dir configs --config-name finetune_ctc common.user_dir=fairseq_star \\\n"
-            f"    task.data=DIR model.w2v_path={path.resolve()}"
+            f"    task.data=DIR {override('model.w2v_path', str(path.resolve()))}"
         )
 
 

@@ -10,6 +10,7 @@ Source: transformers, ``models/hubert/{configuration,modeling}_hubert.py``.
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import ClassVar, Sequence
 
@@ -90,10 +91,12 @@ class HuggingFace(Target):
         return utterances
 
     def next_step(self, path: Path) -> str:
+        folder = shlex.quote(str(path.resolve()))
+        program = f"from transformers import AutoModel; print(AutoModel.from_pretrained({str(path)!r}))"
         return (
-            f'python -c "from transformers import AutoModel; print(AutoModel.from_pretrained({str(path)!r}))"\n'
+            f"python -c {shlex.quote(program)}\n"
             "or in the folder s3prl/s3prl of a clone:\n"
-            f"  python run_downstream.py -m train -n NAME -u hf_hubert_custom -k {path.resolve()} -d speech_commands"
+            f"  python run_downstream.py -m train -n NAME -u hf_hubert_custom -k {folder} -d speech_commands"
         )
 
 

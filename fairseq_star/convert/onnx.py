@@ -68,6 +68,6 @@ class Onnx(Target):
 
     def next_step(self, path: Path) -> str:
         return (
-            f'session = onnxruntime.InferenceSession("{path}")\n'
+            f"session = onnxruntime.InferenceSession({str(path)!r})\n"
             'session.run(None, {"source": source, "num_samples": num_samples})'
         )

@@ -8,6 +8,7 @@ differs at the last frame of padded utterances.
 Source: s3prl, ``upstream/wav2vec2/{convert,expert,wav2vec2_model}.py``.
 """
 
+import shlex
 from pathlib import Path
 from typing import ClassVar, Sequence
 
@@ -72,9 +73,10 @@ class S3prl(Target):
         return utterances
 
     def next_step(self, path: Path) -> str:
+        file = shlex.quote(str(path.resolve()))
         return (
             "in the folder s3prl/s3prl of a clone, with a SUPERB task such as speech_commands:\n"
-            f"  python run_downstream.py -m train -n NAME -u wav2vec2_local -k {path.resolve()} -d speech_commands"
+            f"  python run_downstream.py -m train -n NAME -u wav2vec2_local -k {file} -d speech_commands"
         )
 
 

@@ -55,7 +55,7 @@ class Torchaudio(Target):
 
     def next_step(self, path: Path) -> str:
         return (
-            f'saved = torch.load("{path}", weights_only=True)\n'
+            f"saved = torch.load({str(path)!r}, weights_only=True)\n"
             'model = torchaudio.models.wav2vec2_model(**saved["arguments"]).eval()\n'
             'model.load_state_dict(saved["state_dict"])'
         )

@@ -68,7 +68,7 @@ class TorchScript(Target):
 
     def next_step(self, path: Path) -> str:
         return (
-            f'model = torch.jit.load("{path}")\n'
+            f"model = torch.jit.load({str(path)!r})\n"
             "last_hidden_state, hidden_states, frame_lengths = model(source, num_samples)"
         )
 

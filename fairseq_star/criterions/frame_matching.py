@@ -33,6 +33,7 @@ class FrameMatchingCriterion(FairseqCriterion):
 
     def __init__(self, task, cfg: FrameMatchingConfig):
         super().__init__(task)
+        self.terms = ("loss",)
         with told_in_one_line():
             self.teacher_layers = task.match_layers(cfg.teacher_layers)
         self.heads = nn.ModuleList(nn.Linear(task.student_dim, task.teacher.embed_dim) for _ in self.teacher_layers)

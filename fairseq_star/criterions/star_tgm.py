@@ -49,6 +49,12 @@ class StarTGMConfig(FairseqDataclass):
 WEIGHTS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
 
 
+def _terms(cfg: StarTGMConfig) -> list[str]:
+    """The parts of the loss that are logged."""
+    tgm = ["layerwise", "intra_layer"] if cfg.layerwise_weight or cfg.intra_layer_weight else []
+    return tgm + [name for name in ("avg_attn", "last_attn") if getattr(cfg, f"{name}_weight")]
+
+
 @register_criterion("star_tgm", dataclass=StarTGMConfig)
 class StarTGMCriterion(FairseqCriterion):
     """Sum over utterances of the weighted TGM (and attention map) losses; ``sample_size`` is the number of utterances.
@@ -67,6 +73,7 @@ class StarTGMCriterion(FairseqCriterion):
                     raise StarError(f"criterion.{name}={getattr(cfg, name)} must be a number from 0 on")
             if not any(getattr(cfg, name) for name in WEIGHTS):
                 raise StarError(f"criterion: {', '.join(WEIGHTS)} are all 0, so there is nothing to learn")
+            self.terms = ("loss", *_terms(cfg))
             self.teacher_layers = task.match_layers(cfg.teacher_layers)
             self.student_layers = list(range(1, len(self.teacher_layers) + 1))
             # How many of the last layers need their attention maps.

@@ -14,6 +14,7 @@ from fairseq_star.probe.head import Trained, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
+from fairseq_star.run import locate
 from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.untrained import untrained
 
@@ -139,11 +140,11 @@ def _from_run(
     student: str, teacher: str | None, data: str | os.PathLike | None
 ) -> tuple[str | None, str | os.PathLike]:
     """What is not given, from the config of the run that wrote ``student``."""
-    task: dict = {}
     if (teacher is None or data is None) and os.path.isfile(student):
         cfg = OmegaConf.create(read_checkpoint(student, "probe").get("cfg") or {})
-        task = dict(cfg.get("task") or {}) if OmegaConf.select(cfg, "task._name") == "star_distillation" else {}
-    data = data or task.get("data")
-    if data is None:
+        if OmegaConf.select(cfg, "task._name") == "star_distillation":
+            data = data or locate(student, cfg, "data", "probe")
+            teacher = teacher or locate(student, cfg, "teacher", "probe")
+    if not data:
         raise StarError("--data: name the folder of the labelled manifests; the checkpoint does not say one")
-    return teacher or task.get("teacher"), data
+    return teacher, data

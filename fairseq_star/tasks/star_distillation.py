@@ -17,9 +17,13 @@ from fairseq_star.data import DistillationDataset, check_manifest
 from fairseq_star.encoder import Encoding, compile_layers
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.layers import match_layers
+from fairseq_star.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.loss_watch import LossWatch, second_look
+from fairseq_star.preflight import check_frames
+from fairseq_star.resuming import TEACHER
 from fairseq_star.stopping import StopRequest
 from fairseq_star.teacher_cache import STORED_DTYPES, TeacherCache
+from fairseq_star.teacher_cache.cache import teacher_digest
 from fairseq_star.teachers import Teacher, hub, load_teacher
 from fairseq_star.tensorboard_maps import TensorboardMaps
 
@@ -148,7 +152,7 @@ class StarDistillationTask(FairseqTask):
             path = self._locate_teacher()
             teacher = self._load_teacher(path)
             model = super().build_model(cfg)
-            _check_geometry(teacher, model)
+            check_frames(teacher, model, self.cfg.max_sample_size)
             self.teacher_cache = self._make_cache(teacher, path)
         if self.cfg.compile:
             compile_layers(teacher.model)
@@ -190,7 +194,8 @@ class StarDistillationTask(FairseqTask):
             if wanted is not None and wanted != trained:
                 raise StarError(f"task.{name}={wanted} contradicts the teacher, trained with {trained}; leave it out")
             setattr(self.cfg, name, trained)
-        self.state.merge_state_dict({"sample_rate": teacher.sample_rate, "normalize": teacher.normalize})
+        recorded = {"sample_rate": teacher.sample_rate, "normalize": teacher.normalize}
+        self.state.merge_state_dict(recorded | {TEACHER: teacher_digest(path)})
         return teacher
 
     def _make_cache(self, teacher: Teacher, path: str) -> TeacherCache | None:
@@ -232,8 +237,14 @@ class StarDistillationTask(FairseqTask):
                 digests=self.teacher_cache is not None,
             )
             self.bad_audio.expect(len(self.datasets[split]))
+            if not distributed or dist.get_rank() == 0:
+                warn_of_long(split, self.datasets[split])
             if self.teacher_cache is not None:
                 self.teacher_cache.expect(split, self.datasets[split])
+
+    def get_batch_iterator(self, *arguments, **options):
+        with told_in_one_line():
+            return super().get_batch_iterator(*arguments, **options)
 
     def _shortest(self) -> int:
         return self.teacher.geometry.receptive_field if self.teacher else 1
@@ -284,7 +295,8 @@ class StarDistillationTask(FairseqTask):
         counts = "net_input" in sample
         if not counts:  # the other workers wait for this one's part of the gradient
             sample, ignore_grad = stand_in(self.teacher.geometry, model), True
-        loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
+            loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.losses.see(update_num, sample["paths"], loss)
         return loss, *self._counted(counts, sample_size, log, bad)
 
@@ -292,9 +304,10 @@ class StarDistillationTask(FairseqTask):
         with told_in_one_line():
             bad = self.bad_audio.tell(sample)
         counts = "net_input" in sample
-        loss, sample_size, log = super().valid_step(
-            sample if counts else stand_in(self.teacher.geometry, model), model, criterion
-        )
+        with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
+            loss, sample_size, log = super().valid_step(
+                sample if counts else stand_in(self.teacher.geometry, model), model, criterion
+            )
         if counts:
             self.maps.draw(self, criterion, sample)
         return loss, *self._counted(counts, sample_size, log, bad)
@@ -327,17 +340,6 @@ class StarDistillationTask(FairseqTask):
 
     def max_positions(self):
         return None
-
-
-def _check_geometry(teacher: Teacher, student) -> None:
-    if teacher.geometry == student.geometry:
-        return
-    rates = [teacher.sample_rate / model.geometry.downsample_rate for model in (teacher, student)]
-    raise StarError(
-        f"teacher and student frames differ: {rates[0]:g} Hz with {teacher.geometry.receptive_field} samples a frame "
-        f"against {rates[1]:g} Hz with {student.geometry.receptive_field} samples a frame; "
-        "change model.conv_feature_layers"
-    )
 
 
 guard_runs(StarDistillationTask)

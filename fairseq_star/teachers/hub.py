@@ -118,6 +118,11 @@ def names_moving(name: str) -> bool:
     return found is not None and not _COMMIT.fullmatch(found["revision"] or "main")
 
 
+def is_id(name: str) -> bool:
+    """Whether ``name`` is an id, not a path."""
+    return _parsed(name) is not None
+
+
 def _parsed(name: str) -> re.Match | None:
     return None if os.path.exists(name) else _ID.fullmatch(os.fspath(name))
 
