@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_star.audio_file import check_audio, open_to_the_end, probe_audio
@@ -22,6 +22,7 @@ import audio_folder
 import audio_list
 import resampling
 
+QUICK = settings(deadline=None, derandomize=True)
 MONO = {"samplerate": 16_000, "channels": 1}
 SAYS_NOTHING = {"PAF", "PVF", "IRCAM", "XI", "SDS"}  # of its length, in any field that libsndfile tells
 BEHIND_ITS_HEADER = {"FLAC", "MP3"}  # a cut there is seen by decoding alone
@@ -80,6 +81,7 @@ def test_a_whole_file_is_listed_where_it_states_its_length_and_else_converted(tm
         np.testing.assert_allclose(convert(path)[1], samples, atol=2 / 2**15)
 
 
+@QUICK
 @given(st.sampled_from(sorted({*KINDS, *MORE_KINDS} - SAYS_NOTHING)), st.sampled_from([1, 700, 9001]), st.data())
 def test_a_file_cut_anywhere_is_named_or_is_as_it_was(tmp_path_factory, kind, num_samples, data):
     whole = written(kind, num_samples)
@@ -213,6 +215,7 @@ def variable_mp3(first: str) -> tuple[bytes, int]:
     return without_xing(data), 576 * num_frames
 
 
+@QUICK
 @given(st.sampled_from(["loud", "silent"]), st.sampled_from([0, 300, 200_000]), st.booleans(), st.booleans())
 def test_a_guessed_length_is_not_listed_and_all_is_converted(tmp_path_factory, first, tag, tags_twice, last_tag):
     """libsndfile guesses by the first frame's size: too many samples, or too few, and then reads no more than those."""
@@ -234,6 +237,7 @@ def test_a_stated_length_of_mp3_is_found_in_every_version(tmp_path, rate, channe
         assert num_samples == rate == len(audio.read(2 * rate))
 
 
+@QUICK
 @given(st.integers(1, 20_000))
 def test_flac_of_unknown_length_that_is_cut_is_converted_to_a_whole_frame_or_not_at_all(tmp_path_factory, cut):
     data = STREAMED["FLAC"]
