@@ -32,7 +32,7 @@ LEAST = {
     "common.log_interval": 1,
     "optimization.update_freq": 1,
 }
-HALF_PRECISIONS = ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16")
+GPU_PRECISIONS = ("fp16", "amp", "memory_efficient_fp16")  # bf16 trains on a CPU as well
 RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
 
 
@@ -54,7 +54,7 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         on_gpu: whether the run has a GPU.
 
     Raises:
-        StarError: a number below what can be, a half precision without a GPU, a cosine of no updates after the
+        StarError: a number below what can be, a precision of GPUs without one, a cosine of no updates after the
             warm-up, or a ``best_checkpoint_metric`` that no validation will log.
     """
     for name, least in LEAST.items():
@@ -62,7 +62,7 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         values = value if isinstance(value, ListConfig | list) else [value]
         if any(number is not None and number < least for number in values):
             raise StarError(f"{name}={value} must be {least} or more")
-    for name in HALF_PRECISIONS:
+    for name in GPU_PRECISIONS:
         if OmegaConf.select(cfg, f"common.{name}") and not on_gpu:
             why = "common.cpu=true leaves it aside" if cfg.common.cpu else "torch finds none on this machine"
             raise StarError(f"common.{name}=true needs a GPU, and {why}; leave it out to train in float32")

@@ -21,7 +21,7 @@ from fairseq_star.convert import TARGETS, load_target
 from fairseq_star.errors import StarError
 from fairseq_star.long_recordings import told_if_too_long
 from fairseq_star.models.hubert_ctc import check_pretrained
-from fairseq_star.preflight import HALF_PRECISIONS, LAST, LEAST, RESETS, check_options, starting_point
+from fairseq_star.preflight import GPU_PRECISIONS, LAST, LEAST, RESETS, check_options, starting_point
 from fairseq_star.quoting import override
 from fairseq_star.tasks.star_distillation import StarDistillationConfig
 from test_batches import dataset_of
@@ -53,19 +53,23 @@ def test_numbers_below_what_can_be_are_named(name, value):
 
 
 def test_the_names_are_fairseqs():
-    for name in [*LEAST, *(f"common.{name}" for name in HALF_PRECISIONS), *(f"checkpoint.{name}" for name in RESETS)]:
+    for name in [*LEAST, *(f"common.{name}" for name in GPU_PRECISIONS), *(f"checkpoint.{name}" for name in RESETS)]:
         section, option = name.split(".")
         config = StarDistillationConfig if section == "task" else FairseqConfig.__dataclass_fields__[section].type
         assert option in config.__dataclass_fields__, name
 
 
-@pytest.mark.parametrize("name", HALF_PRECISIONS)
+@pytest.mark.parametrize("name", GPU_PRECISIONS)
 @pytest.mark.parametrize("cpu", [False, True])
 def test_half_precisions_need_a_gpu(name, cpu):
     cfg = whole_config(**{f"common.{name}": True, "common.cpu": cpu})
     check_options(cfg, STAR, on_gpu=True)
     with pytest.raises(StarError, match=rf"common\.{name}=true needs a GPU, and .*{'cpu=true' if cpu else 'none'}"):
         check_options(cfg, STAR, on_gpu=False)
+
+
+def test_bfloat16_trains_on_a_cpu_too():
+    check_options(whole_config(**{"common.bf16": True}), STAR, on_gpu=False)
 
 
 @pytest.mark.parametrize("warmup_updates", [9, 10, 11])
