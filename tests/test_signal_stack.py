@@ -23,7 +23,7 @@ signal.signal(signal.SIGALRM, handler)
 x, weight = torch.randn(2, 256, 499), torch.randn(256, 16, 128)
 signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
 end = time.monotonic() + 5
-while time.monotonic() < end:
+while time.monotonic() < end or came <= 100:  # a busy machine computes fewer, and each takes one signal
     torch.nn.functional.conv1d(x, weight, padding=64, groups=16)
 signal.setitimer(signal.ITIMER_REAL, 0)
 print("signals:", came)

@@ -48,8 +48,8 @@ def load_teacher(path: str, *, valid_group_norm: bool = True, option: str = "tas
     path = hub.locate(path, option).path
     if not os.path.exists(path):
         raise StarError(
-            f"{option}: {path} is not there; give a fairseq checkpoint such as hubert_base_ls960.pt, or a HuggingFace "
-            "folder or id such as facebook/hubert-base-ls960"
+            f"{option}: {path} is not there; correct the path to a checkpoint or HuggingFace folder, or give a "
+            "HuggingFace id such as facebook/hubert-base-ls960"
         )
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, CONFIG)):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fairseq_star.errors import StarError
 from fairseq_star.torchaudio_import import import_torchaudio
 
-WavLMSelfAttention = import_torchaudio().models.wav2vec2.wavlm_attention.WavLMSelfAttention
+import_torchaudio()
+from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention  # noqa: E402
 
 # Microsoft's names within ``encoder.layers.N.self_attn`` -> torchaudio's, which stack query, key and value.
 ATTENTION_KEYS = {
