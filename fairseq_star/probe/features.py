@@ -3,9 +3,9 @@
 Shapes: T frames, L layers (1 for FBANK and MFCC), D dimension.
 """
 
+import math
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -87,8 +87,8 @@ class EncoderFeatures:
 
 
 class FeatureStore:
-    """Features of all utterances that some tasks need, computed once: frames as float16 in a file of a temporary folder
-    (memory-mapped, so that they need not fit into memory), means over time in memory.
+    """Features of all utterances that some tasks need, computed once: frames as float16 in a temporary file, since they
+    need not fit into memory, means over time in memory.
 
     Args:
         extract: the features.
@@ -100,37 +100,42 @@ class FeatureStore:
     """
 
     def __init__(self, extract: Extractor, tasks: Sequence[TaskData], description: str):
-        self._folder = tempfile.TemporaryDirectory(prefix="fairseq_star_probe_")
+        self._file = tempfile.TemporaryFile(prefix="fairseq_star_probe_")  # noqa: SIM115
         self._means: dict[str, Tensor] = {}
-        self._spans: dict[str, slice] = {}
-        self._frames: np.memmap | None = None
+        self._spans: dict[str, tuple[int, int]] = {}  # first frame, number of frames
+        self._shape: tuple[int, ...] = ()  # of a frame's features: L x D
         wanted = {one.path: one for task in tasks for one in task.utterances}
         by_frame = {one.path: one for task in tasks if task.task == PHONE for one in task.utterances}
-        total = sum(len(one.labels) for one in by_frame.values())
         filled = 0
         for path, one in tqdm(wanted.items(), desc=description, unit="utt", leave=False, disable=None):
             features, self._means[path] = extract(read_samples(one))
             if path not in by_frame:
                 continue
-            if self._frames is None:
-                shape = (total, *features.shape[1:])
-                self._frames = np.memmap(Path(self._folder.name) / "frames", np.float16, "w+", shape=shape)
-            self._spans[path] = slice(filled, filled + len(features))
-            self._frames[self._spans[path]] = features.clamp(-LARGEST, LARGEST).half().numpy()
+            self._spans[path], self._shape = (filled, len(features)), features.shape[1:]
+            self._file.write(features.clamp(-LARGEST, LARGEST).half().contiguous().numpy())
             filled += len(features)
 
     def inputs(self, task: TaskData, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         """Features (N x L x D, float16 for frames) and class numbers (N) of utterances, in their order."""
         classes = torch.tensor([number for one in utterances for number in task.class_numbers(one)])
         if task.task == PHONE:
-            frames = np.concatenate([self._frames[self._spans[one.path]] for one in utterances])
-            return torch.from_numpy(frames), classes
+            return torch.from_numpy(self._read([self._spans[one.path] for one in utterances])), classes
         return torch.stack([self._means[one.path] for one in utterances]), classes
 
     def close(self) -> None:
         """Delete the file."""
-        self._frames = None
-        self._folder.cleanup()
+        self._file.close()
+
+    def _read(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        # Not mapped into memory, where what was read would lie a second time.
+        frames = np.empty((sum(count for _, count in spans), *self._shape), np.float16)
+        place = 0
+        for first, count in spans:
+            part = frames[place : place + count]
+            self._file.seek(first * part.itemsize * math.prod(self._shape))
+            self._file.readinto(memoryview(part).cast("B"))
+            place += count
+        return frames
 
 
 def read_samples(utterance: Utterance) -> Tensor:
