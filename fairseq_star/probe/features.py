@@ -20,6 +20,7 @@ from fairseq_star.frames import FrameGeometry
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
 from fairseq_star.teachers import Teacher
+from fairseq_star.threads import map_on_cores
 from fairseq_star.torchaudio_import import import_torchaudio
 
 LARGEST = 65_504.0  # of float16
@@ -105,10 +106,11 @@ class FeatureStore:
         self._spans: dict[str, tuple[int, int]] = {}  # first frame, number of frames
         self._shape: tuple[int, ...] = ()  # of a frame's features: L x D
         wanted = {one.path: one for task in tasks for one in task.utterances}
-        by_frame = {one.path: one for task in tasks if task.task == PHONE for one in task.utterances}
+        by_frame = {one.path for task in tasks if task.task == PHONE for one in task.utterances}
         filled = 0
-        for path, one in tqdm(wanted.items(), desc=description, unit="utt", leave=False, disable=None):
-            features, self._means[path] = extract(read_samples(one))
+        extracted = map_on_cores(lambda one: extract(read_samples(one)), wanted.values())
+        extracted = tqdm(extracted, description, len(wanted), unit="utt", leave=False, disable=None)
+        for path, (features, self._means[path]) in zip(wanted, extracted, strict=True):
             if path not in by_frame:
                 continue
             self._spans[path], self._shape = (filled, len(features)), features.shape[1:]

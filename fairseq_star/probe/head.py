@@ -3,6 +3,7 @@
 Shapes: N items (frames or utterances), L layers, D dimension, C classes.
 """
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ BATCH, CHUNK = 1024, 8192
 STEPS = 600
 JUDGED_AT = (25, 50, 100, 200, 300, 400, 500, STEPS)  # small tasks are best early, large ones at the end
 LEARNING_RATE = 1e-2  # at first; it falls to 0
+_FIRST_WEIGHTS = threading.Lock()  # torch draws them from the one generator that all threads share
 
 
 class WeightedSumHead(nn.Module):
@@ -50,7 +52,7 @@ class WeightedSumHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` is N x L x D; returns N x C."""
         weights = self.layer_weights
-        summed = torch.einsum("nld,l->nd", x.float(), weights)
+        summed = torch.bmm(weights.expand(len(x), 1, -1), x.float())[:, 0]  # an einsum copies x, transposed
         variance = torch.einsum("dlm,l,m->d", self.covariance, weights, weights)
         normalized = (summed - weights @ self.mean) / (variance.clamp_min(0) + 1e-8).sqrt()
         return self.linear(normalized)
@@ -75,7 +77,7 @@ def train_head(
         num_classes: C.
         seed: of the linear layer's first weights and of the mini-batches.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _FIRST_WEIGHTS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = WeightedSumHead(train[0], num_classes)
     generator = torch.Generator().manual_seed(seed)

@@ -1,11 +1,13 @@
 """The probe as a whole: features of each model, heads for each task and seed, one result."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
@@ -17,6 +19,7 @@ from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
 from fairseq_star.run import locate
 from fairseq_star.teachers import hub, load_teacher
 from fairseq_star.teachers.untrained import untrained
+from fairseq_star.threads import map_on_cores
 
 FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
 RANDOM, STUDENT, TEACHER = "random init", "student", "teacher"
@@ -77,13 +80,30 @@ def probe_features(
     """Heads on one kind of features: for each task, one a seed."""
     store = FeatureStore(extract, task_data, f"features: {name}")
     try:
-        trained = {}
-        for task in task_data:
-            parts = [store.inputs(task, part) for part in (task.train, task.dev, task.test)]
-            trained[task.task] = [train_head(*parts, len(task.classes), seed) for seed in seeds]
+        trained: dict[str, list[Trained]] = {task.task: [] for task in task_data}
+        for name, head in map_on_cores(_train, _heads(store, task_data, seeds)):
+            trained[name].append(head)
         return trained
     finally:
         store.close()
+
+
+class _Head(NamedTuple):
+    """What a head is trained on."""
+
+    task: TaskData
+    parts: list[tuple[Tensor, Tensor]]  # train, dev, test
+    seed: int
+
+
+def _heads(store: FeatureStore, task_data: Sequence[TaskData], seeds: Sequence[int]) -> Iterator[_Head]:
+    for task in task_data:
+        parts = [store.inputs(task, part) for part in (task.train, task.dev, task.test)]
+        yield from (_Head(task, parts, seed) for seed in seeds)
+
+
+def _train(one: _Head) -> tuple[str, Trained]:
+    return one.task.task, train_head(*one.parts, len(one.task.classes), one.seed)
 
 
 def summarize(
