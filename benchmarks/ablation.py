@@ -25,15 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "manifests")]
 
 import fairseq_star  # noqa: E402, F401  (lets torch read fairseq's checkpoints)
-from fairseq_star.checkpoint import read_checkpoint  # noqa: E402
+from fairseq_star.encoder.untrained import untrained  # noqa: E402
 from fairseq_star.errors import StarError  # noqa: E402
+from fairseq_star.formats import load_teacher  # noqa: E402
+from fairseq_star.formats.student import student_config  # noqa: E402
 from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures  # noqa: E402
 from fairseq_star.probe.head import Trained  # noqa: E402
 from fairseq_star.probe.labels import TASKS, TaskData, read_task  # noqa: E402
 from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize  # noqa: E402
-from fairseq_star.teachers import load_teacher  # noqa: E402
-from fairseq_star.teachers.starhubert import student_config  # noqa: E402
-from fairseq_star.teachers.untrained import untrained  # noqa: E402
+from fairseq_star.safety.reading import read_checkpoint  # noqa: E402
 from measure import environment  # noqa: E402
 from preparing import run_script  # noqa: E402
 

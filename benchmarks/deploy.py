@@ -29,9 +29,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import convert_cases  # noqa: E402
 import tiny  # noqa: E402
-from fairseq_star.convert import Student, export, load_student, load_target  # noqa: E402
 from fairseq_star.errors import StarError, told_in_one_line  # noqa: E402
-from fairseq_star.teachers import load_teacher  # noqa: E402
+from fairseq_star.formats import (  # noqa: E402
+    Student,
+    export,
+    load_student,
+    load_target,
+    load_teacher,
+)
 from step import BASE  # noqa: E402
 
 
@@ -82,7 +87,7 @@ def huggingface(path: Path, source: torch.Tensor) -> Callable[[], object]:
 
 
 def torchaudio(path: Path, source: torch.Tensor) -> Callable[[], object]:
-    from fairseq_star.convert.torchaudio import build
+    from fairseq_star.formats.torchaudio import build
 
     model = build(torch.load(path, weights_only=True))
     return lambda: model.extract_features(source)

@@ -57,13 +57,13 @@ class Recompute(torch.autograd.Function):
     def forward(ctx, teacher: list, *student: Tensor) -> Tensor:
         ctx.teacher = teacher
         ctx.save_for_backward(*student)
-        return tgm_loss(teacher, student, None, first_layerwise=0).total
+        return tgm_loss(teacher, student, None, first_layerwise_state=0).total
 
     @staticmethod
     def backward(ctx, incoming: Tensor) -> tuple:
         student = [state.detach().requires_grad_() for state in ctx.saved_tensors]
         with torch.enable_grad():
-            total = tgm_loss(ctx.teacher, student, None, first_layerwise=0).total
+            total = tgm_loss(ctx.teacher, student, None, first_layerwise_state=0).total
         return None, *torch.autograd.grad(total, student, incoming)
 
 
@@ -73,7 +73,7 @@ def loss_of(way: str, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
         return stacked_tgm_loss(teacher, student)
     if way == "recompute":
         return Recompute.apply(teacher, *student).mean()
-    return tgm_loss(teacher, student, None, first_layerwise=0, form=way).total.mean()
+    return tgm_loss(teacher, student, None, first_layerwise_state=0, form=way).total.mean()
 
 
 def step(way: str, teacher: list[Tensor], student: list[Tensor]) -> Callable[[], object]:

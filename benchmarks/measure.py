@@ -17,8 +17,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fairseq_star.environment import commit, processor  # noqa: E402
 from fairseq_star.profiling.memory import peak_extra_bytes, synchronize  # noqa: E402
+from fairseq_star.provenance import commit, processor  # noqa: E402
 
 __all__ = [
     "MEBIBYTE",

@@ -7,7 +7,7 @@ stacks all Gram matrices by einsum. Same weights and same modules as the fast si
 import torch
 from torch import Tensor
 
-from fairseq_star.encoder import Encoding, SpeechEncoder
+from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from naive_tgm import stacked_tgm_loss
 
 

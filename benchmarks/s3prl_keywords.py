@@ -30,8 +30,8 @@ from measure import ROOT, environment, heading, write_result
 sys.path[:0] = [str(ROOT), str(ROOT / "manifests")]
 
 import demo_keywords  # noqa: E402
-from fairseq_star.convert import Student, export, load_student, load_target  # noqa: E402
 from fairseq_star.errors import told_in_one_line  # noqa: E402
+from fairseq_star.formats import Student, export, load_student, load_target  # noqa: E402
 from fairseq_star.models.starhubert import StarHubertModel  # noqa: E402
 
 EVALUATIONS = 4  # on the dev split, while training

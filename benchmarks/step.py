@@ -33,8 +33,8 @@ from omegaconf import OmegaConf  # noqa: E402
 
 import tiny  # noqa: E402
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion  # noqa: E402
-from fairseq_star.host import settle_on_host  # noqa: E402
 from fairseq_star.models.starhubert import StarHubertConfig  # noqa: E402
+from fairseq_star.safety.host import settle_on_host  # noqa: E402
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask  # noqa: E402
 from naive_step import naive_loss  # noqa: E402
 
@@ -295,7 +295,7 @@ def table(result: dict) -> str:
         f"* batch: {result['batch']} x {result['seconds']:g} s of audio, {result['dtype']}",
         "* times: medians of alternating runs, each way in a process of its own; faster: median of the ratios within a "
         "round",
-        f"* {NAIVE_SETTLED}: with this plugin's settings of oneDNN and the allocator (`fairseq_star/host.py`)",
+        f"* {NAIVE_SETTLED}: with this plugin's settings of oneDNN and the allocator (`fairseq_star/safety/host.py`)",
         "* peak MiB: of the whole process; of the cached way with the filling of its cache",
         "* utilization: floor / time (of the cached way, which skips the teacher, it can exceed what a teacher allows)",
         "",

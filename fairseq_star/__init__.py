@@ -5,14 +5,14 @@ the model ``starhubert`` with its architectures. fairseq itself imports ``tasks/
 ``criterions/``.
 """
 
-from fairseq_star.checkpoint import allow_checkpoint_classes
+from fairseq_star.safety.reading import allow_checkpoint_classes
 
 allow_checkpoint_classes()
 
 from fairseq_star.criterions import frame_matching, star_tgm  # noqa: E402, F401
+from fairseq_star.formats import load_teacher  # noqa: E402
 from fairseq_star.models import hubert_ctc, starhubert  # noqa: E402, F401
+from fairseq_star.provenance import __version__  # noqa: E402
 from fairseq_star.tasks import star_distillation  # noqa: E402, F401
-from fairseq_star.teachers import load_teacher  # noqa: E402
-from fairseq_star.version import __version__  # noqa: E402
 
 __all__ = ["__version__", "load_teacher"]

@@ -1,8 +1,8 @@
 """Which 16 kHz copy stands for which source, and whether it still does.
 
-A copy's name says where its source lies (`fairseq_star.utterances.copy_name`). Its FLAC comment says the same in full,
-and what the source was when the copy was made: size, times and digest. A time alone would not do: `mv` and `cp -p` put
-older files in a newer one's place.
+A copy's name says where its source lies (`fairseq_star.audio.utterances.copy_name`). Its FLAC comment says the same in
+full, and what the source was when the copy was made: size, times and digest. A time alone would not do: `mv` and
+`cp -p` put older files in a newer one's place.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import _repo_root  # noqa: F401
-from fairseq_star.audio_file import probe_audio
+from fairseq_star.audio.file import probe_audio
+from fairseq_star.audio.utterances import copy_name, place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import parse_archive_entry
-from fairseq_star.utterances import copy_name, place_of
 
 
 class Source(NamedTuple):

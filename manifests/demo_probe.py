@@ -10,7 +10,7 @@ from pathlib import Path
 
 import _repo_root  # noqa: F401
 from demo_labels import frame_labels, read_segments
-from fairseq_star.frames import FrameGeometry
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, read_manifest, write_manifest
 from preparing import speaker_of
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import _repo_root  # noqa: F401
+from fairseq_star.audio.utterances import AUDIO_EXTENSIONS, UNREADABLE_EXTENSIONS
 from fairseq_star.errors import StarError
-from fairseq_star.utterances import AUDIO_EXTENSIONS, UNREADABLE_EXTENSIONS
 
 MORE_EXTENSIONS = {"aif", "aifc", "bwf", "mp2", "mpga", "oga", "opus", "snd", "sph", "wave"}
 """Other names of formats soundfile lists: `.sph` is NIST's, as LDC's corpora have it."""

@@ -15,11 +15,11 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 import _repo_root  # noqa: F401
-from fairseq_star.audio_file import probe_all, probe_audio
+from fairseq_star.audio.file import probe_all, probe_audio
+from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
 from fairseq_star.threads import map_in_threads, show_progress
-from fairseq_star.utterances import place_of
 from finding import LeftOut
 from splits import compare_splits
 

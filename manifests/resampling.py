@@ -11,7 +11,7 @@ import numpy as np
 
 import _repo_root  # noqa: F401
 from copies import Source, copied_samples, copy_path
-from fairseq_star.audio_file import open_to_the_end, probe_audio
+from fairseq_star.audio.file import open_to_the_end, probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry
 from fairseq_star.torchaudio_import import import_torchaudio

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import _repo_root  # noqa: F401
+from fairseq_star.audio.utterances import has_audio_extension
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
-from fairseq_star.utterances import has_audio_extension
 from finding import LeftOut, with_dots
 from preparing import Found, tell
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import _repo_root  # noqa: F401
 from copies import recorded
+from fairseq_star.audio.utterances import is_copy, original_name, place_of, utterance_key
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, parse_archive_entry
-from fairseq_star.utterances import is_copy, original_name, place_of, utterance_key
 from finding import LeftOut, is_macos_leftover, readable_extensions
 from sources import JSON_LINES, PATH_COLUMNS, TABLES, Found, choose_column, lines_of, read_rows, read_zip
 

@@ -8,9 +8,9 @@ import yaml
 
 import tiny
 import tiny_teachers
-from fairseq_star.convert import Student, load_student
+from fairseq_star.formats import Student, load_student
+from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.models.starhubert import StarHubertModel
-from fairseq_star.teachers.starhubert import ARCHITECTURES
 
 PROJECTION = {"conv_feature_layers": tiny.TEACHER_CONV}  # whose last convolution has not the student's width
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.0, "dropout_input": 0.4}

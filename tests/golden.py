@@ -16,12 +16,11 @@ from torch import Tensor
 import convert_cases
 import tgm_cases
 import tiny
-from fairseq_star.convert import Student, export, load_target
-from fairseq_star.convert.target import check_sources, student_states
+from fairseq_star.encoder.untrained import untrained
+from fairseq_star.formats import Student, export, load_target, load_teacher
+from fairseq_star.formats.student import ARCHITECTURES
+from fairseq_star.formats.target import check_sources, student_states
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.starhubert import ARCHITECTURES
-from fairseq_star.teachers.untrained import untrained
 from fairseq_star.tgm import tgm_loss
 
 FILE = Path(__file__).with_name("golden.json")

@@ -12,7 +12,7 @@ def loop_tgm_loss(
     *,
     layerwise_weight: float = 1.0,
     intra_layer_weight: float = 1.0,
-    first_layerwise: int = 1,
+    first_layerwise_state: int = 1,
     distance: str = "mse",
 ) -> Tensor:
     """Loss of each utterance, [B], by loops over utterances, states and, for kl, rows; states: B x T x D."""
@@ -22,7 +22,7 @@ def loop_tgm_loss(
         student = [state[utterance, :frames] for state in student_states]  # n x D_s
         layerwise = [
             _distance(teacher[i] @ teacher[i].T, student[i] @ student[i].T, teacher[i], student[i], distance)
-            for i in range(first_layerwise, len(teacher))
+            for i in range(first_layerwise_state, len(teacher))
         ]
         intra_layer = [
             _distance(teacher[i - 1] @ teacher[i].T, student[i - 1] @ student[i].T, teacher[i], student[i], distance)

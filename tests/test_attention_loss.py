@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fairseq_star import encoder
-from fairseq_star.attention_loss import attention_loss
+from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.tgm.attention import attention_loss
 from test_criterion import batch_of, build, gradient, relative_difference
 
 
@@ -20,7 +20,7 @@ def maps(lengths: list[int], layers: int, seed: int) -> list[torch.Tensor]:
 
 
 def by_loop(teacher_maps, student_maps, lengths) -> list[float]:
-    """STAR.md written out: one query frame and one key frame at a time."""
+    """The formula written out: one query frame and one key frame at a time."""
     losses = []
     for utterance, frames in enumerate(lengths):
         loss = 0.0
@@ -77,8 +77,8 @@ def test_attention_alone_can_be_distilled(corpus, teacher_path):
 )
 def test_maps_are_formed_only_for_the_layers_that_need_them(corpus, teacher_path, monkeypatch, weights, formed):
     calls = []
-    original = encoder.attention_map
-    monkeypatch.setattr(encoder, "attention_map", lambda *given: calls.append(1) or original(*given))
+    original = SpeechEncoder.attention_map
+    monkeypatch.setattr(SpeechEncoder, "attention_map", lambda *given: calls.append(1) or original(*given))
     task, student, criterion = build(corpus, teacher_path, weights)
     criterion(student, batch_of(task, [0]))
     assert len(calls) == formed

@@ -10,7 +10,7 @@ import soundfile
 from fairseq.data.audio.raw_audio_dataset import FileAudioDataset
 
 from fairseq_star import threads
-from fairseq_star.audio_file import check_audio, open_audio, probe_all, probe_audio
+from fairseq_star.audio.file import check_audio, open_audio, probe_all, probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, write_manifest
 from fairseq_star.threads import show_progress

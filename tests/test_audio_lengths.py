@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_star.audio_file import check_audio, open_to_the_end, probe_audio
+from fairseq_star.audio.file import check_audio, open_to_the_end, probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, read_manifest
 

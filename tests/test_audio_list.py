@@ -14,11 +14,11 @@ import soundfile
 import torch
 import torchaudio
 
-from fairseq_star.data import DistillationDataset, check_manifest
+from fairseq_star.audio.utterances import original_name
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.threads import map_in_threads
-from fairseq_star.utterances import original_name
+from fairseq_star.training.dataset import DistillationDataset, check_manifest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 

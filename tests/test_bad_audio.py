@@ -6,9 +6,9 @@ import soundfile
 import torch
 
 import tiny
-from fairseq_star.bad_audio import BadAudio
 from fairseq_star.errors import StarError
-from fairseq_star.loss_watch import LossWatch
+from fairseq_star.training.bad_audio import BadAudio
+from fairseq_star.training.loss_watch import LossWatch
 from test_criterion import batch_of, build, gradient
 
 
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_utterance(train, own_corpus
 
 
 def test_losses_are_looked_at_together(caplog, monkeypatch):
-    monkeypatch.setattr("fairseq_star.loss_watch.EVERY", 3)
+    monkeypatch.setattr("fairseq_star.training.loss_watch.EVERY", 3)
     watch = LossWatch()
     looks = []
     monkeypatch.setattr(torch, "stack", lambda losses, stack=torch.stack: looks.append(len(losses)) or stack(losses))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tiny
-from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import load_teacher
+from fairseq_star.formats import load_teacher
+from fairseq_star.safety.reading import read_checkpoint
 from test_criterion import build
 
 

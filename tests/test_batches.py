@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fairseq_star.criterions.star_tgm import StarTGMCriterion
-from fairseq_star.data import DistillationDataset
+from fairseq_star.training.dataset import DistillationDataset
 
 # Seconds at these shares of the utterances: 251 utterances of LibriSpeech's train-clean-100, one a speaker, the excerpt
 # this project is developed with. Their mean is 12.5 s; that of all 281,241 training utterances (960.9 h) is 12.3 s.

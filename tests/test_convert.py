@@ -11,10 +11,10 @@ import conftest
 import convert_cases
 import tiny
 from fairseq_star.cli import main
-from fairseq_star.convert import export, import_student, load_student, load_target
-from fairseq_star.convert.target import check_sources, student_states
 from fairseq_star.errors import StarError
-from fairseq_star.teachers.starhubert import ARCHITECTURES
+from fairseq_star.formats import export, import_student, load_student, load_target
+from fairseq_star.formats.student import ARCHITECTURES
+from fairseq_star.formats.target import check_sources, student_states
 
 OURS = ("s3prl", "fairseq", "huggingface")
 

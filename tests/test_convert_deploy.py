@@ -9,10 +9,10 @@ import torch
 
 import convert_cases
 from fairseq_star.cli import main
-from fairseq_star.convert import export, load_target, target, torchscript
-from fairseq_star.convert.target import check_sources, student_states
 from fairseq_star.errors import StarError
-from fairseq_star.teachers.starhubert import ARCHITECTURES
+from fairseq_star.formats import export, load_target, target, torchscript
+from fairseq_star.formats.student import ARCHITECTURES
+from fairseq_star.formats.target import check_sources, student_states
 
 DEPLOYED = ("torchaudio", "torchscript", "onnx")
 

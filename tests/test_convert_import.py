@@ -6,9 +6,8 @@ import torch
 import convert_cases
 import tiny_teachers
 from fairseq_star.cli import main
-from fairseq_star.convert import export, import_student, load_student, load_target, read_student
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import load_teacher
+from fairseq_star.formats import export, import_student, load_student, load_target, load_teacher, read_student
 
 
 @pytest.fixture(scope="module")

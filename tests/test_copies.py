@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from fairseq_star.audio.utterances import utterance_key
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.threads import map_in_threads
-from fairseq_star.utterances import utterance_key
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 

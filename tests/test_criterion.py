@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 import tiny
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
-from fairseq_star.layers import match_layers
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
+from fairseq_star.tgm.layer_plan import match_layers
 
 
 def build(corpus, teacher_path, criterion: dict | None = None, model: dict | None = None, **task_options):
@@ -74,7 +74,7 @@ def test_fairseqs_group_norm_does_depend_on_the_padding(corpus, teacher_path):
 
 
 def test_the_reimplementations_formula(corpus, teacher_path):
-    """STAR.md: with no padding, mse over stacked einsum Grams plus the same over neighbouring layers."""
+    """The formula: with no padding, mse over stacked einsum Grams plus the same over neighbouring layers."""
     task, student, criterion = build(corpus, teacher_path, {"layer_convention": "reimplementation"})
     batch = batch_of(task, [4])
     batch["net_input"]["source"] = batch["net_input"]["source"].repeat(2, 1) * torch.tensor([[1.0], [0.7]])

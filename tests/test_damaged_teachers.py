@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import tiny
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.config import Section
-from fairseq_star.teachers.fairseq_checkpoint import encoder_config
+from fairseq_star.formats import load_teacher
+from fairseq_star.formats.fairseq_config import encoder_config
+from fairseq_star.formats.fields import Section
 from test_hostile_teachers import WEIGHTS, hf_config, hf_folder, refused
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fairseq_star.audio_file import check_audio
+from fairseq_star.audio.file import check_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from fairseq_star.frames import FrameGeometry
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 from fairseq_star.probe.labels import read_task
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
+from fairseq_star.safety.reading import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "assets" / "demo_teacher" / "demo_hubert.pt"

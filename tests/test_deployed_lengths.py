@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convert_cases
-from fairseq_star.convert import load_target
-from fairseq_star.convert.deployed import DeployedStudent, _ConvBlock
-from fairseq_star.frames import ConvLayer, FrameGeometry
+from fairseq_star.encoder.frames import ConvLayer, FrameGeometry
+from fairseq_star.formats import load_target
+from fairseq_star.formats.inference_module import DeployedStudent, _ConvBlock
 
 SAMPLES = 2_000  # five frames of the students here, whose first sees 400 samples
 LENGTHS = [*range(-3, 801), SAMPLES, SAMPLES + 1, 100_000]

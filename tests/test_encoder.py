@@ -6,6 +6,7 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 import tiny
 from fairseq_star.errors import StarError
+from fairseq_star.formats import load_teacher
 from fairseq_star.models.starhubert import (
     StarHubertConfig,
     StarHubertLargeConfig,
@@ -13,7 +14,6 @@ from fairseq_star.models.starhubert import (
     StarHubertSmallConfig,
     StarHubertXSmallConfig,
 )
-from fairseq_star.teachers import load_teacher
 
 
 def student(seed: int = 0, **overrides) -> StarHubertModel:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fairseq_star.cli import main
-from fairseq_star.evaluate import evaluate
+from fairseq_star.evaluation.evaluate import evaluate
 
 
 def logged_losses(stdout: str) -> list[float]:

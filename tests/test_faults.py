@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import conftest
-from fairseq_star import checkpoint_safety
 from fairseq_star.errors import StarError
+from fairseq_star.safety import checkpoints as checkpoint_safety
 from test_distributed import finish, start_workers, uneven  # noqa: F401  (a fixture)
 from test_train import difference, saved
 
@@ -32,7 +32,7 @@ OPTIONS = [
     "dataset.num_workers=2", "checkpoint.keep_interval_updates=2", "dataset.batch_size=1", "dataset.data_buffer_size=0",
 ]  # fmt: skip
 # The same, but impatient with a full disk.
-IMPATIENT = "import fairseq_star.checkpoint_safety as safety; safety.WAITS = (1, 2); " + conftest.TRAIN
+IMPATIENT = "import fairseq_star.safety.checkpoints as safety; safety.WAITS = (1, 2); " + conftest.TRAIN
 
 
 @pytest.fixture(scope="module")

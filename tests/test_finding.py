@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from fairseq_star.audio_file import probe_audio
-from fairseq_star.data import DistillationDataset
+from fairseq_star.audio.file import probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from fairseq_star.training.dataset import DistillationDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 

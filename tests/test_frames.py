@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_star.encoder.frames import FrameGeometry, Frames, parse_conv_layers
 from fairseq_star.errors import StarError
-from fairseq_star.frames import FrameGeometry, Frames, parse_conv_layers
 
 BASE = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 import tiny
 import tiny_teachers
-from fairseq_star.convert import huggingface as convert
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import huggingface, load_teacher, teacher_files
-from fairseq_star.teachers.config import Section
-from fairseq_star.teachers.hf_audio import audio_format
-from fairseq_star.teachers.hf_keys import table
+from fairseq_star.formats import huggingface, load_teacher, teacher_files
+from fairseq_star.formats import huggingface as convert
+from fairseq_star.formats.fields import Section
+from fairseq_star.formats.hf_audio import audio_format
+from fairseq_star.formats.hf_keys import table
 from test_encoder import ragged
 from test_hostile_teachers import hf_folder
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 import conftest
-from fairseq_star import host_threads
+from fairseq_star.safety import host_threads
 
 # Short parallel regions, and between them a millisecond in which the main thread alone has work: what the process uses
 # beyond its main thread is then the waiting of the others.
 SPINNING = """
 import sys, time, torch
-from fairseq_star import host_threads
+from fairseq_star.safety import host_threads
 torch.set_num_threads(2)
 cores = host_threads.SharedCores(interval=1e6)
 def spinning():
@@ -73,7 +73,7 @@ def test_waiting_for_a_cpu_is_counted():
 
 @pytest.mark.parametrize("setting", [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "7"}, {"OMP_NUM_THREADS": "1"}])
 def test_the_environment_has_the_last_word(setting):
-    code = "from fairseq_star.host_threads import share_cores; print(share_cores())"
+    code = "from fairseq_star.safety.host_threads import share_cores; print(share_cores())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], env={**clean(), **setting},
         capture_output=True, text=True, check=True,

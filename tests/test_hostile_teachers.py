@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 import tiny
 from fairseq_star import cli
 from fairseq_star.errors import StarError
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.hf_keys import table, to_huggingface
+from fairseq_star.formats import load_teacher
+from fairseq_star.formats.hf_keys import table, to_huggingface
 
 WEIGHTS, CONFIG, INDEX = "pytorch_model.bin", "config.json", "model.safetensors.index.json"
 

@@ -18,16 +18,15 @@ from omegaconf import OmegaConf
 import conftest
 import hub_server
 import tiny_teachers
-from fairseq_star.convert import import_student
-from fairseq_star.convert.student import load_student
 from fairseq_star.errors import StarError
+from fairseq_star.evaluation.run import load_run
+from fairseq_star.evaluation.teacher_info import teacher_info
+from fairseq_star.formats import hub as teacher_hub
+from fairseq_star.formats import import_student, load_teacher, teacher_files
+from fairseq_star.formats.hub import locate
+from fairseq_star.formats.student import load_student
 from fairseq_star.probe import run_probe
 from fairseq_star.profiling import profile
-from fairseq_star.run import load_run
-from fairseq_star.teacher_info import teacher_info
-from fairseq_star.teachers import hub as teacher_hub
-from fairseq_star.teachers import load_teacher, teacher_files
-from fairseq_star.teachers.hub import locate
 from test_train import NO_DROPOUT, saved
 
 pytest.importorskip("huggingface_hub")
@@ -396,7 +395,7 @@ WORKERS = """
 import json, multiprocessing, os, platform, sys
 import torch.distributed as dist
 from fairseq_star.errors import StarError
-from fairseq_star.teachers.hub import locate_together
+from fairseq_star.formats.hub import locate_together
 
 def work(rank):
     machine = "one" if rank < 2 else "two"

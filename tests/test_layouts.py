@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 import convert_cases
 import tiny
 import tiny_teachers
-from fairseq_star.convert import import_student, load_student, load_target, read_student
-from fairseq_star.convert.torchaudio import torchaudio_state
+from fairseq_star.encoder.config import HUBERT_CONVOLUTIONS
+from fairseq_star.encoder.frames import parse_conv_layers
 from fairseq_star.errors import StarError
-from fairseq_star.frames import parse_conv_layers
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers import torchaudio as layout
-from fairseq_star.teachers.fairseq_checkpoint import DEFAULT_CONV
+from fairseq_star.formats import import_student, load_student, load_target, load_teacher, read_student
+from fairseq_star.formats import torchaudio as layout
+from fairseq_star.formats.torchaudio import torchaudio_state
 from test_damaged_teachers import JSON_VALUES, loads_or_is_refused
 from test_encoder import ragged
 
@@ -128,7 +127,7 @@ def test_what_is_taken_for_a_state_dict_is_what_torchaudio_publishes(name):
     arguments = bundle._params
     sizes = (arguments["encoder_embed_dim"], arguments["encoder_num_layers"])
     assert layout.PUBLISHED[sizes] == (arguments["encoder_num_heads"], arguments["encoder_ff_interm_features"])
-    assert arguments["extractor_conv_layer_config"] in (None, parse_conv_layers(DEFAULT_CONV))
+    assert arguments["extractor_conv_layer_config"] in (None, parse_conv_layers(HUBERT_CONVOLUTIONS))
     layer_norm = arguments["extractor_mode"] == "layer_norm"
     assert layer_norm == arguments["encoder_layer_norm_first"] == bundle._normalize_waveform
     assert (arguments["encoder_pos_conv_kernel"], arguments["encoder_pos_conv_groups"]) == (128, 16)
@@ -225,7 +224,7 @@ def test_a_key_of_torchaudios_that_has_no_place(key, message, student, tmp_path)
 # DPHuBERT's.
 
 
-NARROW = [(8, kernel, stride) for _, kernel, stride in parse_conv_layers(DEFAULT_CONV)]
+NARROW = [(8, kernel, stride) for _, kernel, stride in parse_conv_layers(HUBERT_CONVOLUTIONS)]
 
 
 def dphubert_state(conv_layers=NARROW, **changes) -> dict:

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import tiny
-from fairseq_star.convert import TARGETS, load_target
 from fairseq_star.errors import StarError
-from fairseq_star.long_recordings import told_if_too_long
+from fairseq_star.formats import TARGETS, load_target
 from fairseq_star.models.hubert_ctc import check_pretrained
-from fairseq_star.preflight import GPU_PRECISIONS, LAST, LEAST, RESETS, check_options, starting_point
-from fairseq_star.quoting import override
 from fairseq_star.tasks.star_distillation import StarDistillationConfig
+from fairseq_star.training.long_recordings import told_if_too_long
+from fairseq_star.training.overrides import override
+from fairseq_star.training.preflight import GPU_PRECISIONS, LAST, LEAST, RESETS, check_options, starting_point
 from test_batches import dataset_of
 from test_criterion import build
 

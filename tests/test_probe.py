@@ -11,14 +11,14 @@ from scipy import stats
 
 import labelled
 from fairseq_star.cli import main
-from fairseq_star.frames import FrameGeometry
+from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.encoder.untrained import untrained
+from fairseq_star.formats import load_teacher
 from fairseq_star.probe import run_probe
 from fairseq_star.probe.features import EncoderFeatures, FeatureStore, SpectralFeatures, read_samples
 from fairseq_star.probe.head import WeightedSumHead, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import read_task
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.untrained import untrained
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 

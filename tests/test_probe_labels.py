@@ -4,8 +4,8 @@ import pytest
 
 import labelled
 from fairseq_star.cli import main
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
-from fairseq_star.frames import FrameGeometry
 from fairseq_star.probe.labels import read_task
 
 GEOMETRY = FrameGeometry(receptive_field=400, downsample_rate=320)

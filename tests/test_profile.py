@@ -10,11 +10,11 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from torch.nn.functional import scaled_dot_product_attention
 
 from fairseq_star.cli import main
+from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from fairseq_star.profiling import profile
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, count_macs, encoder_macs
 from fairseq_star.profiling.subjects import architecture
-from fairseq_star.teachers.config import EncoderConfig
 
 
 def macs_by_hand(config: EncoderConfig, num_samples: int) -> int:

@@ -16,10 +16,10 @@ import browser
 import tiny
 from conftest import hydra_arguments, run
 from fairseq_star.cli import main
+from fairseq_star.evaluation.report.losses import read_events, read_log
+from fairseq_star.evaluation.report.report import report
+from fairseq_star.evaluation.run import load_run
 from fairseq_star.profiling import ProfileResult, ProfileRow
-from fairseq_star.report.losses import read_events, read_log
-from fairseq_star.report.report import report
-from fairseq_star.run import load_run
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra [report])")
 pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra [report])")

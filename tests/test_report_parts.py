@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
-from fairseq_star.frames import FrameGeometry
-from fairseq_star.report.compare import Students, compare, linear_cka, tgm_error
-from fairseq_star.report.heatmaps import color_range, draw_map
-from fairseq_star.report.maps import LayerMaps, UtteranceMaps, choose_layers, tgm
-from fairseq_star.report.style import DARK, LIGHT, themed
-from fairseq_star.report.utterance import read_phones
-from fairseq_star.tensorboard_maps import TensorboardMaps
+from fairseq_star.evaluation.report.compare import Students, compare, linear_cka, tgm_error
+from fairseq_star.evaluation.report.utterance import read_phones
+from fairseq_star.maps.heatmaps import color_range, draw_map
+from fairseq_star.maps.matrices import LayerMaps, UtteranceMaps, choose_layers, tgm
+from fairseq_star.maps.style import DARK, LIGHT, themed
+from fairseq_star.maps.tensorboard import TensorboardMaps
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra [report])")
 
@@ -78,7 +78,7 @@ class StubRun:
 
 @pytest.fixture(scope="module")
 def stub_run(teacher_path) -> StubRun:
-    from fairseq_star.teachers import load_teacher
+    from fairseq_star.formats import load_teacher
 
     return StubRun(load_teacher(str(teacher_path)), [1, 2, 3])
 

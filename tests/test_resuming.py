@@ -12,9 +12,9 @@ import conftest
 import tiny
 from fairseq_star.cli import main
 from fairseq_star.errors import StarError
-from fairseq_star.preflight import Start
-from fairseq_star.resuming import TEACHER, check_start
-from fairseq_star.run import locate
+from fairseq_star.evaluation.run import locate
+from fairseq_star.training.preflight import Start
+from fairseq_star.training.resuming import TEACHER, check_start
 from test_criterion import build
 from test_distributed import start_workers
 from test_train import saved

@@ -11,8 +11,8 @@ import soundfile
 
 import convert_cases
 from conftest import ROOT, TRAIN
-from fairseq_star.convert import export, load_target
 from fairseq_star.errors import StarError
+from fairseq_star.formats import export, load_target
 
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "manifests")]
 

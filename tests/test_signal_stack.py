@@ -9,7 +9,7 @@ import conftest
 STORM = """
 import signal, time
 import torch
-from fairseq_star.signal_stack import handle_signals_on_a_stack_of_their_own
+from fairseq_star.safety.signal_stack import handle_signals_on_a_stack_of_their_own
 
 handle_signals_on_a_stack_of_their_own()
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 LOADING = """
 import time, torch
 from fairseq.data.iterators import BufferedIterator
-from fairseq_star.stopping import end_loading_at_exit
+from fairseq_star.safety.stopping import end_loading_at_exit
 
 class Batches:
     def __len__(self):

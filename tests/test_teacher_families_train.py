@@ -18,8 +18,9 @@ import torch
 import conftest
 import tiny_teachers
 from fairseq_star import cli
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.formats import load_teacher
 from fairseq_star.manifest import read_manifest
-from fairseq_star.teachers import Teacher, load_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +127,7 @@ def test_the_loss_on_unseen_speakers_falls(name, distil, speech, capsys):
     assert after < 0.8 * zeros
 
 
-def loss_of_zeros(teacher: Teacher, corpus: Path, numbers: Sequence[int]) -> float:
+def loss_of_zeros(teacher: FrozenEncoder, corpus: Path, numbers: Sequence[int]) -> float:
     """Mean over ``valid.tsv`` of what a student of zeros is told: the mean squares of the teacher's Gram matrices.
 
     Args:

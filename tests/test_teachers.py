@@ -11,11 +11,11 @@ import torch
 import tiny
 import tiny_teachers
 from fairseq_star import cli
+from fairseq_star.encoder.frames import Frames
 from fairseq_star.errors import StarError
-from fairseq_star.frames import Frames
+from fairseq_star.formats import hf_keys, load_teacher, teacher_files
+from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.models import starhubert
-from fairseq_star.teachers import hf_keys, load_teacher, teacher_files
-from fairseq_star.teachers.starhubert import ARCHITECTURES
 from test_criterion import batch_of, build
 from test_encoder import ragged
 
@@ -350,7 +350,7 @@ def test_without_safetensors_one_sentence_says_so(original, monkeypatch):
 
 def test_without_torchaudio_wavlm_alone_is_refused(original, monkeypatch):
     hubert, wavlm = original("hubert").path, original("wavlm").path
-    monkeypatch.delitem(sys.modules, "fairseq_star.teachers.wavlm_attention", raising=False)
+    monkeypatch.delitem(sys.modules, "fairseq_star.encoder.wavlm", raising=False)
     monkeypatch.setitem(sys.modules, "torchaudio.models.wav2vec2.wavlm_attention", None)
     assert load_teacher(str(hubert)).num_layers == 2
     with pytest.raises(StarError, match="install the torchaudio of your torch"):

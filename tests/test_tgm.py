@@ -21,7 +21,7 @@ def test_every_form_equals_the_loop_reference(form, distance, path, data):
     options = {
         "layerwise_weight": data.draw(st.sampled_from([0.3, 1.0]), label="layerwise_weight"),
         "intra_layer_weight": data.draw(st.sampled_from([0.0, 2.0]), label="intra_layer_weight"),
-        "first_layerwise": data.draw(st.integers(0, num_states - 1), label="first_layerwise"),
+        "first_layerwise_state": data.draw(st.integers(0, num_states - 1), label="first_layerwise_state"),
     }
     dims = data.draw(st.sampled_from([(6, 4), (5, 5), (3, 7), (1, 1)]), label="widths")
     teacher, student = make_states(frames, utterances=utterances, dims=dims, states=num_states, seed=frames)
@@ -36,7 +36,7 @@ def test_block_edges_and_single_terms(form, distance, path, weights):
     options = {"layerwise_weight": weights[0], "intra_layer_weight": weights[1], "distance": distance}
     with computed(path):
         assert_same(teacher, student, [257, 128, 129], form, 1e-10, **options)
-        assert_same(teacher, student, None, form, 1e-10, first_layerwise=2, **options)
+        assert_same(teacher, student, None, form, 1e-10, first_layerwise_state=2, **options)
 
 
 # l1 has a kink where a difference is 0; its slope is compared with the reference above.
@@ -55,7 +55,7 @@ def test_gradcheck(form, distance, path):
 def test_equals_the_reimplementation_without_padding(form):
     teacher, student = make_states(300, dims=(24, 16), dtype=torch.float32)
     expected = stacked_tgm_loss(teacher, student)
-    actual = tgm_loss(teacher, student, None, first_layerwise=0, form=form).total.mean()
+    actual = tgm_loss(teacher, student, None, first_layerwise_state=0, form=form).total.mean()
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     one = torch.ones(())
     assert relative_error(gradients(actual, one, student), gradients(expected, one, student)) < 1e-5
@@ -66,7 +66,7 @@ def test_float32_equals_float64(form, distance, path):
     teacher, student = make_states(333, dims=(96, 54), dtype=torch.float32, scale=0.3)
     wide = converted(student, torch.float64)
     weights = torch.tensor([1.0, -0.5])
-    options = {"distance": distance, "first_layerwise": 0}
+    options = {"distance": distance, "first_layerwise_state": 0}
     expected = tgm_loss(converted(teacher, torch.float64), wide, [333, 150], form="reference", **options)
     with computed(path):
         actual = tgm_loss(teacher, student, [333, 150], form=form, **options)

@@ -218,7 +218,7 @@ def _states(shape, count=3, **options):
         ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"distance": "cosine"}, "cosine"),
         ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"form": "fast"}, "fast"),
         ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"form": "gram", "distance": "l1"}, "mse alone"),
-        ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"first_layerwise": 3}, "first_layerwise is 3"),
+        ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"first_layerwise_state": 3}, "first_layerwise_state is 3"),
         ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"layerwise_weight": -1.0}, "layerwise_weight is -1"),
         ((_states((2, 5, 4)), _states((2, 5, 3)), None), {"intra_layer_weight": math.nan}, "intra_layer_weight is nan"),
     ],

@@ -10,7 +10,7 @@ import yaml
 
 import conftest
 import fairseq_star  # noqa: F401  (registers, as --user-dir does)
-from fairseq_star.teacher_cache.cache import teacher_digest
+from fairseq_star.training.teacher_cache import teacher_digest
 
 NO_DROPOUT = [f"model.{name}=0.0" for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input")]
 # One step of plain SGD with rate 1e-2 and no clipping moves the weights along the gradient itself.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fairseq_star.utterances import AUDIO_EXTENSIONS, copy_name, is_copy, original_name, place_of, utterance_key
+from fairseq_star.audio.utterances import AUDIO_EXTENSIONS, copy_name, is_copy, original_name, place_of, utterance_key
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
 

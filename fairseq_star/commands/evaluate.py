@@ -2,8 +2,8 @@
 
 import argparse
 
-from fairseq_star.evaluate import evaluate
-from fairseq_star.host import settle_on_host
+from fairseq_star.evaluation.evaluate import evaluate
+from fairseq_star.safety.host import settle_on_host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

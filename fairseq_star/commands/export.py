@@ -2,8 +2,8 @@
 
 import argparse
 
-from fairseq_star.convert import TARGETS, export, load_student, load_target
 from fairseq_star.errors import StarError
+from fairseq_star.formats import TARGETS, export, load_student, load_target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

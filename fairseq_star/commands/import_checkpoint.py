@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from fairseq_star.convert import import_student
+from fairseq_star.formats import import_student
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

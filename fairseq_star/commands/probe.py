@@ -4,8 +4,8 @@ import argparse
 import json
 import logging
 
-from fairseq_star.host import settle_on_host
 from fairseq_star.probe import TASKS, run_probe
+from fairseq_star.safety.host import settle_on_host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

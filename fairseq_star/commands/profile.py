@@ -3,9 +3,9 @@
 import argparse
 import json
 
+from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.profiling import profile
 from fairseq_star.profiling.subjects import HUBERT_BASE
-from fairseq_star.teachers.starhubert import ARCHITECTURES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

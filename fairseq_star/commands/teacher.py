@@ -2,7 +2,7 @@
 
 import argparse
 
-from fairseq_star.teacher_info import teacher_info
+from fairseq_star.evaluation.teacher_info import teacher_info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from fairseq.logging import metrics
 from torch import nn
 
 from fairseq_star.errors import told_in_one_line
-from fairseq_star.layers import PAPER, chain_states
+from fairseq_star.tgm.layer_plan import PAPER, compared_numbers
 
 
 @dataclass
@@ -40,7 +40,7 @@ class FrameMatchingCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         # The states that star_tgm asks for, so that both can use one teacher cache.
-        states = chain_states(PAPER, self.teacher_layers)
+        states = compared_numbers(PAPER, self.teacher_layers)
         teacher = self.task.teach(sample, states=states, last_layer=self.teacher_layers[-1])
         lengths = teacher.frames.frame_lengths
         student = model(**sample["net_input"], frames=teacher.frames)

@@ -1,4 +1,4 @@
-"""The STaR loss as a fairseq criterion (paper section 2; the sums themselves are in ``fairseq_star/tgm.py``)."""
+"""The STaR loss as a fairseq criterion (paper section 2; the sums themselves are in ``fairseq_star/tgm/``)."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
-from fairseq_star.attention_loss import attention_loss
-from fairseq_star.encoder import Encoding
+from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.layers import CONVENTIONS, chain, chain_states, first_layerwise
 from fairseq_star.tgm import tgm_loss
+from fairseq_star.tgm.attention import attention_loss
+from fairseq_star.tgm.layer_plan import CONVENTIONS, compared_numbers, compared_states, first_layerwise_state
 
 
 @dataclass
@@ -88,7 +88,7 @@ class StarTGMCriterion(FairseqCriterion):
         matched, attended = self.teacher_layers, len(self.teacher_layers) - self.attention_depth
         teacher = self.task.teach(
             sample,
-            states=chain_states(self.convention, matched),
+            states=compared_numbers(self.convention, matched),
             last_layer=matched[-1],
             attention_layers=matched[attended:],
         )
@@ -113,12 +113,12 @@ class StarTGMCriterion(FairseqCriterion):
     def _tgm_loss(self, teacher: Encoding, student: Encoding, logging_output: dict) -> Tensor:
         counted = student.frames.all_counted() if self.cfg.count_padding else student.frames
         loss = tgm_loss(
-            chain(teacher, self.convention, self.teacher_layers),
-            chain(student, self.convention),
+            compared_states(teacher, self.convention, self.teacher_layers),
+            compared_states(student, self.convention),
             counted.frame_lengths,
             layerwise_weight=self.cfg.layerwise_weight,
             intra_layer_weight=self.cfg.intra_layer_weight,
-            first_layerwise=first_layerwise(self.convention),
+            first_layerwise_state=first_layerwise_state(self.convention),
             distance=str(self.cfg.distance),
         )
         logging_output["layerwise"] = loss.layerwise.sum()

@@ -13,10 +13,10 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.models.hubert import hubert_asr
 from fairseq.models.hubert.hubert_asr import HubertCtcConfig
 
-from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.teachers.fairseq_checkpoint import sections
-from fairseq_star.teachers.starhubert import is_starhubert
+from fairseq_star.formats import student
+from fairseq_star.formats.fairseq_config import config_of, sections
+from fairseq_star.safety.reading import read_checkpoint
 
 
 @dataclass
@@ -54,12 +54,12 @@ def check_pretrained(path: str, *, normalize: bool) -> None:
         StarError: it is missing, damaged, or another model, or heard other audio.
     """
     state, name = read_checkpoint(path, "model.w2v_path"), f"model.w2v_path: {path}"
-    if is_starhubert(state):
+    if student.recognises(state):
         raise StarError(
             f"{name} is a distillation run's own checkpoint; export it with `fairseq-star export {shlex.quote(path)} "
             "--to fairseq --out student_fairseq.pt` and give that file"
         )
-    model, task = sections(state["cfg"] if state.get("cfg") is not None else state.get("args"))
+    model, task = sections(config_of(state))
     if model.get("_name") != "hubert" or not isinstance(state.get("model"), dict):
         raise StarError(
             f"{name} is no pretrained HuBERT of fairseq's (its model: {str(model.get('_name'))[:60]!a}); give one, as "

@@ -5,21 +5,15 @@ from typing import Collection, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
-from fairseq.models.wav2vec.wav2vec2 import (
-    EXTRACTOR_MODE_CHOICES,
-    ConvFeatureExtractionModel,
-    TransformerEncoder,
-    Wav2Vec2Config,
-)
-from fairseq.modules import LayerNorm
+from fairseq.models.wav2vec.wav2vec2 import EXTRACTOR_MODE_CHOICES
 from fairseq.utils import get_available_activation_fns
 from omegaconf import II
-from torch import Tensor, nn
+from torch import Tensor
 
-from fairseq_star.encoder import Encoding, encode
+from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
+from fairseq_star.encoder.frames import Frames
+from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.frames import FrameGeometry, Frames, parse_conv_layers
-from fairseq_star.group_norm import use_valid_group_norm
 
 
 @dataclass
@@ -95,37 +89,28 @@ def _check(cfg: StarHubertConfig) -> None:
             raise StarError(
                 f"model.{name}={getattr(cfg, name)} must divide model.encoder_embed_dim={cfg.encoder_embed_dim}"
             )
-    for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input"):
+    for name in DROPOUTS:
         if not 0 <= getattr(cfg, name) < 1:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be at least 0 and below 1")
 
 
 @register_model("starhubert", dataclass=StarHubertConfig)
-class StarHubertModel(BaseFairseqModel):
-    """A HuBERT-shaped encoder; its module names are fairseq's, so that checkpoints convert key by key.
+class StarHubertModel(SpeechEncoder, BaseFairseqModel):
+    """A :class:`SpeechEncoder` that fairseq trains.
 
     There is no mask embedding and no unit predictor, and no projection where the last convolution already has D
     channels.
     """
 
     def __init__(self, cfg: StarHubertConfig):
-        super().__init__()
         _check(cfg)
-        conv_layers = parse_conv_layers(cfg.conv_feature_layers, width=cfg.encoder_embed_dim)
-        conv_channels = conv_layers[-1].channels
+        super().__init__(
+            EncoderConfig.of_student(cfg),
+            dropouts={name: getattr(cfg, name) for name in DROPOUTS},
+            checkpoint_activations=cfg.checkpoint_activations,
+            valid_statistics=not cfg.padded_group_norm,
+        )
         self.cfg = cfg
-        self.geometry = FrameGeometry.of(conv_layers)
-        self.feature_extractor = ConvFeatureExtractionModel(
-            conv_layers, dropout=0.0, mode=str(cfg.extractor_mode), conv_bias=cfg.conv_bias
-        )
-        if not cfg.padded_group_norm:
-            use_valid_group_norm(self.feature_extractor)
-        self.layer_norm = LayerNorm(conv_channels)
-        self.post_extract_proj = (
-            nn.Linear(conv_channels, cfg.encoder_embed_dim) if conv_channels != cfg.encoder_embed_dim else None
-        )
-        self.dropout_input = nn.Dropout(cfg.dropout_input)
-        self.encoder = TransformerEncoder(_encoder_config(cfg))
 
     @classmethod
     def build_model(cls, cfg: StarHubertConfig, task=None) -> "StarHubertModel":
@@ -139,7 +124,7 @@ class StarHubertModel(BaseFairseqModel):
         padding_mask: Tensor | None = None,
         attention_layers: Collection[int] = (),
     ) -> Encoding:
-        """Hidden states of ``source`` (B x samples); see :func:`fairseq_star.encoder.encode`.
+        """Hidden states of ``source`` (B x samples); see :meth:`SpeechEncoder.encode`.
 
         Args:
             frames: the valid frames, as the teacher gives them; without them they follow from ``padding_mask``.
@@ -148,7 +133,7 @@ class StarHubertModel(BaseFairseqModel):
         if frames is None:
             num_samples = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(1).tolist()
             frames = Frames.of(self.geometry, num_samples, source)
-        return encode(self, source, frames, attention_layers=attention_layers)
+        return self.encode(source, frames, attention_layers=attention_layers)
 
     def extract_features(
         self,
@@ -177,21 +162,6 @@ class StarHubertModel(BaseFairseqModel):
             if self.encoder.layer_norm_first:
                 features = self.encoder.layer_norm(features)
         return features, encoding.frames.padding_mask
-
-
-def _encoder_config(cfg: StarHubertConfig) -> Wav2Vec2Config:
-    """The student's settings in the form fairseq's ``TransformerEncoder`` reads."""
-    same_name = (
-        *("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "encoder_attention_heads"),
-        *("conv_pos", "conv_pos_groups", "layer_norm_first", "checkpoint_activations"),
-        *("dropout", "attention_dropout", "activation_dropout"),
-    )
-    return Wav2Vec2Config(
-        **{name: getattr(cfg, name) for name in same_name},
-        activation_fn=str(cfg.activation_fn),
-        encoder_layerdrop=0.0,
-        required_seq_len_multiple=1,
-    )
 
 
 @register_model("starhubert_l", dataclass=StarHubertLargeConfig)

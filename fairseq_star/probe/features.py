@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_star.audio_file import open_audio
+from fairseq_star.audio.file import open_audio
+from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.frames import FrameGeometry
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
-from fairseq_star.teachers import Teacher
 from fairseq_star.threads import map_on_cores
 from fairseq_star.torchaudio_import import import_torchaudio
 
@@ -77,7 +77,7 @@ class SpectralFeatures:
 class EncoderFeatures:
     """The input of the first layer and the output of each of a frozen encoder, an utterance at a time."""
 
-    def __init__(self, encoder: Teacher, device: str):
+    def __init__(self, encoder: FrozenEncoder, device: str):
         self.encoder, self.device = encoder.to(device), device
 
     def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_star.audio.utterances import original_name, place_of
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
-from fairseq_star.frames import FrameGeometry
 from fairseq_star.manifest import read_manifest
-from fairseq_star.utterances import original_name, place_of
 
 PHONE, KEYWORD, SPEAKER = "phone", "keyword", "speaker"
 TASKS = (PHONE, KEYWORD, SPEAKER)

@@ -9,16 +9,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fairseq_star.checkpoint import read_checkpoint
+from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
+from fairseq_star.evaluation.run import locate
+from fairseq_star.formats import hub, load_encoder
 from fairseq_star.probe.features import EncoderFeatures, Extractor, FeatureStore, SpectralFeatures
 from fairseq_star.probe.head import Trained, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
-from fairseq_star.run import locate
-from fairseq_star.teachers import hub, load_teacher
-from fairseq_star.teachers.untrained import untrained
+from fairseq_star.safety.reading import read_checkpoint
 from fairseq_star.threads import map_on_cores
 
 FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
@@ -56,7 +56,7 @@ def run_probe(
     teacher, data = _from_run(student, teacher, data)
     located = hub.locate(student, "probe")
     teacher = teacher and hub.locate(teacher, "--teacher").name  # before hours are spent on the student
-    encoder = load_teacher(located.path, option="probe")
+    encoder = load_encoder(located.path, option="probe")
     task_data = [read_task(data, task, encoder.geometry, max_utterances) for task in tasks]
 
     def extractors():  # one at a time: only one model and its features are in memory
@@ -66,7 +66,7 @@ def run_probe(
         yield RANDOM, EncoderFeatures(untrained(encoder.config, normalize=encoder.normalize), device)
         yield STUDENT, EncoderFeatures(encoder, device)
         if teacher is not None:
-            yield TEACHER, EncoderFeatures(load_teacher(teacher, option="--teacher"), device)
+            yield TEACHER, EncoderFeatures(load_encoder(teacher, option="--teacher"), device)
 
     heads = {name: probe_features(extractor, task_data, seeds, name) for name, extractor in extractors()}
     result = summarize(heads, task_data, seeds)

@@ -11,10 +11,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_star.encoder import encode
-from fairseq_star.frames import FrameGeometry, Frames
-from fairseq_star.teachers.config import EncoderConfig
-from fairseq_star.teachers.speech_encoder import FairseqSpeechEncoder
+from fairseq_star.encoder.config import EncoderConfig
+from fairseq_star.encoder.frames import FrameGeometry, Frames
+from fairseq_star.encoder.modules import SpeechEncoder
 
 # SUPERB's convention: the sum over these 32 utterances of LibriSpeech test-clean, one at a time (224.86 s). Their
 # lengths in samples are those that testing/s3prl_profiling_test.py of github.com/B06901052/DeepSpeed, the profiling
@@ -40,11 +39,11 @@ def count_macs(run: Callable[[], object]) -> int:
 def encoder_macs(config: EncoderConfig, num_samples: Sequence[int]) -> list[int]:
     """MACs of all layers of an encoder for each utterance of ``num_samples``, one at a time. Computes nothing."""
     geometry = FrameGeometry.of(config.conv_layers)
-    model = FairseqSpeechEncoder(config).to("meta").eval()
+    model = SpeechEncoder.of(config).to("meta").eval()
 
     def run(samples: int) -> None:
         source = torch.empty(1, samples, device="meta")
-        encode(model, source, Frames.of(geometry, [samples], source))
+        model.encode(source, Frames.of(geometry, [samples], source))
 
     with torch.no_grad():
         return [count_macs(partial(run, samples)) for samples in num_samples]

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.formats import load_encoder
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.profiling.memory import peak_extra_bytes, synchronize
 from fairseq_star.profiling.subjects import architecture, exported_kind
-from fairseq_star.teachers import load_teacher
-from fairseq_star.teachers.untrained import untrained
 
 
 @dataclass
@@ -80,7 +80,7 @@ def _loaded(name: str, device: str) -> Callable[[Tensor], object]:
         program = torch.jit.load(name, map_location=device).eval()
         return torch.inference_mode()(lambda source: program(source))
     config = architecture(name)
-    encoder = load_teacher(name, option="profile") if config is None else untrained(config)
+    encoder = load_encoder(name, option="profile") if config is None else untrained(config)
     encoder = encoder.to(device)
     return lambda source: encoder(source, [source.size(1)])
 

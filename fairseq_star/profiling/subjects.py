@@ -4,15 +4,14 @@ import os
 import zipfile
 from dataclasses import dataclass
 
-from fairseq_star.checkpoint import read_checkpoint
+from fairseq_star.encoder.config import HUBERT_CONVOLUTIONS, EncoderConfig
+from fairseq_star.encoder.frames import parse_conv_layers
+from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.frames import parse_conv_layers
-from fairseq_star.teachers import hub, load_teacher
-from fairseq_star.teachers.config import EncoderConfig
-from fairseq_star.teachers.fairseq_checkpoint import DEFAULT_CONV
-from fairseq_star.teachers.hf_folder import read_weights
-from fairseq_star.teachers.speech_encoder import FairseqSpeechEncoder
-from fairseq_star.teachers.starhubert import ARCHITECTURES, student_config
+from fairseq_star.formats import hub, load_encoder
+from fairseq_star.formats.hf_folder import read_weights
+from fairseq_star.formats.student import ARCHITECTURES, student_config
+from fairseq_star.safety.reading import read_checkpoint
 
 HUBERT_BASE = "hubert_base"
 # HuBERT Base's published 94.7 M: mask embedding, final_proj (768 to 256) and label_embs_concat (504 units) counted.
@@ -45,7 +44,7 @@ def load_subject(name: str) -> Subject:
     if not os.path.exists(name):
         known = ", ".join([HUBERT_BASE, *ARCHITECTURES])
         raise StarError(f"profile: there is no file or folder {name}, and no such architecture; they are {known}")
-    teacher = load_teacher(name, option="profile")
+    teacher = load_encoder(name, option="profile")
     weights = read_weights(name, "profile") if os.path.isdir(name) else read_checkpoint(name, "profile")["model"]
     return Subject(teacher.family, teacher.config, teacher.num_parameters, sum(w.numel() for w in weights.values()))
 
@@ -54,7 +53,7 @@ def architecture(name: str) -> EncoderConfig | None:
     """The encoder of a student's architecture or of HuBERT Base; None for any other name."""
     if name == HUBERT_BASE:
         return EncoderConfig(
-            conv_layers=parse_conv_layers(DEFAULT_CONV),
+            conv_layers=parse_conv_layers(HUBERT_CONVOLUTIONS),
             embed_dim=768,
             ffn_embed_dim=3072,
             num_layers=12,
@@ -82,4 +81,4 @@ def exported_kind(name: str) -> str | None:
 
 def count_parameters(config: EncoderConfig) -> int:
     """Trainable numbers of an encoder of ``config``."""
-    return sum(parameter.numel() for parameter in FairseqSpeechEncoder(config).parameters())
+    return sum(parameter.numel() for parameter in SpeechEncoder.of(config).parameters())

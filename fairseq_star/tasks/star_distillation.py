@@ -11,21 +11,21 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from fairseq_star.bad_audio import POLICIES, BadAudio, nothing, stand_in
-from fairseq_star.checkpoint_safety import guard_runs, kept_teacher
-from fairseq_star.data import DistillationDataset, check_manifest
-from fairseq_star.encoder import Encoding, compile_layers
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.layers import match_layers
-from fairseq_star.long_recordings import told_if_too_long, warn_of_long
-from fairseq_star.loss_watch import LossWatch, second_look
-from fairseq_star.preflight import check_frames
-from fairseq_star.resuming import TEACHER
-from fairseq_star.stopping import StopRequest
-from fairseq_star.teacher_cache import STORED_DTYPES, TeacherCache
-from fairseq_star.teacher_cache.cache import teacher_digest
-from fairseq_star.teachers import Teacher, hub, load_teacher
-from fairseq_star.tensorboard_maps import TensorboardMaps
+from fairseq_star.formats import hub, load_teacher
+from fairseq_star.maps.tensorboard import TensorboardMaps
+from fairseq_star.safety.checkpoints import guard_runs, kept_teacher
+from fairseq_star.safety.stopping import StopRequest
+from fairseq_star.tgm.layer_plan import match_layers
+from fairseq_star.training.bad_audio import POLICIES, BadAudio, nothing, stand_in
+from fairseq_star.training.dataset import DistillationDataset, check_manifest
+from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
+from fairseq_star.training.loss_watch import LossWatch, second_look
+from fairseq_star.training.preflight import check_frames
+from fairseq_star.training.resuming import TEACHER
+from fairseq_star.training.teacher_cache import STORED_DTYPES, TeacherCache, teacher_digest
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class StarDistillationTask(FairseqTask):
 
     def __init__(self, cfg: StarDistillationConfig):
         super().__init__(cfg)
-        self.teacher: Teacher | None = None
+        self.teacher: FrozenEncoder | None = None
         self.teacher_cache: TeacherCache | None = None
         self.student_layers = self.student_dim = 0
         with told_in_one_line():
@@ -155,8 +155,8 @@ class StarDistillationTask(FairseqTask):
             check_frames(teacher, model, self.cfg.max_sample_size)
             self.teacher_cache = self._make_cache(teacher, path)
         if self.cfg.compile:
-            compile_layers(teacher.model)
-            compile_layers(model)
+            teacher.model.compile_layers()
+            model.compile_layers()
         self.teacher = teacher
         self.student_layers, self.student_dim = len(model.encoder.layers), model.encoder.embedding_dim
         student_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -186,7 +186,7 @@ class StarDistillationTask(FairseqTask):
         self.cfg.teacher = located.name
         return located.path
 
-    def _load_teacher(self, path: str) -> Teacher:
+    def _load_teacher(self, path: str) -> FrozenEncoder:
         """Load the teacher and take its audio format over, for this run and into the student's checkpoints."""
         teacher = load_teacher(path, valid_group_norm=not self.cfg.padded_group_norm)
         for name in ("sample_rate", "normalize"):
@@ -198,7 +198,7 @@ class StarDistillationTask(FairseqTask):
         self.state.merge_state_dict(recorded | {TEACHER: teacher_digest(path)})
         return teacher
 
-    def _make_cache(self, teacher: Teacher, path: str) -> TeacherCache | None:
+    def _make_cache(self, teacher: FrozenEncoder, path: str) -> TeacherCache | None:
         if not self.cfg.teacher_cache:
             return None
         return TeacherCache(
@@ -210,7 +210,7 @@ class StarDistillationTask(FairseqTask):
         )
 
     def match_layers(self, chosen: Sequence[int] | None) -> list[int]:
-        """The teacher layer for each student layer; see :func:`fairseq_star.layers.match_layers`."""
+        """The teacher layer for each student layer; see :func:`fairseq_star.tgm.layer_plan.match_layers`."""
         return match_layers(self.teacher.num_layers, self.student_layers, chosen)
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs) -> None:
@@ -250,7 +250,7 @@ class StarDistillationTask(FairseqTask):
         return self.teacher.geometry.receptive_field if self.teacher else 1
 
     def teach(self, sample: dict, *, states: Sequence[int] | None = None, **wanted) -> Encoding:
-        """The teacher's encoding of a batch; ``wanted`` as :meth:`Teacher.forward` takes it.
+        """The teacher's encoding of a batch; ``wanted`` as :meth:`FrozenEncoder.forward` takes it.
 
         ``states`` are the numbers of the hidden states the caller will use (-1 for ``projected_features``, all when
         None): a teacher cache keeps and gives no others.

@@ -9,11 +9,13 @@ from torch import Tensor
 from fairseq_star.errors import StarError
 
 
-def check_states(teacher_states: Sequence[Tensor], student_states: Sequence[Tensor], first_layerwise: int) -> None:
+def check_states(
+    teacher_states: Sequence[Tensor], student_states: Sequence[Tensor], first_layerwise_state: int
+) -> None:
     """M of B x T x D_t and M of B x T x D_s with M >= 2, floating point, on one device.
 
     Raises:
-        StarError: they aren't, or `first_layerwise` isn't the index of a state.
+        StarError: they aren't, or `first_layerwise_state` isn't the index of a state.
     """
     if len(teacher_states) != len(student_states):
         raise StarError(
@@ -22,8 +24,10 @@ def check_states(teacher_states: Sequence[Tensor], student_states: Sequence[Tens
         )
     if len(student_states) < 2:
         raise StarError(f"The TGM loss needs at least 2 states (one pair of neighbours), not {len(student_states)}.")
-    if not 0 <= first_layerwise < len(student_states):
-        raise StarError(f"first_layerwise is {first_layerwise}, not one of the states 0 to {len(student_states) - 1}.")
+    if not 0 <= first_layerwise_state < len(student_states):
+        raise StarError(
+            f"first_layerwise_state is {first_layerwise_state}, not one of the states 0 to {len(student_states) - 1}."
+        )
     first = student_states[0]
     for name, states in (("teacher", teacher_states), ("student", student_states)):
         for index, state in enumerate(states):

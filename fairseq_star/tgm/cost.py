@@ -51,7 +51,7 @@ def form_cost(
     student_dim: int,
     num_states: int,
     *,
-    first_layerwise: int = 1,
+    first_layerwise_state: int = 1,
     layerwise: bool = True,
     intra_layer: bool = True,
     with_gradient: bool = True,
@@ -64,7 +64,7 @@ def form_cost(
         teacher_dim: D_t.
         student_dim: D_s.
         num_states: M.
-        first_layerwise: first state with a layer-wise term.
+        first_layerwise_state: first state with a layer-wise term.
         layerwise: whether there is a layer-wise term.
         intra_layer: whether there is an intra-layer term.
         with_gradient: whether the gradient is formed too.
@@ -73,7 +73,7 @@ def form_cost(
         StarError: another form.
     """
     t, s, frames = float(teacher_dim), float(student_dim), float(num_frames)
-    own = num_states - first_layerwise if layerwise else 0
+    own = num_states - first_layerwise_state if layerwise else 0
     pairs = num_states - 1 if intra_layer else 0
     gradient = 1.0 if with_gradient else 0.0
     if form == "gram":
@@ -103,7 +103,7 @@ def choose_form(
     student_dim: int,
     num_states: int,
     *,
-    first_layerwise: int = 1,
+    first_layerwise_state: int = 1,
     layerwise: bool = True,
     intra_layer: bool = True,
     with_gradient: bool = True,
@@ -120,7 +120,7 @@ def choose_form(
             teacher_dim,
             student_dim,
             num_states,
-            first_layerwise=first_layerwise,
+            first_layerwise_state=first_layerwise_state,
             layerwise=layerwise,
             intra_layer=intra_layer,
             with_gradient=with_gradient,

@@ -58,7 +58,7 @@ def tgm_loss(
     *,
     layerwise_weight: float = 1.0,
     intra_layer_weight: float = 1.0,
-    first_layerwise: int = 1,
+    first_layerwise_state: int = 1,
     distance: str = "mse",
     form: str = "auto",
 ) -> TGMLoss:
@@ -66,7 +66,7 @@ def tgm_loss(
 
     With X_l, Y_l teacher's and student's state l of an utterance of n valid frames (arXiv 2312.09040, section 2):
 
-        layerwise    mean over l in first_layerwise..M-1 of  1/n^2 ||X_l X_l^T - Y_l Y_l^T||_F^2
+        layerwise    mean over l in first_layerwise_state..M-1 of  1/n^2 ||X_l X_l^T - Y_l Y_l^T||_F^2
         intra_layer  mean over l in 1..M-1               of  1/n^2 ||X_{l-1} X_l^T - Y_{l-1} Y_l^T||_F^2
         total        layerwise_weight * layerwise + intra_layer_weight * intra_layer
 
@@ -87,7 +87,7 @@ def tgm_loss(
             on the host, where there are any, are the better argument.
         layerwise_weight: weight of the layer-wise term; 0 skips its work and reports 0.
         intra_layer_weight: the same of the intra-layer term.
-        first_layerwise: first state with a layer-wise term. 1: the paper's convention, states are
+        first_layerwise_state: first state with a layer-wise term. 1: the paper's convention, states are
             ``hidden_states[0..L]``. 0: the re-implementation's, states are projected features and layers 1..L.
         distance: ``mse`` (STaR), ``l1`` or ``kl``.
         form: ``auto`` chooses by `choose_form` (per utterance on the CPU, per batch elsewhere). ``gram``: D x D
@@ -101,10 +101,10 @@ def tgm_loss(
     Raises:
         StarError: numbers of states, shapes, devices, counts, weights or names that don't fit.
     """
-    check_states(teacher_states, student_states, first_layerwise)
+    check_states(teacher_states, student_states, first_layerwise_state)
     check_options(layerwise_weight, intra_layer_weight, distance, form, DISTANCES, FORMS)
     host_lengths, device_lengths = read_lengths(frame_lengths, student_states[0])
-    terms = Terms(len(student_states), first_layerwise, float(layerwise_weight), float(intra_layer_weight))
+    terms = Terms(len(student_states), first_layerwise_state, float(layerwise_weight), float(intra_layer_weight))
 
     num_utterances, num_frames, _ = student_states[0].shape
     device = student_states[0].device
@@ -132,7 +132,7 @@ def tgm_loss(
                     )
                 ]
                 layerwise, intra_layer = (torch.cat(part) for part in zip(*parts, strict=True))
-        layerwise = (layerwise * scale / (terms.num_states - terms.first_layerwise)).to(dtype)
+        layerwise = (layerwise * scale / (terms.num_states - terms.first_layerwise_state)).to(dtype)
         intra_layer = (intra_layer * scale / (terms.num_states - 1)).to(dtype)
         total = terms.layerwise_weight * layerwise + terms.intra_layer_weight * intra_layer
     if gradients is not None:
@@ -163,7 +163,7 @@ def _evaluate(
                 group.num_frames,
                 *dims,
                 terms.num_states,
-                first_layerwise=terms.first_layerwise,
+                first_layerwise_state=terms.first_layerwise_state,
                 layerwise=bool(terms.layerwise_states),
                 intra_layer=bool(terms.pairs),
                 with_gradient=gradients is not None,

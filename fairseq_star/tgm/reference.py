@@ -48,7 +48,7 @@ def reference_terms(
         return (log_p.exp() * (log_p - log_q)).masked_fill(padded, 0.0).sum(dim=(1, 2, 3))
 
     zero = 0.0 * student.sum(dim=(1, 2, 3))  # in the graph: a loss without terms has the gradient 0
-    own = slice(terms.first_layerwise, None)
+    own = slice(terms.first_layerwise_state, None)
     layerwise = distances(own, own) if terms.layerwise_states else zero
     intra_layer = distances(slice(None, -1), slice(1, None)) if terms.pairs else zero
     return layerwise, intra_layer

@@ -16,14 +16,14 @@ class Terms:
     """
 
     num_states: int
-    first_layerwise: int
+    first_layerwise_state: int
     layerwise_weight: float
     intra_layer_weight: float
 
     @property
     def layerwise_states(self) -> range:
         """States with a layer-wise term; empty where its weight is 0, so that its work is skipped."""
-        return range(self.first_layerwise, self.num_states) if self.layerwise_weight != 0 else range(0)
+        return range(self.first_layerwise_state, self.num_states) if self.layerwise_weight != 0 else range(0)
 
     @property
     def pairs(self) -> range:
@@ -33,7 +33,7 @@ class Terms:
     @property
     def layerwise_coef(self) -> float:
         """Weight of one state's distance: the term is a mean over its states."""
-        return self.layerwise_weight / (self.num_states - self.first_layerwise)
+        return self.layerwise_weight / (self.num_states - self.first_layerwise_state)
 
     @property
     def intra_coef(self) -> float:

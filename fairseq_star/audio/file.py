@@ -1,0 +1,276 @@
+"""Audio files and fairseq's archive entries: opened, measured, and compared with what a manifest says of them."""
+
+import io
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import BinaryIO
+
+import soundfile
+
+from fairseq_star.audio.lengths import check_length, cut_short, find_mpeg_audio, states_length, to_its_end
+from fairseq_star.errors import StarError
+from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, parse_archive_entry
+from fairseq_star.threads import map_in_threads, show_progress
+
+# fairseq takes a path with any other extension for an archive entry as soon as it contains a colon.
+_PLAIN_EXTENSIONS = {".npy", ".wav", ".flac", ".ogg"}
+_ARCHIVED_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG"}  # what fairseq's `is_sf_audio_data` takes
+
+BLOCK = 2**16  # samples
+
+
+def probe_audio(
+    path: str | os.PathLike,
+    sample_rate: int = SAMPLE_RATE,
+    read_end: bool = True,
+    told_samples: int | None = None,
+) -> int:
+    """Reads one file's header (or one `file.zip:offset:length` entry's) and tells its length: what soundfile, and so
+    fairseq, decodes it to.
+
+    Args:
+        path: an audio file soundfile can read, or an archive entry as fairseq writes it.
+        sample_rate: the rate it must have, Hz.
+        read_end: also decode the last sample: what finds a FLAC or MP3 file cut short, whose header alone is whole.
+        told_samples: the length that a manifest or table states, which may stand in for a header that states none; it
+            is the caller's to compare.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        StarError: missing, unreadable, cut short, of a length that it does not state, empty, not mono, or of another
+            rate; begins with the path.
+    """
+    path = os.fspath(path)
+    with _open_bytes(path) as file, _decoder(path, file) as audio:
+        num_samples, channels, rate = audio.frames, audio.channels, audio.samplerate
+        check_length(path, audio, file, told_samples)
+        if read_end and num_samples > 0:
+            _check_end(path, audio)
+        if isinstance(file, io.BytesIO) and audio.format not in _ARCHIVED_FORMATS:
+            raise StarError(f"{path}: is {audio.format}; fairseq reads WAV, FLAC and Ogg alone from an archive")
+    if num_samples <= 0:
+        raise StarError(f"{path}: holds no samples; remove it")
+    if channels != 1:
+        raise StarError(f"{path}: has {channels} channels, must be mono; convert it, for example `sox IN -c 1 OUT`")
+    if rate != sample_rate:
+        raise StarError(
+            f"{path}: is sampled at {rate} Hz, must be {sample_rate} Hz; resample it, for example"
+            f" `sox IN -r {sample_rate} OUT`"
+        )
+    return num_samples
+
+
+def _check_end(path: str, audio: soundfile.SoundFile) -> None:
+    """Decodes the last sample; where that fails, the whole: GSM and G.72x have no place at every sample to begin at."""
+    stated = audio.frames
+    with suppress(soundfile.SoundFileError):
+        audio.seek(stated - 1)
+        if len(audio.read(1)) == 1:
+            return
+    try:
+        held = 0
+        with open_audio(path) as again:
+            while read := len(again.read(min(BLOCK, stated - held), dtype="float32")):
+                held += read
+    except soundfile.SoundFileError as error:
+        raise StarError(
+            f"{path}: is cut short or damaged: not all of the {stated} samples its header states can be decoded"
+            f" ({_reason(error)}); restore it"
+        ) from error
+    if held != stated:
+        raise StarError(f"{path}: {cut_short(held, stated)}")
+
+
+@contextmanager
+def open_audio(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
+    """Opens an audio file, or an archive entry, of any rate and number of channels.
+
+    Raises:
+        StarError: missing, empty, or no audio; begins with the path.
+    """
+    path = os.fspath(path)
+    with _open_bytes(path) as file, _decoder(path, file) as audio:
+        yield audio
+
+
+@contextmanager
+def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFile, int | None]]:
+    """Opens audio to be read once, from its start until its end, wherever that is.
+
+    Yields:
+        The audio, whose `frames` may be no length, and the number of samples it states, or None where it states none:
+        then it ends with a `read` that gives less than it was asked for.
+
+    Raises:
+        StarError: as `open_audio`; or the file holds less than its header states.
+    """
+    path = os.fspath(path)
+    with _open_bytes(path) as file:
+        with _decoder(path, file, _Forward) as audio:
+            if states_length(path, audio, file):
+                yield audio, audio.frames
+                return
+            changed = to_its_end(audio, file)
+            if audio.format != "MP3" and changed is None:
+                yield audio, None
+                return
+        if changed is not None:
+            with changed, _decoder(path, changed, _Forward) as audio:
+                yield audio, None
+            return
+        # libsndfile reads no more of an MP3 file than it guesses there is, but does not guess what a pipe holds.
+        file.seek(find_mpeg_audio(file))
+        with _piped(path, file) as pipe, _decoder(path, pipe, _Forward) as audio:
+            yield audio, None
+
+
+class _Forward(soundfile.SoundFile):
+    """soundfile seeks to where it is after every read, which fails at the end of FLAC of unknown length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextmanager
+def _open_bytes(path: str) -> Iterator[BinaryIO]:
+    """A file, unbuffered, or the bytes of an archive entry (fairseq's own rule, `parse_path`)."""
+    if Path(path).suffix not in _PLAIN_EXTENSIONS and ":" in path:
+        yield _read_archive_entry(path)
+        return
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise StarError(f"{path}: no such file; correct the path or its root folder, or restore the file")
+    if found.st_size == 0:
+        raise StarError(f"{path}: is empty; restore or remove it")
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file:
+        yield file
+
+
+def _read_archive_entry(path: str) -> io.BytesIO:
+    entry = parse_archive_entry(path)
+    if entry is None:
+        raise StarError(f"{path}: fairseq takes a colon here for 'file.zip:offset:length'; rename the file")
+    try:
+        with open(entry.archive, "rb") as archive:
+            archive.seek(entry.offset)
+            data = archive.read(entry.size)
+    except OSError as error:
+        raise StarError(f"{path}: cannot read the archive ({error.strerror}); correct the manifest") from error
+    if len(data) != entry.size:
+        raise StarError(f"{path}: the archive ends before that entry does; write the manifest anew")
+    return io.BytesIO(data)
+
+
+def _decoder(path: str, file: BinaryIO, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile:
+    # Handed a name, libsndfile looks for macOS's leftover `._NAME` beside it and takes that for the header of some
+    # files (MP3), which then cannot be read. Sound Designer's alone have theirs there.
+    by_name = path.lower().endswith(".sd2")
+    try:
+        if by_name:
+            return kind(path)
+        return kind(file.fileno(), closefd=False) if isinstance(file, io.FileIO) else kind(file)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+@contextmanager
+def _piped(path: str, file: BinaryIO) -> Iterator[BinaryIO]:
+    """The rest of a file as a pipe."""
+    failed: list[OSError] = []
+    reading, writing = os.pipe()
+
+    def feed() -> None:
+        try:
+            with open(writing, "wb") as pipe:
+                shutil.copyfileobj(file, pipe)
+        except BrokenPipeError:
+            pass  # broken off by the reader
+        except OSError as error:
+            failed.append(error)
+
+    thread = Thread(target=feed)
+    thread.start()
+    try:
+        with open(reading, "rb", buffering=0) as pipe:
+            yield pipe
+    finally:
+        thread.join()
+    if failed:
+        raise _unreadable(path, failed[0])
+
+
+def _unreadable(path: str, error: Exception) -> StarError:
+    return StarError(f"{path}: cannot be read as audio or is cut short ({_reason(error)}); restore or remove it")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].rstrip(".")
+
+
+def probe_all(
+    paths: Iterable[str | os.PathLike],
+    sample_rate: int = SAMPLE_RATE,
+    read_end: bool = True,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> list[int | StarError]:
+    """`probe_audio` of many files in a pool of threads (soundfile releases the GIL), with a progress bar.
+
+    Returns:
+        For each path, in order, its number of samples or the StarError that says what is wrong with it.
+    """
+    paths = list(paths)
+    found = map_in_threads(lambda path: probe_audio(path, sample_rate, read_end), paths, num_workers)
+    return [result for _, result in show_progress(found, "reading audio headers", len(paths), progress)]
+
+
+def check_audio(
+    root: str | os.PathLike,
+    entries: Iterable[ManifestEntry],
+    sample_rate: int = SAMPLE_RATE,
+    read_end: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> Iterator[str]:
+    """Compares a manifest's entries with the files they name, holding few of them at a time. To share the work among
+    ranks, hand each one `itertools.islice(entries, rank, None, world_size)`.
+
+    Args:
+        root: the manifest's root folder.
+        entries: what to check.
+        sample_rate: Hz, must be every file's.
+        read_end: see `probe_audio`; off here, since it is the header alone that every run can afford.
+        num_workers: threads; by default four a core, at most 32.
+        progress: show a tqdm progress bar on stderr.
+
+    Yields:
+        One sentence a problem, in manifest order; none when all is well.
+    """
+    root = os.fspath(root)
+
+    def probe(entry: ManifestEntry) -> int:
+        return probe_audio(os.path.join(root, entry.path), sample_rate, read_end, entry.num_samples)
+
+    found = map_in_threads(probe, entries, num_workers)
+    for entry, result in show_progress(found, "reading audio headers", progress=progress):
+        if isinstance(result, StarError):
+            yield str(result)
+        elif result != entry.num_samples:
+            yield (
+                f"{os.path.join(root, entry.path)}: holds {result} samples but the manifest says"
+                f" {entry.num_samples}; write the manifest anew"
+            )

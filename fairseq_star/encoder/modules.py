@@ -1,0 +1,188 @@
+"""The one encoder: fairseq's wav2vec 2.0 blocks under fairseq's names, for teachers of every family and the student.
+
+HuBERT, wav2vec 2.0, data2vec-audio, WavLM and ``starhubert`` differ in a few switches and in WavLM's attention, so the
+forward pass, padding, attention maps and compilation are written once. What differs from fairseq's own ``forward`` is
+what is given out: every layer's states, attention maps on request, one frame padding mask, and nothing past the last
+layer asked for.
+
+Shapes: B utterances, T frames, D embedding dimension, L layers.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel, TransformerEncoder
+from fairseq.modules import LayerNorm
+from torch import Tensor, nn
+
+from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
+from fairseq_star.encoder.frames import Frames
+from fairseq_star.encoder.group_norm import extract_features, use_valid_group_norm
+from fairseq_star.encoder.positions import use_valid_positions
+
+NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
+
+
+@dataclass
+class Encoding:
+    """What an encoder makes of a batch."""
+
+    frames: Frames
+    # B x T x D, what enters the encoder before the positional convolution; None where a cache was not asked for it.
+    projected_features: Tensor | None
+    hidden_states: Sequence[Tensor]  # L+1 of B x T x D: the first layer's input, then each layer's output
+    attention_maps: dict[int, Tensor] = field(default_factory=dict)  # layer (1-based) -> B x T x T, mean over heads
+
+
+class SpeechEncoder(nn.Module):
+    """An encoder of ``config``, no more: no mask embedding, no quantizer, no head.
+
+    Args:
+        config: its shape.
+        dropouts: one for each of :data:`~fairseq_star.encoder.config.DROPOUTS`.
+        checkpoint_activations: recompute activations in backward to save memory.
+        valid_statistics: features at an utterance's valid frames are those of the utterance alone: statistics of the
+            first group norm over valid samples only, padding kept zero between data2vec's positional convolutions.
+            Off: as the families' own libraries compute them, dependent on the batch.
+    """
+
+    transformer: type[TransformerEncoder] = TransformerEncoder
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dropouts: Mapping[str, float] = NO_DROPOUT,
+        checkpoint_activations: bool = False,
+        valid_statistics: bool = True,
+    ):
+        super().__init__()
+        channels = config.conv_layers[-1].channels
+        self.config, self.geometry = config, config.geometry
+        # In this order: a run's first weights are rebuilt from its seed.
+        self.feature_extractor = ConvFeatureExtractionModel(
+            list(config.conv_layers), dropout=0.0, mode=config.extractor_mode, conv_bias=config.conv_bias
+        )
+        self.layer_norm = LayerNorm(channels) if config.input_norm else nn.Identity()
+        self.post_extract_proj = nn.Linear(channels, config.embed_dim) if config.projection else None
+        self.dropout_input = nn.Dropout(dropouts["dropout_input"])
+        self.encoder = self.transformer(_transformer_settings(config, dropouts, checkpoint_activations))
+        # The extractor's norms and the positional stack's keep torch's own epsilon in every library.
+        for part in (self.layer_norm, self.encoder.layer_norm, *self.encoder.layers.modules()):
+            if isinstance(part, nn.LayerNorm):
+                part.eps = config.layer_norm_eps
+        self.positions_see_padding = valid_statistics and config.pos_conv_depth > 1
+        if valid_statistics:
+            use_valid_group_norm(self.feature_extractor)
+        if self.positions_see_padding:
+            use_valid_positions(self.encoder)
+
+    @staticmethod
+    def of(config: EncoderConfig, **options) -> "SpeechEncoder":
+        """The encoder of ``config``, WavLM's where it says so; ``options`` as of the constructor."""
+        if config.relative_position is None:
+            return SpeechEncoder(config, **options)
+        # Not at the top: torchaudio takes a second to import, and WavLM alone needs it.
+        from fairseq_star.encoder.wavlm import WavLMEncoder
+
+        return WavLMEncoder(config, **options)
+
+    def encode(
+        self,
+        source: Tensor,
+        frames: Frames,
+        *,
+        last_layer: int | None = None,
+        attention_layers: Collection[int] = (),
+    ) -> Encoding:
+        """Run the encoder over ``source`` (B x samples), its parts as fairseq's ``HubertModel.forward`` runs them.
+
+        Args:
+            frames: the batch's valid frames; padded ones are zeroed before the positional convolution, never attended
+                to.
+            last_layer: stop after this layer (1-based); all layers when None.
+            attention_layers: layers (1-based) whose attention maps are wanted. Every other one runs through
+                ``scaled_dot_product_attention`` and never forms its weights.
+
+        The layers' own dropouts apply in training mode. Layer drop does not: the loss needs every layer.
+        """
+        padding_mask = frames.padding_mask
+        features = extract_features(self.feature_extractor, source, frames.num_samples)  # B x C x T
+        features = self.layer_norm(features.transpose(1, 2))  # B x T x C
+        if self.post_extract_proj is not None:
+            features = self.post_extract_proj(features)  # B x T x D
+        features = self.dropout_input(features)
+        if padding_mask is not None:
+            features = features.masked_fill(padding_mask[..., None], 0)
+
+        x = features + self.positions(features, padding_mask)
+        if not self.encoder.layer_norm_first:
+            x = self.encoder.layer_norm(x)
+        x = F.dropout(x, p=self.encoder.dropout, training=self.encoder.training)
+
+        hidden_states, attention_maps = [x], {}
+        # T x B x D, fairseq's layout within the layers; as a mere view, the first projections take three times as long.
+        x = x.transpose(0, 1).contiguous()
+        shared = self.layer_arguments(x.size(0))
+        for number, layer in enumerate(self.encoder.layers[:last_layer], start=1):
+            if number in attention_layers:
+                attention_maps[number] = self.attention_map(layer, x, padding_mask, **shared)
+            x, _ = layer(x, self_attn_padding_mask=padding_mask, need_weights=False, **shared)
+            hidden_states.append(x.transpose(0, 1))
+        return Encoding(frames, features, hidden_states, attention_maps)
+
+    def positions(self, features: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """What the positional convolution adds to ``features`` (B x T x D), whose padded frames are zero: B x T x D."""
+        x = features.transpose(1, 2)
+        x = self.encoder.pos_conv(x, padding_mask) if self.positions_see_padding else self.encoder.pos_conv(x)
+        return x.transpose(1, 2)
+
+    def layer_arguments(self, num_frames: int) -> dict[str, Tensor]:
+        """What every layer takes beside its input and mask, formed once a batch: nothing."""
+        return {}
+
+    def attention_map(self, layer: nn.Module, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Attention weights of ``layer`` over its input ``x`` (T x B x D), mean over heads: B x T x T, rows sum to 1.
+
+        Without attention dropout, which belongs to the layer's output, not to the relation between frames.
+        """
+        attention = layer.self_attn
+        if layer.layer_norm_first:
+            x = layer.self_attn_layer_norm(x)
+        num_frames, batch, _ = x.shape
+
+        def heads(projected: Tensor) -> Tensor:  # T x B x D -> B x heads x T x D/heads
+            return projected.view(num_frames, batch, attention.num_heads, -1).permute(1, 2, 0, 3)
+
+        query, key = heads(attention.q_proj(x)), heads(attention.k_proj(x))
+        logits = (query * attention.scaling) @ key.transpose(2, 3)  # B x heads x T x T
+        if padding_mask is not None:
+            logits = logits.masked_fill(padding_mask[:, None, None, :], float("-inf"))
+        return torch.softmax(logits, dim=-1, dtype=torch.float32).mean(dim=1)
+
+    def compile_layers(self) -> None:
+        """``torch.compile`` every Transformer layer, in place, the state dict unchanged.
+
+        All layers share one piece of compiled code for each shape, or one for all shapes once two were seen.
+        """
+        for layer in self.encoder.layers:
+            layer.compile()
+
+
+def _transformer_settings(
+    config: EncoderConfig, dropouts: Mapping[str, float], checkpoint_activations: bool
+) -> SimpleNamespace:
+    """In the form fairseq's ``TransformerEncoder`` reads."""
+    return SimpleNamespace(
+        **config.fairseq_settings(),
+        pos_conv_depth=config.pos_conv_depth,
+        relative_position=config.relative_position,
+        layer_type="transformer",
+        required_seq_len_multiple=1,
+        checkpoint_activations=checkpoint_activations,
+        encoder_layerdrop=0.0,
+        **{name: value for name, value in dropouts.items() if name != "dropout_input"},
+    )

@@ -1,0 +1,101 @@
+"""DPHuBERT's files: ``{'state_dict': weights, 'config': arguments}``, weights and arguments named as in torchaudio.
+
+Its arguments are torchaudio's with one number a layer, because pruning leaves each layer its own heads and width.
+Where all layers are alike (the models it prunes, converted; or pruned in their convolutions alone) the model is read.
+
+Source: pyf98/DPHuBERT, ``save_final_ckpt.py``, ``convert_*.py``, ``wav2vec2/{model,components}.py``.
+"""
+
+from dataclasses import replace
+from typing import Mapping
+
+from fairseq_star.encoder.config import EncoderConfig
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.errors import StarError
+from fairseq_star.formats import torchaudio
+from fairseq_star.formats.fields import MAX_LAYERS, Section
+from fairseq_star.formats.microsoft import check_buckets
+
+# Lists of one entry a layer -> the kind of their entries, and what they are for people.
+PER_LAYER = {
+    "encoder_use_attention": (bool, "attention"),
+    "encoder_use_feed_forward": (bool, "feed-forward parts"),
+    "encoder_num_heads": (int, "attention heads"),
+    "encoder_total_num_heads": (int, "attention heads before pruning"),  # this and the next are WavLM's
+    "encoder_remaining_heads": (list, "attention heads"),
+    "encoder_ff_interm_features": (int, "feed-forward units"),
+}
+
+
+def recognises(state: Mapping) -> bool:
+    """Whether a checkpoint is laid out as DPHuBERT's are."""
+    return isinstance(state.get("config"), dict) and torchaudio.has_torchaudio_keys(state.get("state_dict"))
+
+
+def read_encoder(state: Mapping, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
+    """The encoder in a file of DPHuBERT's, frozen, every key accounted for.
+
+    Raises:
+        StarError: its layers differ, or arguments and weights do not fit each other.
+    """
+    config, weights = Section(state["config"], name), state["state_dict"]
+    if not config.values:
+        return torchaudio.published(weights, name=name, valid_group_norm=valid_group_norm)
+    return torchaudio.frozen_of(
+        _encoder_config(config),
+        weights,
+        name=name,
+        family="DPHuBERT",
+        sample_rate=torchaudio.SAMPLE_RATE,
+        normalize=config.flag("normalize_waveform", False),
+        valid_group_norm=valid_group_norm,
+    )
+
+
+def dropouts(state: Mapping, name: str) -> dict[str, float]:
+    """The dropouts among its arguments, 0 where there are none; raises as :func:`torchaudio.dropouts`."""
+    return torchaudio.dropouts({"arguments": state["config"]}, name)
+
+
+def _encoder_config(config: Section) -> EncoderConfig:
+    num_layers = config.whole("encoder_num_layers", at_most=MAX_LAYERS)
+    alike = {key: _alike(config, key, num_layers) for key in PER_LAYER if key in config.values}
+    for key in ("encoder_use_attention", "encoder_use_feed_forward"):
+        if alike.get(key) is False:
+            raise _pruned(config, f"no {PER_LAYER[key][1]}")
+    relative_position = None
+    if "encoder_remaining_heads" in alike:
+        remaining, total = alike["encoder_remaining_heads"], alike.get("encoder_total_num_heads", 0)
+        if remaining != list(range(total)):
+            raise _pruned(config, f"{len(remaining)} of {total} attention heads")
+        alike["encoder_num_heads"] = total
+        relative_position = (config.whole("encoder_num_buckets", 320), config.whole("encoder_max_distance", 800))
+        check_buckets(*relative_position, config.name)
+    encoder = torchaudio.encoder_config(Section({**config.values, **alike}, config.name))
+    head_dim = config.whole("encoder_head_dim", encoder.embed_dim // encoder.num_heads)
+    if head_dim * encoder.num_heads != encoder.embed_dim:
+        raise _pruned(config, f"{encoder.num_heads} heads of {head_dim} in a width of {encoder.embed_dim}")
+    return replace(encoder, relative_position=relative_position)
+
+
+def _alike(config: Section, key: str, num_layers: int) -> bool | int | list[int]:
+    """What all entries of a list of one entry a layer are.
+
+    Raises:
+        StarError: no such list, or its entries differ.
+    """
+    value, (kind, what) = config.values[key], PER_LAYER[key]
+    right = isinstance(value, list | tuple) and len(value) == num_layers
+    if not right or any(type(entry) is not kind for entry in value):
+        raise config.refuse(key, value, f"a list of {num_layers} entries, one a layer,")
+    if all(entry == value[0] for entry in value):
+        return value[0]
+    sizes = sorted(len(entry) if kind is list else int(entry) for entry in value)
+    raise _pruned(config, f"{what} in {sum(sizes)} of them" if kind is bool else f"{sizes[0]} to {sizes[-1]} {what}")
+
+
+def _pruned(config: Section, what: str) -> StarError:
+    return StarError(
+        f"{config.name} is a model of DPHuBERT's that pruning left layers of their own sizes ({what}); the layers of "
+        "teachers and students here are whole and alike: give the model it was pruned from"
+    )

@@ -1,0 +1,213 @@
+"""fairseq's checkpoints: HuBERT, wav2vec 2.0 and their fine-tuned forms to read, a HuBERT to write.
+
+Read are checkpoints with ``cfg`` or, as before hydra, ``args``. What is written loads in fairseq unchanged, to dump
+features of, or to fine-tune with ``hubert_ctc``.
+
+What is written holds plain values and tensors alone, so that fairseq reads it under torch's ``weights_only`` too, which
+refuses the classes in fairseq's own checkpoints. What HuBERT has and a student has not:
+
+* ``mask_emb``, the vector put in place of masked frames in training: zeros, which is what the student sees where audio
+  is padded. Fine-tuning with ``apply_mask`` trains it.
+* ``final_proj``, of use in pretraining alone: zeros, one wide. ``hubert_ctc`` drops it.
+* ``label_embs_concat`` and the dictionary of units: none. The task's ``dictionaries`` are ``[None]``, which fairseq
+  understands as "for fine-tuning", so that no label files are needed.
+
+No fairseq builds a ``hubert_ctc`` of any checkpoint by itself (facebookresearch/fairseq#4916): for fine-tuning this
+plugin is given as ``common.user_dir``, see ``models/hubert_ctc.py``. Loading and dumping features need no plugin.
+
+Sources: ``fairseq/models/hubert/{hubert,hubert_asr}.py``, ``fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py``,
+``fairseq/tasks/hubert_pretraining.py``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.models.hubert.hubert import HubertConfig
+from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.errors import StarError
+from fairseq_star.formats import fairseq_config
+from fairseq_star.formats.building import build_frozen
+from fairseq_star.formats.fairseq_config import config_of, encoder_config, sections
+from fairseq_star.formats.fields import Section
+from fairseq_star.formats.student import Student, model_values
+from fairseq_star.formats.target import Target, pad
+from fairseq_star.training.overrides import override
+
+# Of use in pretraining only: to mask, to quantize, to predict.
+HUBERT_ONLY = ("mask_emb", "label_embs_concat", "final_proj.", "target_glu.")
+WAV2VEC2_ONLY = (
+    "mask_emb",
+    "quantizer.",
+    "input_quantizer.",
+    "project_q.",
+    "project_inp.",
+    "final_proj.",
+    "target_glu.",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One name fairseq registers such models by."""
+
+    title: str
+    ignored: tuple[str, ...]
+    prefix: str = ""  # where a fine-tuned model keeps its encoder
+
+
+FAMILIES = {
+    "hubert": Family("HuBERT (fairseq)", HUBERT_ONLY),
+    "wav2vec2": Family("wav2vec 2.0 (fairseq)", WAV2VEC2_ONLY),
+    "hubert_ctc": Family("fine-tuned HuBERT (fairseq)", HUBERT_ONLY, "w2v_encoder.w2v_model."),
+    "wav2vec_ctc": Family("fine-tuned wav2vec 2.0 (fairseq)", WAV2VEC2_ONLY, "w2v_encoder.w2v_model."),
+    "hubert_seq2seq": Family("fine-tuned HuBERT (fairseq)", HUBERT_ONLY, "encoder.w2v_model."),
+    "wav2vec_seq2seq": Family("fine-tuned wav2vec 2.0 (fairseq)", WAV2VEC2_ONLY, "encoder.w2v_model."),
+}
+
+
+def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
+    """Build the encoder of a fairseq checkpoint and load its weights, every key accounted for.
+
+    Args:
+        state: the checkpoint.
+        name: option and file in messages.
+        valid_group_norm: see :func:`fairseq_star.formats.families.load_encoder`.
+
+    Raises:
+        StarError: the checkpoint is of another model, or its config and weights do not fit each other.
+    """
+    model, task = sections(config_of(state))
+    weights, registered = state.get("model"), model.get("_name")
+    if not isinstance(weights, dict) or not isinstance(registered, str):
+        held = ", ".join(f"{str(key)[:40]!a}" for key in list(state)[:4]) or "nothing"
+        raise StarError(
+            f"{name} is no fairseq speech checkpoint: it lacks 'cfg' (or 'args') with a model, or the weights 'model' "
+            f"(it holds {held}); give a whole checkpoint of HuBERT, wav2vec 2.0 or WavLM, or a HuggingFace folder"
+        )
+    if registered not in FAMILIES:
+        raise StarError(
+            f"{name} holds a {registered[:60]!a} model; a teacher is one of {', '.join(FAMILIES)}, starhubert, "
+            "Microsoft's WavLM or a HuggingFace folder"
+        )
+    family = FAMILIES[registered]
+    if family.prefix:
+        outer, (model, task) = model, sections(model.get("w2v_args"))
+        if model.get("_name") not in ("hubert", "wav2vec2"):
+            raise StarError(
+                f"{name} was fine-tuned, but its encoder's config (w2v_args) is no HuBERT's or wav2vec 2.0's; "
+                "give the pretrained checkpoint"
+            )
+        if task.get("normalize") is None:  # older pretraining did not say
+            task["normalize"] = outer.get("normalize")
+        # Its heads are of no use here, but an encoder key must never be lost with them.
+        weights = {key.removeprefix(family.prefix): value for key, value in weights.items()
+                   if isinstance(key, str) and key.startswith(family.prefix)}  # fmt: skip
+    audio = Section(task, name)
+    return build_frozen(
+        encoder_config(Section(model, name)),
+        weights,
+        family=family.title,
+        name=name,
+        sample_rate=audio.whole("sample_rate", 16_000, at_most=1_000_000),
+        normalize=audio.flag("normalize", False),
+        ignored=family.ignored,
+        valid_group_norm=valid_group_norm,
+    )
+
+
+def dropouts(state: dict, name: str) -> dict[str, float]:
+    """The dropouts that a checkpoint says, 0 where it says none.
+
+    Raises:
+        StarError: a value that is no share.
+    """
+    return fairseq_config.dropouts(Section(sections(config_of(state))[0], name))
+
+
+class Fairseq(Target):
+    """A checkpoint for ``load_model_ensemble_and_task``, ``model.w2v_path`` and ``dump_hubert_feature.py``."""
+
+    title = "fairseq checkpoint"
+
+    def write(self, student: Student, path: Path) -> None:
+        width, rate = student.config.embed_dim, student.sample_rate / student.model.geometry.downsample_rate
+        model = HubertConfig(
+            **model_values(student.config, student.dropouts),
+            label_rate=rate,
+            final_dim=1,
+            encoder_layerdrop=0.0,
+            required_seq_len_multiple=1,
+        )
+        task = HubertPretrainingConfig(
+            data="", labels=[], label_rate=rate, sample_rate=student.sample_rate, normalize=student.normalize
+        )
+        pretraining = {
+            "mask_emb": torch.zeros(width),
+            "final_proj.weight": torch.zeros(1, width),
+            "final_proj.bias": torch.zeros(1),
+        }
+        state = {
+            "args": None,
+            "cfg": {"model": _plain(model, "hubert"), "task": _plain(task, "hubert_pretraining")},
+            "model": {**student.weights(), **pretraining},
+            "criterion": None,
+            "optimizer_history": [{"criterion_name": "HubertCriterion", "optimizer_name": "FairseqAdam",
+                                   "lr_scheduler_state": {}, "num_updates": 0}],
+            "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+            "task_state": {"dictionaries": [None]},
+        }  # fmt: skip
+        torch.save(state, path)
+
+    @torch.no_grad()
+    def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        [model], _, task = load_model_ensemble_and_task([str(path)])
+        model.eval()
+        if task.cfg.normalize:  # which fairseq leaves to its datasets
+            sources = [nn.functional.layer_norm(source, source.shape) for source in sources]
+        utterances = []
+        for batch in [list(sources)] if padded else [[source] for source in sources]:
+            source, padding_mask = pad(batch)
+            states, frame_mask = _states(model, source, padding_mask if padded else None)
+            kept = [slice(None)] * len(batch) if frame_mask is None else ~frame_mask
+            utterances += [[state[number, frames] for state in states] for number, frames in enumerate(kept)]
+        return utterances
+
+    def frame_lengths(self, geometry: FrameGeometry, num_samples: Sequence[int]) -> list[int]:
+        """fairseq's HuBERT cuts the samples into as many equal chunks as there are frames and counts a frame as valid
+        if any sample of its chunk is: up to two frames more than the convolutions make of the utterance."""
+        total = geometry.num_frames(max(num_samples))
+        chunk = max(num_samples) // total
+        return [min(total, -(-number // chunk)) for number in num_samples]
+
+    def next_step(self, path: Path) -> str:
+        return (
+            "fine-tune it on letters (DIR: train.tsv, train.ltr, valid.tsv, valid.ltr, dict.ltr.txt):\n"
+            "  fairseq-hydra-train --config-dir configs --config-name finetune_ctc common.user_dir=fairseq_star \\\n"
+            f"    task.data=DIR {override('model.w2v_path', str(path.resolve()))}"
+        )
+
+
+def _plain(config: object, name: str) -> dict:
+    """A fairseq config as plain values, all of its fields there: fine-tuning overrides only what it finds."""
+    return {**OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True, resolve=False), "_name": name}
+
+
+def _states(model: nn.Module, source: Tensor, padding_mask: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+    """All hidden states (B x T x D) of fairseq's HuBERT, seen by hooks on its layers, and its frame mask (B x T)."""
+    states = []
+    layers = model.encoder.layers
+    hooks = [layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].transpose(0, 1)))]
+    hooks += [layer.register_forward_hook(lambda _, inputs, output: states.append(output[0].transpose(0, 1)))
+              for layer in layers]  # fmt: skip
+    last, frame_mask = model.extract_features(source, padding_mask, mask=False)
+    for hook in hooks:
+        hook.remove()
+    return [*states[:-1], last], frame_mask

@@ -1,0 +1,204 @@
+"""This project's own checkpoints, read and written; a student, its audio format and what it is built from."""
+
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor
+
+from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.errors import StarError
+from fairseq_star.formats.building import build_frozen
+from fairseq_star.formats.fairseq_config import encoder_config, sections
+from fairseq_star.formats.fields import Section
+from fairseq_star.models import starhubert
+from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
+from fairseq_star.safety.reading import read_checkpoint
+
+ARCHITECTURES = {
+    "starhubert": starhubert.StarHubertConfig,
+    "starhubert_l": starhubert.StarHubertLargeConfig,
+    "starhubert_s": starhubert.StarHubertSmallConfig,
+    "starhubert_xs": starhubert.StarHubertXSmallConfig,
+}
+
+
+def recognises(state: dict) -> bool:
+    """Whether a checkpoint's config names one of this project's architectures."""
+    registered = sections(state.get("cfg"))[0].get("_name")
+    return isinstance(registered, str) and registered in ARCHITECTURES
+
+
+def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
+    """The student in ``state``; its audio format is what its own teacher's was (``task_state``).
+
+    Raises:
+        StarError: config and weights do not fit each other, or the audio format is lacking.
+    """
+    model, task = sections(state["cfg"])
+    weights, recorded = state.get("model"), state.get("task_state")
+    if not isinstance(weights, dict):
+        raise StarError(f"{name} lacks the weights 'model'; give a checkpoint_best.pt or checkpoint_last.pt of a run")
+    # What was recorded in training comes before what was asked for, which may be "as the teacher".
+    audio = Section({**task, **recorded} if isinstance(recorded, dict) else task, name)
+    for key in ("sample_rate", "normalize"):
+        if audio.values.get(key) is None:
+            raise StarError(f"{name} does not say its audio's {key}; give a checkpoint that a training run wrote")
+    return build_frozen(
+        student_config(model, name),
+        weights,
+        family=f"{model['_name']} (this project)",
+        name=name,
+        sample_rate=audio.whole("sample_rate", at_most=1_000_000),
+        normalize=audio.flag("normalize"),
+        valid_group_norm=valid_group_norm,
+    )
+
+
+def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
+    """The encoder that a run's ``model`` options make, those left out being the architecture's own.
+
+    Args:
+        model: ``_name``, one of :data:`ARCHITECTURES`, and any of its options.
+        name: what they are of, for messages.
+
+    Raises:
+        StarError: a value that cannot be.
+    """
+    architecture = ARCHITECTURES[model["_name"]]()
+    defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
+    saved = {key: value for key, value in model.items() if value is not None}
+    return encoder_config(Section({**defaults, **saved}, name))
+
+
+@dataclass
+class Student:
+    """A finished student, frozen and in eval mode.
+
+    ``model`` takes the statistics of its group norm over an utterance's own samples; :meth:`padded` gives the same
+    weights with the statistics over the padded batch, as all other libraries take them.
+    """
+
+    model: StarHubertModel
+    config: EncoderConfig  # plain, checked values: sizes, convolutions, pre- or post-norm
+    dropouts: dict[str, float]  # of training, for whoever trains it on: fairseq's names, DROPOUTS
+    sample_rate: int  # Hz
+    normalize: bool  # whether it hears audio of zero mean and unit variance
+    name: str  # the architecture it is registered by, such as starhubert
+    origin: str  # the file it was read from
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights under fairseq's names, detached."""
+        return {key: value.detach() for key, value in self.model.state_dict().items()}
+
+    def padded(self) -> StarHubertModel:
+        """The same model with group norm over the padded batch."""
+        return _build(self.config, self.dropouts, self.name, self.weights(), padded_group_norm=True)
+
+
+def load_student(path: str, option: str = "export") -> Student:
+    """Read a checkpoint of this project: one of a ``star_distillation`` run, or what ``import`` wrote.
+
+    Args:
+        path: the file.
+        option: what the user calls it, for messages.
+
+    Raises:
+        StarError: the file cannot be read, is unsafe, or is no student of this project.
+    """
+    state, name = read_checkpoint(path, option), f"{option}: {path}"
+    if not recognises(state):
+        raise StarError(
+            f"{name} holds no student of this project; give a checkpoint of a star_distillation run, or bring another "
+            "format in with fairseq-star import"
+        )
+    model = Section(sections(state["cfg"])[0], name)
+    return student_of(
+        read_encoder(state, name=name),
+        dropouts={key: model.share(key, getattr(StarHubertConfig, key)) for key in DROPOUTS},
+        name=model.values["_name"],
+        origin=path,
+    )
+
+
+def student_of(encoder: FrozenEncoder, *, dropouts: dict[str, float], name: str, origin: str) -> Student:
+    """A checked encoder, from whichever format, as a student.
+
+    A projection of its own width, which HuggingFace's HuBERT must have, goes if it is the identity.
+
+    Raises:
+        StarError: an encoder of a kind that ``starhubert`` is not.
+    """
+    config, weights = encoder.config, encoder.model.state_dict()
+    if config.projection and config.conv_layers[-1].channels == config.embed_dim:
+        weight, bias = (weights[f"post_extract_proj.{part}"] for part in ("weight", "bias"))
+        if torch.equal(weight, torch.eye(config.embed_dim)) and not bias.any():
+            config = replace(config, projection=False)
+            weights = {key: value for key, value in weights.items() if not key.startswith("post_extract_proj.")}
+    unlike = {
+        "relative positions (WavLM)": config.relative_position is not None,
+        "a stack of positional convolutions (data2vec)": config.pos_conv_depth != 1,
+        "no norm before its projection": not config.input_norm,
+        "an epsilon of its norms other than 1e-5": config.layer_norm_eps != 1e-5,
+        "a projection of its own width": config.projection and config.conv_layers[-1].channels == config.embed_dim,
+    }
+    for what, found in unlike.items():
+        if found:
+            raise StarError(f"{origin}: an encoder with {what} is no student of this project and cannot become one")
+    return Student(
+        model=_build(config, dropouts, name, weights),
+        config=config,
+        dropouts=dropouts,
+        sample_rate=encoder.sample_rate,
+        normalize=encoder.normalize,
+        name=name,
+        origin=origin,
+    )
+
+
+def write_student(student: Student, path: Path) -> None:
+    """Write ``student`` as a checkpoint of this project: plain values and tensors, no optimizer state.
+
+    It loads wherever a run's own checkpoint does: as ``task.teacher``, as ``checkpoint.finetune_from_model`` of further
+    distillation, for export, and by fairseq's ``load_model_ensemble_and_task`` with this plugin.
+    """
+    config = {"_name": student.name, **model_values(student.config, student.dropouts), "padded_group_norm": False}
+    state = {
+        "args": None,
+        "cfg": {
+            "model": config,
+            "task": {"_name": "star_distillation", "data": "", "teacher": None,
+                     "sample_rate": student.sample_rate, "normalize": student.normalize},
+        },
+        "model": {key: value.clone() for key, value in student.weights().items()},
+        "criterion": None,
+        # fairseq takes these for granted in whatever it restores from.
+        "optimizer_history": [{"criterion_name": "StarTgmCriterion", "optimizer_name": "FairseqAdam",
+                               "lr_scheduler_state": {}, "num_updates": 0}],
+        "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "task_state": {"sample_rate": student.sample_rate, "normalize": student.normalize},
+    }  # fmt: skip
+    torch.save(state, path)
+
+
+def model_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
+    """The architecture under the names of ``StarHubertConfig``."""
+    return {**config.fairseq_settings(), **dropouts}
+
+
+def _build(
+    config: EncoderConfig, dropouts: dict[str, float], name: str, weights: dict[str, Tensor], *, padded_group_norm=False
+) -> StarHubertModel:
+    settings = ARCHITECTURES[name](**model_values(config, dropouts), padded_group_norm=padded_group_norm)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
+        model = StarHubertModel(settings)
+    model.load_state_dict(weights)
+    return model.requires_grad_(False).eval()

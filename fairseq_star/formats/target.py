@@ -1,0 +1,214 @@
+"""What every export does: write, load with the target's own library, compare all hidden states, and only then appear.
+
+Shapes: B utterances, n_b valid frames of utterance b, D width, L layers.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_star.encoder.frames import FrameGeometry, Frames
+from fairseq_star.errors import StarError
+from fairseq_star.formats.placing import placed
+from fairseq_star.formats.student import Student
+
+# name: (module of fairseq_star.formats, class). Imported when asked for: their libraries are optional.
+TARGETS = {
+    "s3prl": ("s3prl", "S3prl"),
+    "fairseq": ("fairseq", "Fairseq"),
+    "huggingface": ("huggingface", "HuggingFace"),
+    "torchaudio": ("torchaudio", "Torchaudio"),
+    "torchscript": ("torchscript", "TorchScript"),
+    "onnx": ("onnx", "Onnx"),
+}
+# Ragged in samples and frames; the shortest is above s3prl's least length of 0.05 s.
+CHECK_SAMPLES = (16_000, 11_243, 5_477)
+
+
+class Target(ABC):
+    """A format to write students in. Options of a target (such as int8) are arguments of its constructor."""
+
+    title: ClassVar[str]  # for people, such as "HuggingFace folder"
+    requires: ClassVar[dict[str, str]] = {}  # module -> how to install it, of the library that loads the export
+    tolerance: float = 1e-5  # greatest difference of any hidden state that passes, see `difference`
+    measure: str = "largest difference"  # what `difference` gives, for people
+    is_folder: ClassVar[bool] = False
+    padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
+
+    @classmethod  # noqa: B027 (no options is the rule)
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Options of ``fairseq-star export --to`` this target; their names are the constructor's."""
+
+    @abstractmethod
+    def write(self, student: Student, path: Path) -> None:
+        """Write ``student`` at ``path``, which is not there yet: one file, or a folder where ``is_folder``.
+
+        Raises:
+            StarError: the target cannot express this student.
+        """
+
+    @abstractmethod
+    def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        """Load what was written, with the target's own library, and run it.
+
+        Args:
+            path: what :meth:`write` wrote, or a copy of it.
+            sources: raw audio, 1-D float32 of different lengths; where the student is normalized, the target's library
+                or else this method normalizes each.
+            padded: all in one batch, padded with zeros to the longest; else each by itself.
+
+        Returns:
+            For each utterance the L+1 hidden states, each n_b x D, valid frames only: the first layer's input and
+            every layer's output, in a pre-norm student the last one after the encoder's final norm.
+        """
+
+    def frame_lengths(self, geometry: FrameGeometry, num_samples: Sequence[int]) -> list[int]:
+        """Frames that the target counts as valid in a padded batch; by the convolutions' lengths unless it differs."""
+        return [geometry.num_frames(number) for number in num_samples]
+
+    def difference(self, got: Tensor, expected: Tensor) -> float:
+        """How far apart two hidden states (n_b x D) are: largest difference, relative where states exceed 1."""
+        return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+    @abstractmethod
+    def next_step(self, path: Path) -> str:
+        """The next command a user would type, on one or more lines."""
+
+
+@dataclass
+class Exported:
+    """What an export left."""
+
+    path: Path
+    num_bytes: int
+    alone: float  # largest difference, each utterance by itself
+    batched: float  # likewise, ragged utterances in one padded batch
+
+
+def load_target(name: str, *, check: bool = True) -> type[Target]:
+    """The class of a target, with ``check`` its library known to be there.
+
+    Raises:
+        StarError: no such target, or its library is not installed.
+    """
+    if name not in TARGETS:
+        raise StarError(f"--to {name} is unknown; it is one of {', '.join(TARGETS)}")
+    module, attribute = TARGETS[name]
+    target = getattr(importlib.import_module(f"fairseq_star.formats.{module}"), attribute)
+    for library, install in target.requires.items() if check else ():
+        if importlib.util.find_spec(library) is None:
+            raise StarError(f"--to {name} needs {library} to check what it writes; {install}")
+    return target
+
+
+def export(student: Student, target: Target, out: str | os.PathLike, *, force: bool = False) -> Exported:
+    """Write ``student`` for ``target`` at ``out``, unless what was written fails the comparison.
+
+    Until it has passed, it lies in a hidden temporary folder beside ``out``, which is removed in any event.
+
+    Args:
+        out: file or folder; an existing one is an error without ``force``.
+
+    Raises:
+        StarError: ``out`` is taken or cannot be written, the target cannot express the student, or what the target's
+            library computes differs from the student by more than the target's tolerance.
+    """
+    out = Path(out)
+    with placed(out, what=target.title, is_folder=target.is_folder, force=force, origin=student.origin) as written:
+        target.write(student, written)
+        alone, batched = compare(student, target, written)
+        if not (alone <= target.tolerance and batched <= target.tolerance):  # nan fails
+            raise StarError(
+                f"export: {target.title} and student differ by {max(alone, batched):.1e} ({target.measure}), more than "
+                f"{target.tolerance:.0e}; {out} was not written: please report the student's config"
+            )
+        num_bytes = sum(file.stat().st_size for file in [written, *written.rglob("*")] if file.is_file())
+    return Exported(out, num_bytes, alone, batched)
+
+
+def compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
+    """The largest difference of any hidden state: of utterances by themselves, and of a ragged padded batch."""
+    # Normalizers add different epsilons to the variance (fairseq 1e-5, transformers 1e-7), nothing beside that of loud
+    # audio. Without a normalizer, the audio is as loud as it is.
+    sources = [source * (30 if student.normalize else 1) for source in check_sources()]
+    differences = []
+    for padded in (False, True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries warn of what they themselves use
+            expected = student_states(student, sources, target if padded else None)
+            got = target.hidden_states(written, sources, padded=padded)
+        worst = [torch.zeros(())]
+        for ours, theirs in zip(expected, got, strict=True):
+            if [state.shape for state in ours] != [state.shape for state in theirs]:
+                shapes = [f"{len(states)} of {tuple(states[0].shape)}" for states in (theirs, ours)]
+                raise StarError(f"export: {target.title} gives {shapes[0]} hidden states, the student {shapes[1]}")
+            worst += [torch.tensor(target.difference(b, a)) for a, b in zip(ours, theirs, strict=True)]
+        differences.append(float(torch.stack(worst).max()))  # a nan stays a nan, which Python's max would lose
+    return differences[0], differences[1]
+
+
+def check_sources() -> list[Tensor]:
+    """Three ragged utterances of swelling noise, the same every time: parts of other loudness tell norms apart."""
+    generator = torch.Generator().manual_seed(0)
+    sources = []
+    for number, num_samples in enumerate(CHECK_SAMPLES):
+        swell = 0.2 + torch.linspace(0, 3 + number, num_samples).sin().abs()
+        sources.append(swell * torch.randn(num_samples, generator=generator))
+    return sources
+
+
+def batches(sources: Sequence[Tensor], *, padded: bool, normalize: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B x samples, num_samples) of all ``sources`` in one zero-padded batch, or of each by itself."""
+    if normalize:
+        sources = [F.layer_norm(source, source.shape) for source in sources]
+    for batch in [list(sources)] if padded else [[source] for source in sources]:
+        num_samples = torch.tensor([len(source) for source in batch])
+        yield torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), num_samples
+
+
+def valid_frames(states: Sequence[Tensor], frame_lengths: Tensor) -> list[list[Tensor]]:
+    """The L+1 ``states`` (each B x T x D) by utterance, each n_b x D."""
+    return [[state[number, :length] for state in states] for number, length in enumerate(frame_lengths.tolist())]
+
+
+def pad(sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged audio as one batch: B x samples, padded with zeros, and its mask, True where padded."""
+    batch = torch.nn.utils.rnn.pad_sequence(list(sources), batch_first=True)
+    num_samples = torch.tensor([len(source) for source in sources])
+    return batch, torch.arange(batch.size(1)) >= num_samples[:, None]
+
+
+@torch.no_grad()
+def student_states(student: Student, sources: Sequence[Tensor], target: Target | None = None) -> list[list[Tensor]]:
+    """The student's own hidden states, as :meth:`Target.hidden_states` gives them.
+
+    Each utterance by itself; with ``target`` in one padded batch, the group norm and the valid frames as the target
+    takes them.
+    """
+    if student.normalize:
+        sources = [F.layer_norm(source, source.shape) for source in sources]
+    if target is None:
+        return [_states(student.model(source[None]), student.model, [None])[0] for source in sources]
+    num_samples = [len(source) for source in sources]
+    batch, _ = pad(sources)
+    model = student.padded() if target.padded_group_norm else student.model
+    frame_lengths = target.frame_lengths(model.geometry, num_samples)
+    padding_mask = torch.arange(max(frame_lengths)) >= torch.tensor(frame_lengths)[:, None]
+    return _states(model(batch, Frames(num_samples, frame_lengths, padding_mask)), model, frame_lengths)
+
+
+def _states(encoding, model, frame_lengths) -> list[list[Tensor]]:
+    states = list(encoding.hidden_states)
+    if model.encoder.layer_norm_first:
+        states[-1] = model.encoder.layer_norm(states[-1])
+    return [[state[number, :length] for state in states] for number, length in enumerate(frame_lengths)]

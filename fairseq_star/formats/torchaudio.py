@@ -1,0 +1,295 @@
+"""torchaudio's wav2vec 2.0 models: its own state dicts and what is exported here to read, an export to write.
+
+    saved = torch.load("student.pt", weights_only=True)
+    model = torchaudio.models.wav2vec2_model(**saved["arguments"]).eval()
+    model.load_state_dict(saved["state_dict"])
+    layers, frame_lengths = model.extract_features(waveforms, num_samples)      # B x samples, B
+
+``layers`` are the L layers' outputs; torchaudio does not give out what enters the first layer. Its group norm runs
+over the padded batch, so utterances of one batch should be of like length. ``saved["sample_rate"]`` is in Hz; where
+``saved["normalize"]`` is true, each waveform must be brought to zero mean and unit variance first. Where the student
+has no projection, torchaudio's is the identity. Names are HuggingFace's under other parents.
+
+A state dict alone, as torchaudio's pipelines download it, says neither strides nor heads; it is read where its width
+and depth are of a model that torchaudio publishes, all of which share their convolutions.
+
+Source: torchaudio, ``models/wav2vec2/model.py``, ``pipelines/_wav2vec2/impl.py``.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_star.encoder.config import HUBERT_CONVOLUTIONS, EncoderConfig
+from fairseq_star.encoder.frames import ConvLayer, parse_conv_layers
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.errors import StarError
+from fairseq_star.formats.building import build_frozen
+from fairseq_star.formats.fields import MAX_LAYERS, MAX_WIDTH, Section, check_divides
+from fairseq_star.formats.hf_keys import Table, table, to_fairseq, to_huggingface
+from fairseq_star.formats.student import Student
+from fairseq_star.formats.target import Target, batches, valid_frames
+from fairseq_star.torchaudio_import import import_torchaudio
+
+logger = logging.getLogger(__name__)
+
+INSTALL = "pip install the torchaudio of your torch release"
+SAMPLE_RATE = 16_000  # Hz, of all that torchaudio publishes
+# HuggingFace's parents of a weight -> torchaudio's.
+PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
+LAYER = re.compile(r"encoder\.transformer\.layers\.(\d+)\.")
+HEAD = "aux."  # of a model fine-tuned with CTC
+EXTRACTOR_MODES = {"group_norm": "default", "layer_norm": "layer_norm"}
+# Fields of EncoderConfig under torchaudio's names, then fairseq's dropouts.
+SIZES = {
+    "embed_dim": "encoder_embed_dim",
+    "ffn_embed_dim": "encoder_ff_interm_features",
+    "num_layers": "encoder_num_layers",
+    "num_heads": "encoder_num_heads",
+    "conv_pos": "encoder_pos_conv_kernel",
+    "conv_pos_groups": "encoder_pos_conv_groups",
+}
+FLAGS = {"conv_bias": "extractor_conv_bias", "layer_norm_first": "encoder_layer_norm_first"}
+DROPOUTS = {
+    "dropout": "encoder_dropout",
+    "attention_dropout": "encoder_attention_dropout",
+    "activation_dropout": "encoder_ff_interm_dropout",
+    "dropout_input": "encoder_projection_dropout",
+}
+# (width, layers) of torchaudio's published models -> heads, width of the feed-forward layers.
+PUBLISHED = {(768, 12): (12, 3072), (1024, 24): (16, 4096), (1280, 48): (16, 5120), (1920, 48): (16, 7680)}
+
+
+def has_torchaudio_keys(weights: Any) -> bool:
+    """Whether ``weights`` are named as torchaudio names them."""
+    return isinstance(weights, dict) and any(isinstance(key, str) and LAYER.match(key) for key in weights)
+
+
+def recognises(state: Mapping) -> bool:
+    """Whether a checkpoint is an export for torchaudio, or a state dict of torchaudio's."""
+    exported = isinstance(state.get("arguments"), dict) and has_torchaudio_keys(state.get("state_dict"))
+    return exported or has_torchaudio_keys(state)
+
+
+def read_encoder(state: Mapping, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
+    """The encoder in a file of torchaudio's layout, frozen, every key accounted for.
+
+    Raises:
+        StarError: arguments and weights do not fit each other, or the weights alone do not tell their architecture.
+    """
+    if "arguments" not in state:
+        return published(state, name=name, valid_group_norm=valid_group_norm)
+    audio = Section(state, name)
+    return frozen_of(
+        encoder_config(Section(state["arguments"], name)),
+        state["state_dict"],
+        name=name,
+        sample_rate=audio.whole("sample_rate", SAMPLE_RATE, at_most=1_000_000),
+        normalize=audio.flag("normalize"),
+        valid_group_norm=valid_group_norm,
+    )
+
+
+def dropouts(state: Mapping, name: str) -> dict[str, float]:
+    """The dropouts among torchaudio's arguments under fairseq's names, 0 where there are none.
+
+    Raises:
+        StarError: a value that is no share.
+    """
+    values = Section(state.get("arguments", {}), name)
+    return {own: values.share(theirs, 0.0) for own, theirs in DROPOUTS.items()}
+
+
+def encoder_config(arguments: Section) -> EncoderConfig:
+    """What torchaudio's ``wav2vec2_model`` builds of ``arguments``.
+
+    Raises:
+        StarError: a value that is lacking or cannot be.
+    """
+    mode = arguments.choice("extractor_mode", None, tuple(EXTRACTOR_MODES))
+    most = {"num_layers": MAX_LAYERS}
+    config = EncoderConfig(
+        conv_layers=conv_layers(arguments),
+        extractor_mode=EXTRACTOR_MODES[mode],
+        **{own: arguments.whole(theirs, at_most=most.get(own, MAX_WIDTH)) for own, theirs in SIZES.items()},
+        **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
+    )
+    return check_divides(config, arguments.name)
+
+
+def conv_layers(arguments: Section) -> list[ConvLayer]:
+    """``extractor_conv_layer_config``: triples of channels, kernel and stride; None for HuBERT's own."""
+    key = "extractor_conv_layer_config"
+    value = arguments.values.get(key)
+    if value is None:
+        return parse_conv_layers(HUBERT_CONVOLUTIONS)
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= 64:
+        raise arguments.refuse(key, value, "a list of (channels, kernel, stride)")
+    layers = []
+    for layer in value:
+        numbers = Section({key: layer}, arguments.name).wholes(key)
+        if len(numbers) != 3:
+            raise arguments.refuse(key, layer, "(channels, kernel, stride)")
+        layers.append(ConvLayer(*numbers))
+    return layers
+
+
+def published(weights: Mapping, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
+    """The encoder of a state dict that says no more than its weights.
+
+    Raises:
+        StarError: it is WavLM's, or of no width and depth that torchaudio publishes.
+    """
+    if any("attention.attention.in_proj" in str(key) for key in weights):
+        raise StarError(
+            f"{name} is a state dict of torchaudio's WavLM, which is not read; give Microsoft's checkpoint of that "
+            "WavLM, or its HuggingFace folder"
+        )
+    norm = weights.get("encoder.transformer.layer_norm.weight")
+    width = norm.numel() if isinstance(norm, Tensor) else 0
+    layers = {found[1] for key in weights if isinstance(key, str) and (found := LAYER.match(key))}
+    if (width, len(layers)) not in PUBLISHED:
+        raise StarError(
+            f"{name} has torchaudio's weights alone ({len(layers)} layers of {width}), which say neither strides nor "
+            "heads, and is of no size that torchaudio publishes; save it as {'arguments': ..., 'state_dict': ..., "
+            "'normalize': ...} with the arguments that torchaudio.models.wav2vec2_model got"
+        )
+    heads, inner = PUBLISHED[width, len(layers)]
+    layer_norm = "feature_extractor.conv_layers.1.layer_norm.weight" in weights
+    logger.warning(
+        f"{name} has torchaudio's weights alone: taking the strides and {heads} heads of its published model of "
+        f"{len(layers)} layers of {width}, {SAMPLE_RATE} Hz, normalize={layer_norm} after its extractor's kind"
+    )
+    config = EncoderConfig(
+        conv_layers=parse_conv_layers(HUBERT_CONVOLUTIONS),
+        embed_dim=width,
+        ffn_embed_dim=inner,
+        num_layers=len(layers),
+        num_heads=heads,
+        conv_pos=128,
+        conv_pos_groups=16,
+        extractor_mode="layer_norm" if layer_norm else "default",
+        conv_bias="feature_extractor.conv_layers.0.conv.bias" in weights,
+        layer_norm_first=layer_norm,  # so in each of them
+    )
+    return frozen_of(
+        config, weights, name=name, sample_rate=SAMPLE_RATE, normalize=layer_norm, valid_group_norm=valid_group_norm
+    )
+
+
+def frozen_of(config: EncoderConfig, weights: Mapping, *, name: str, family="torchaudio", **audio) -> FrozenEncoder:
+    """:func:`build_frozen` of weights under torchaudio's names; a CTC head goes.
+
+    Raises:
+        StarError: weights and config do not fit each other.
+    """
+    pairs = table(
+        layer_norm_extractor=config.extractor_mode == "layer_norm", wavlm=config.relative_position is not None
+    )
+    renamed: dict[Any, Any] = {}
+    for key, value in weights.items():
+        if isinstance(key, str) and key.startswith(HEAD):
+            continue
+        own = to_fairseq(_huggingface_name(key), pairs) if isinstance(key, str) else None
+        # What is unknown or comes twice keeps its name, under which build_frozen refuses it.
+        renamed[key if own is None or own in renamed else own] = value
+    kind = "WavLM" if config.relative_position is not None else "HuBERT or wav2vec 2.0"
+    return build_frozen(config, renamed, family=f"{kind} ({family})", name=name, **audio)
+
+
+def _huggingface_name(key: str) -> str:
+    """HuggingFace's name of torchaudio's ``key``."""
+    for parent, other in PARENTS:
+        if key.startswith(other):
+            return parent + key.removeprefix(other)
+    return key
+
+
+class Torchaudio(Target):
+    """A dict of ``arguments``, ``state_dict``, ``sample_rate`` and ``normalize``; plain values and tensors."""
+
+    title = "torchaudio file"
+    requires: ClassVar = {"torchaudio": INSTALL}
+
+    def write(self, student: Student, path: Path) -> None:
+        torch.save(torchaudio_state(student), path)
+
+    @torch.no_grad()
+    def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        saved = torch.load(path, weights_only=True)
+        model = build_model(saved)
+        first = []  # torchaudio keeps the first layer's input to itself
+        model.encoder.transformer.layers[0].register_forward_pre_hook(lambda _, inputs: first.append(inputs[0]))
+        utterances = []
+        for source, num_samples in batches(sources, padded=padded, normalize=saved["normalize"]):
+            layers, frame_lengths = model.extract_features(source, num_samples)
+            states = [first.pop(), *layers]
+            if saved["arguments"]["encoder_layer_norm_first"]:
+                states[-1] = model(source, num_samples)[0]
+            utterances += valid_frames(states, frame_lengths)
+        return utterances
+
+    def next_step(self, path: Path) -> str:
+        return (
+            f"saved = torch.load({str(path)!r}, weights_only=True)\n"
+            'model = torchaudio.models.wav2vec2_model(**saved["arguments"]).eval()\n'
+            'model.load_state_dict(saved["state_dict"])'
+        )
+
+
+def torchaudio_state(student: Student) -> dict:
+    """``student`` as :class:`Torchaudio` writes it.
+
+    Raises:
+        StarError: an activation other than GELU, which torchaudio does not have, or a weight of unknown name.
+    """
+    config = student.config
+    if config.activation_fn != "gelu":
+        raise StarError(
+            f"export: torchaudio's model has GELU alone, this student activation_fn={config.activation_fn}; "
+            "export it for fairseq, s3prl or HuggingFace"
+        )
+    modes = {own: theirs for theirs, own in EXTRACTOR_MODES.items()}
+    arguments = {
+        "extractor_mode": modes[config.extractor_mode],
+        "extractor_conv_layer_config": [tuple(layer) for layer in config.conv_layers],
+        **{theirs: getattr(config, own) for own, theirs in (SIZES | FLAGS).items()},
+        **{theirs: student.dropouts[own] for own, theirs in DROPOUTS.items()},
+        "encoder_layer_drop": 0.0,
+        "aux_num_out": None,
+    }
+    pairs = table(layer_norm_extractor=config.extractor_mode == "layer_norm")
+    weights = {_torchaudio_name(key, pairs): value.clone() for key, value in student.weights().items()}
+    if not config.projection:
+        weights["encoder.feature_projection.projection.weight"] = torch.eye(config.embed_dim)
+        weights["encoder.feature_projection.projection.bias"] = torch.zeros(config.embed_dim)
+    return {
+        "arguments": arguments,
+        "state_dict": weights,
+        "sample_rate": student.sample_rate,
+        "normalize": student.normalize,
+    }
+
+
+def _torchaudio_name(key: str, pairs: Table) -> str:
+    """torchaudio's name of fairseq's ``key``."""
+    name = to_huggingface(key, pairs)
+    if name is None:
+        raise StarError(f"export: torchaudio's model has no place for the weight {key}; please report it")
+    for parent, other in PARENTS:
+        if name.startswith(parent):
+            return other + name.removeprefix(parent)
+    return name
+
+
+def build_model(saved: dict) -> torch.nn.Module:
+    """torchaudio's ``Wav2Vec2Model`` from what :func:`torchaudio_state` gives, in eval mode; strict about its keys."""
+    wav2vec2_model = import_torchaudio().models.wav2vec2_model
+    with torch.random.fork_rng(devices=[]):
+        model = wav2vec2_model(**saved["arguments"]).eval()
+    model.load_state_dict(saved["state_dict"])
+    return model.requires_grad_(False)

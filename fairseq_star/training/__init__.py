@@ -1,0 +1,1 @@
+"""What a distillation run is made of beside model, task and criterion: data, checks before it, watches in it, cache."""

@@ -1,0 +1,117 @@
+"""Audio that turns out bad in mid-run: told where it is read, counted and judged in the main process.
+
+A data worker cannot end a run in one line: what it raises arrives as a traceback inside a traceback. So a bad utterance
+travels in its batch, as a sentence under ``bad_audio``, and the task asks here what to do about it. A batch of which
+nothing is left has no ``net_input``; fairseq would take an empty dict for one of its dummy batches, whose utterances it
+counts into ``sample_size`` when several batches make an update.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from fairseq.logging import metrics
+from torch import Tensor, nn
+
+from fairseq_star.audio.file import probe_audio
+from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.errors import StarError
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("error", "skip")
+FEWEST = 1000  # utterances; a share of fewer says little
+STAND_IN_FRAMES = 8
+
+
+def what_is_wrong(path: str, sample_rate: int, num_samples: int, reason: object) -> str:
+    """One sentence on a file that could not be read: the manifest's own check of it, else ``reason``."""
+    try:
+        probe_audio(path, sample_rate, told_samples=num_samples)
+    except StarError as error:
+        return str(error)
+    return f"{path}: cannot be read ({reason}); restore or remove it"
+
+
+class BadAudio:
+    """What ``task.on_bad_audio`` and ``task.max_bad_share`` ask for.
+
+    Args:
+        policy: ``error`` ends the run at the first bad utterance; ``skip`` names it and goes on without it.
+        max_share: of the utterances read in a pass over a split, over all workers, the share that may be bad. While
+            fewer than 1000 (or than the split has) have been read it is a share of those 1000.
+
+    Raises:
+        StarError: ``max_share`` is no share.
+    """
+
+    def __init__(self, policy: str, max_share: float):
+        if not 0 <= max_share <= 1:
+            raise StarError(f"task.max_bad_share={max_share} must be from 0 to 1")
+        self.policy, self.max_share = policy, max_share
+        self.fewest = 0
+        self.bad = self.read = 0
+        self._told: set[str] = set()
+
+    def expect(self, num_utterances: int) -> None:
+        """Take notice of a split's size."""
+        self.fewest = min(FEWEST, max(self.fewest, num_utterances))
+
+    def begin_pass(self) -> None:
+        """Count anew: a pass over a split begins."""
+        if self.bad:
+            logger.warning(f"bad audio: {self.bad:,} of {self.read:,} utterances were skipped in the pass just ended")
+        self.bad = self.read = 0
+
+    def tell(self, batch: dict) -> int:
+        """Name the bad utterances of a batch, each once a run.
+
+        Returns:
+            How many there are; their sentences are taken out of the batch.
+
+        Raises:
+            StarError: there is one and the policy is ``error``.
+        """
+        problems: Sequence[str] = batch.pop("bad_audio", ())
+        for problem in problems:
+            if self.policy == "error":
+                raise StarError(f"{problem} (or go on without such files: task.on_bad_audio=skip)")
+            if problem not in self._told:
+                self._told.add(problem)
+                logger.warning(f"bad audio, skipped: {problem}")
+        return len(problems)
+
+    def reduce(self, logging_outputs: Sequence[dict]) -> None:
+        """Count what all workers met in an update.
+
+        Raises:
+            StarError: more than ``max_share`` of the utterances are bad.
+        """
+        if self.policy != "skip":
+            return
+        bad = int(sum(log.get("bad_audio", 0) for log in logging_outputs))
+        self.bad += bad
+        self.read += bad + int(sum(log.get("nsentences", 0) for log in logging_outputs))
+        metrics.log_scalar_sum("bad_audio", bad, priority=900)
+        if self.bad > self.max_share * max(self.read, self.fewest):
+            raise StarError(
+                f"bad audio: {self.bad:,} of {self.read:,} utterances read in this pass are bad, more than "
+                f"task.max_bad_share={self.max_share:g} allows; they are named above: restore them, or raise the share"
+            )
+
+
+def stand_in(geometry: FrameGeometry, model: nn.Module) -> dict:
+    """A short batch for a worker that has nothing: it must go forward and backward as the others do.
+
+    Without ``audio_digests``, so that no cache keeps it.
+    """
+    num_samples = geometry.receptive_field + (STAND_IN_FRAMES - 1) * geometry.downsample_rate
+    parameter = next(model.parameters())
+    # Not silence, whose variance of zero a normalization might divide by.
+    source = torch.linspace(0, 100, num_samples).sin().to(parameter)[None]
+    return {"num_samples": [num_samples], "paths": [], "net_input": {"source": source}}
+
+
+def nothing(logging_output: dict) -> dict:
+    """The logging output of a batch that does not count: the same keys, which all workers must have, and zeros."""
+    return {name: torch.zeros_like(value) if isinstance(value, Tensor) else 0 for name, value in logging_output.items()}
