@@ -76,7 +76,7 @@ def test_policies(own_corpus, teacher_path):
     assert str(stopping.cfg.on_bad_audio) == "error"
     skipping = BadAudio("skip", 0.5)
     problems = ["a.wav: is empty"]
-    assert skipping.tell({"bad_audio": list(problems)}) == 1
+    assert skipping.report({"bad_audio": list(problems)}) == 1
     with pytest.raises(StarError, match=r"a\.wav: is empty.*task\.on_bad_audio=skip"):
         stopping.bad_audio.report({"bad_audio": list(problems)})
     for share in (-0.1, 1.1):
