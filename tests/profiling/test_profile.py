@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fairseq_star.cli import main
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.profiling import profile
+from fairseq_star.profiling import ProfileResult, profile
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, count_macs, encoder_macs
 from fairseq_star.profiling.subjects import architecture
 
@@ -34,9 +34,14 @@ def macs_by_hand(config: EncoderConfig, num_samples: int) -> int:
     return total + config.num_layers * frames * (projections + feed_forward + attention)
 
 
-def test_the_papers_pair():
-    result = profile(["starhubert"], speed=False)
-    teacher, student = result.rows
+@pytest.fixture(scope="module")
+def pair() -> ProfileResult:
+    """HuBERT Base and ``starhubert``."""
+    return profile(["starhubert"], speed=False)
+
+
+def test_the_papers_pair(pair):
+    teacher, student = pair.rows
     assert (teacher.name, student.name) == ("hubert_base", "starhubert")
     assert student.num_parameters == student.num_parameters_published == 22_308_592
     assert teacher.num_parameters_published / 1e6 == pytest.approx(94.7, abs=0.05)
@@ -45,7 +50,7 @@ def test_the_papers_pair():
     assert teacher.gmacs_superb == pytest.approx(1669, rel=3e-3)
     assert student.macs_ratio == pytest.approx(0.278, abs=0.005)
     assert teacher.macs_ratio == 1
-    table = result.to_markdown()
+    table = pair.to_markdown()
     assert "| starhubert | 22,308,592 | 22,308,592 | 2.061 | 463.5 | 0.278 |" in table
     assert "RTF" not in table
 
@@ -56,14 +61,14 @@ def test_two_counters_agree(name):
     assert encoder_macs(config, lengths) == [macs_by_hand(config, num_samples) for num_samples in lengths]
 
 
-def test_parameters_are_those_of_fairseqs_own_models():
+def test_parameters_are_those_of_fairseqs_own_models(pair):
     dictionary = Dictionary()
     for unit in range(500):  # HuBERT Base's k-means units
         dictionary.add_symbol(str(unit))
     task = HubertPretrainingConfig(data=".", label_rate=50.0, labels=["km"])
     hubert = HubertModel(HubertConfig(label_rate=50.0, final_dim=256, untie_final_proj=True), task, [dictionary])
     student = StarHubertModel(StarHubertConfig(padded_group_norm=False))
-    teacher_row, student_row = profile(["starhubert"], speed=False).rows
+    teacher_row, student_row = pair.rows
     assert teacher_row.num_parameters_published == sum(parameter.numel() for parameter in hubert.parameters())
     assert student_row.num_parameters == sum(parameter.numel() for parameter in student.parameters())
 

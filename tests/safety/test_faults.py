@@ -20,7 +20,8 @@ import torch
 
 from fairseq_star.errors import StarError
 from fairseq_star.safety import checkpoints as checkpoint_safety
-from tests.support import ROOT, runs
+from tests.support import runs
+from tests.support.preloaded import Process
 from tests.support.runs import difference, finish, saved, start_workers
 
 LAST = "checkpoint_last.pt"
@@ -47,18 +48,15 @@ def reference(corpus, teacher_path, tmp_path_factory) -> dict:
 def begin(corpus, teacher_path, tmp_path):
     """Start the run in a process group of its own."""
 
-    def begin(*overrides: str, program: str = runs.TRAIN, save_dir: Path = tmp_path) -> subprocess.Popen:
+    def begin(*overrides: str, program: str = runs.TRAIN, save_dir: Path = tmp_path) -> Process:
         arguments = runs.hydra_arguments(corpus, teacher_path, save_dir, *OPTIONS, *overrides)
         arguments[2] = program
-        return subprocess.Popen(
-            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+        return runs.start(arguments, start_new_session=True)
 
     return begin
 
 
-def wait_for(process: subprocess.Popen, text: str) -> str:
+def wait_for(process: Process, text: str) -> str:
     seen = []
     for line in process.stdout:
         seen.append(line)
@@ -67,7 +65,7 @@ def wait_for(process: subprocess.Popen, text: str) -> str:
     raise AssertionError(f"{text!r} did not come: {''.join(seen)} {process.stderr.read()}")
 
 
-def end(process: subprocess.Popen, within: float = 120) -> tuple[int, str, str]:
+def end(process: Process, within: float = 120) -> tuple[int, str, str]:
     stdout, stderr = process.communicate(timeout=within)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 0)
@@ -81,7 +79,7 @@ def updates_of(path: Path) -> int:
     return saved(path)["optimizer_history"][-1]["num_updates"]
 
 
-def resume(process: subprocess.Popen, folder: Path, reference: dict) -> str:
+def resume(process: Process, folder: Path, reference: dict) -> str:
     """The same command goes on and ends where the reference did."""
     status, stdout, stderr = end(process)
     assert status == 0, stderr
@@ -179,7 +177,7 @@ def test_a_rank_lost(uneven, teacher_path, tmp_path):
     """The other ends with an error within a minute instead of waiting; both resume and end as if nothing had been."""
     options = ["optimization.max_update=12", "checkpoint.save_interval_updates=3", "dataset.batch_size=2"]
 
-    def start(name: str) -> list[subprocess.Popen]:
+    def start(name: str) -> list[Process]:
         return start_workers(tmp_path / name, runs.hydra_arguments(uneven, teacher_path, tmp_path / name, *options))
 
     finish(start("whole"))

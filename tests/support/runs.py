@@ -1,18 +1,18 @@
 """fairseq's own trainer on a tiny student, in a process of its own or in several, and what it leaves behind."""
 
-import functools
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, CompletedProcess, Popen
 
 import torch
 
 from tests.support import ROOT, tiny
+from tests.support.preloaded import Process
 
 TRAIN = "import sys; from fairseq_cli.hydra_train import cli_main; sys.argv[0] = 'fairseq-hydra-train'; cli_main()"
-NO_DROPOUT = [f"model.{name}=0.0" for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input")]
+NO_DROPOUT = [f"model.{name}={share}" for name, share in tiny.NO_DROPOUT.items()]
 GLOO = [
     "distributed_training.distributed_world_size=2", "distributed_training.distributed_backend=gloo",
     # fairseq's default, pytorch_ddp, names a GPU to torch also where common.cpu=true.
@@ -35,23 +35,25 @@ def hydra_arguments(
     ]  # fmt: skip
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
-    hear_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=hear_ctrl_c,
+def start(arguments: list[str], *, preloaded: bool = True, start_new_session: bool = False) -> Process | Popen:
+    """The process of a command; ``python -c ...`` with torch and fairseq imported beforehand, or from scratch."""
+    if preloaded and arguments[:2] == [sys.executable, "-c"]:
+        return Process(arguments[2], arguments[3:], start_new_session=start_new_session)
+    return Popen(
+        arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=PIPE, stderr=PIPE,
+        start_new_session=start_new_session,
+        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
-    process = start(arguments)
+def run(arguments: list[str], *, preloaded: bool = True) -> CompletedProcess:
+    process = start(arguments, preloaded=preloaded)
     stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+    return CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
-def start_workers(folder: Path, arguments: list[str]) -> list[subprocess.Popen]:
+def start_workers(folder: Path, arguments: list[str]) -> list[Process]:
     """The processes of one run, as a cluster would start them."""
     rendezvous = folder.with_name(f"{folder.name}.rendezvous")
     rendezvous.unlink(missing_ok=True)
@@ -62,7 +64,7 @@ def start_workers(folder: Path, arguments: list[str]) -> list[subprocess.Popen]:
     return [start([*arguments, *started_by_hand, f"distributed_training.distributed_rank={rank}"]) for rank in (0, 1)]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[str]:
+def finish(processes: list[Process]) -> list[str]:
     outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return [stdout for stdout, _ in outputs]

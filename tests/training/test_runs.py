@@ -54,7 +54,8 @@ def test_a_finished_student_loads_without_its_teacher(train, tmp_path, teacher_p
 def test_a_killed_run_resumes_bit_for_bit(train, tmp_path, corpus, teacher_path):
     """SIGKILL in mid-epoch, after a save and some updates more; dropout, random crops and shuffling all on."""
     options = ["optimization.max_update=14", "checkpoint.save_interval_updates=4", "task.max_sample_size=12000"]
-    whole = train(*options, save_dir=tmp_path / "whole")
+    arguments = runs.hydra_arguments(corpus, teacher_path, tmp_path / "whole", *options)
+    whole = runs.run(arguments, preloaded=False)  # with another hash seed too, then
     assert whole.returncode == 0, whole.stderr
 
     process = runs.start(runs.hydra_arguments(corpus, teacher_path, tmp_path / "killed", *options))
@@ -126,7 +127,7 @@ def test_fairseq_train_with_flags(corpus, teacher_path, tmp_path):
         "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-3", "--max-update", "2", "--batch-size", "4",
         "--save-dir", str(tmp_path), "--num-workers", "0", "--log-format", "simple",
     ]  # fmt: skip
-    finished = runs.run(arguments)
+    finished = runs.run(arguments, preloaded=False)
     assert finished.returncode == 0, finished.stderr
     state = saved(tmp_path / "checkpoint_last.pt")
     assert state["cfg"]["criterion"]["intra_layer_weight"] == 0.5

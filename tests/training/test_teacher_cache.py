@@ -446,8 +446,8 @@ builtins.open = half_at_last
 """
 TELL_TEACHER = """
 from fairseq_star.encoder.frozen import FrozenEncoder
-run = Teacher.forward
-Teacher.forward = lambda *arguments, **wanted: (print("THE TEACHER RUNS"), run(*arguments, **wanted))[1]
+run = FrozenEncoder.forward
+FrozenEncoder.forward = lambda *arguments, **wanted: (print("THE TEACHER RUNS"), run(*arguments, **wanted))[1]
 """
 
 
