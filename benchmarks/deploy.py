@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import convert_cases  # noqa: E402
 import tiny  # noqa: E402
+
 from fairseq_star.errors import StarError, told_in_one_line  # noqa: E402
 from fairseq_star.formats import (  # noqa: E402
     Student,

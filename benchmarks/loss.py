@@ -25,8 +25,9 @@ from measure import MEBIBYTE, ROOT, alternate, environment, peak_extra_bytes
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fairseq_star.tgm import choose_form, tgm_loss  # noqa: E402
 from naive_tgm import stacked_tgm_loss  # noqa: E402
+
+from fairseq_star.tgm import choose_form, tgm_loss  # noqa: E402
 
 FRAME_RATE = 50  # Hz
 HUBERT_BASE = {"teacher_dim": 768, "student_dim": 432, "num_states": 13}

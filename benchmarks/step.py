@@ -28,10 +28,10 @@ from measure import MEBIBYTE, ROOT, alternate, environment, heading, synchronize
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import tiny  # noqa: E402
 from fairseq.utils import move_to_cuda  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
-import tiny  # noqa: E402
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion  # noqa: E402
 from fairseq_star.models.starhubert import StarHubertConfig  # noqa: E402
 from fairseq_star.safety.host import settle_on_host  # noqa: E402
