@@ -12,10 +12,9 @@ The same files, seed and percentage always give the same manifests.
 import argparse
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
-from finding import LeftOut, find_audio, readable_extensions
-from preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
+from manifests.finding import LeftOut, find_audio, readable_extensions
+from manifests.preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,11 +24,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
-from finding import LeftOut, check_folder, find_audio
-from preparing import (
+from manifests.finding import LeftOut, check_folder, find_audio
+from manifests.preparing import (
     add_options,
     read_lengths,
     run_script,

@@ -14,14 +14,13 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-import _repo_root  # noqa: F401
 from fairseq_star.audio.file import probe_all, probe_audio
 from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
 from fairseq_star.threads import map_in_threads, show_progress
-from finding import LeftOut
-from splits import compare_splits
+from manifests.finding import LeftOut
+from manifests.splits import compare_splits
 
 
 class Found(NamedTuple):
@@ -136,7 +135,7 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
         except StarError:
             if options.resample is None:
                 raise
-            from resampling import convert_into
+            from manifests.resampling import convert_into
 
             return convert_into(options.resample, path, item.name or os.path.relpath(path, root))
         if item.told_samples not in (None, num_samples):

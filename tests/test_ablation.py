@@ -1,7 +1,6 @@
 """The ablation's command on a tiny student: a row for each method, and finished runs are not done again."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,10 @@ import yaml
 
 import labelled
 import tiny
+from benchmarks import ablation
 from fairseq_star.errors import StarError
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import ablation  # noqa: E402
 
 
 def test_methods_are_the_papers_and_the_baseline():

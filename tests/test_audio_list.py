@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import unicodedata
 import zipfile
 from itertools import islice
@@ -19,14 +18,8 @@ from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.threads import map_in_threads
 from fairseq_star.training.dataset import DistillationDataset, check_manifest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_folder
-import audio_list
-import preparing
-import resampling
-from finding import LeftOut, find_audio
+from manifests import audio_folder, audio_list, preparing, resampling
+from manifests.finding import LeftOut, find_audio
 
 
 @pytest.fixture

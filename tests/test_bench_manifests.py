@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_all_ways_are_measured(tmp_path):
-    command = [sys.executable, "benchmarks/manifests.py", "--entries", "2000", "--scratch", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.manifests", "--entries", "2000", "--scratch", str(tmp_path)]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "results")], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -11,15 +11,10 @@ import soundfile
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from manifests import audio_folder, audio_list, librispeech, preparing
 from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "manifests"))
-
-import audio_folder  # noqa: E402
-import audio_list  # noqa: E402
-import librispeech  # noqa: E402
-import preparing  # noqa: E402
 
 
 def write_audio(path: Path, num_samples: int = 800, rate: int = 16_000, channels: int = 1) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_star.tgm import tgm_loss
-from naive_tgm import stacked_tgm_loss
+from fairseq_star.tgm.naive import stacked_tgm_loss
 from tgm_cases import CASES, assert_same, computed, converted, gradients, make_states, near_states, relative_error
 
 

@@ -6,7 +6,7 @@ import torch
 
 import fairseq_star.tgm.loss as loss_module
 from fairseq_star.tgm import tgm_loss
-from naive_tgm import loop_tgm_loss
+from fairseq_star.tgm.naive import loop_tgm_loss
 
 # (form, distance, path): every form with every distance it has. "each" utterance by itself is the CPU's way,
 # "batched" as one masked group the accelerators'.
