@@ -313,7 +313,7 @@ def test_only_a_few_items_are_held_at_a_time():
 
 
 def test_the_held_out_share_is_exact_and_repeated_paths_count_once(tmp_path):
-    with preparing._Spool(tmp_path, seed=0) as spool:
+    with preparing.Spool(tmp_path, seed=0) as spool:
         for index in range(1000):
             name = f"{index % 900}.flac"
             spool.add(preparing.ManifestEntry(name, 5), listed=name, place=f"/root/{name}")

@@ -185,7 +185,7 @@ def test_messages_stand_on_lines_of_their_own(bad_folder, tmp_path, monkeypatch)
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(preparing._Spool, "add", full)
+    monkeypatch.setattr(preparing.Spool, "add", full)
     with pytest.raises(SystemExit):
         preparing.run_script(lambda: audio_folder.main([str(bad_folder), "--out", str(tmp_path / "m")]))
     assert terminal.shown()[-2:] == ["No space left on device", ""]
