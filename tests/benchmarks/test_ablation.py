@@ -1,19 +1,13 @@
 """The ablation's command on a tiny student: a row for each method, and finished runs are not done again."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks import ablation
 from fairseq_star.errors import StarError
-from tests.support import labelled, tiny
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import ablation  # noqa: E402
+from tests.support import ROOT, labelled, tiny
 
 
 def test_methods_are_the_papers_and_the_baseline():
