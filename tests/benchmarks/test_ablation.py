@@ -7,7 +7,7 @@ import yaml
 
 from benchmarks import ablation
 from fairseq_star.errors import StarError
-from tests.support import ROOT, labelled, tiny
+from tests.support import labelled, runs, tiny
 
 
 def test_methods_are_the_papers_and_the_baseline():
@@ -24,7 +24,7 @@ def test_methods_are_the_papers_and_the_baseline():
 @pytest.mark.slow
 def test_a_row_for_each_method_and_no_work_twice(tmp_path, teacher_path, capsys):
     corpus = labelled.write_labelled(tmp_path / "corpus")
-    recipe = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    recipe = runs.recipe("demo")
     recipe["model"] |= tiny.STUDENT
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out"

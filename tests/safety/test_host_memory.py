@@ -57,7 +57,7 @@ from fairseq_star.safety.host_memory import bound_primitive_cache
 if sys.argv[1] == "bound":
     bound_primitive_cache()
 convolution = torch.nn.Conv1d(64, 64, 8)
-for number in range(26):
+for number in range(46):
     convolution(torch.randn(2, 64, 8000 + 37 * number, requires_grad=True)).sum().backward()
     if number == 5:
         before = psutil.Process().memory_info().rss
@@ -66,7 +66,7 @@ print((psutil.Process().memory_info().rss - before) / 2**20)
 
 
 def growth(way: str, **environment: str) -> float:
-    """MiB that twenty further lengths of one convolution take."""
+    """MiB that forty further lengths of one convolution take."""
     clean = {name: value for name, value in os.environ.items() if "PRIMITIVE_CACHE" not in name}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RAGGED, way], cwd=ROOT, env={**clean, **environment},
@@ -77,7 +77,7 @@ def growth(way: str, **environment: str) -> float:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 def test_ragged_batches_do_not_fill_memory_with_primitives():
-    assert growth("bound") < 40 < growth("free") / 2
+    assert growth("bound") < growth("free") / 3
 
 
 @pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"])

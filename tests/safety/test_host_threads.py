@@ -29,7 +29,7 @@ def spinning():
     return (all_threads - main) / main
 spinning()
 for share in (0.0, 0.5, 0.0):
-    cores.see(share)
+    cores.respond(share)
     print(spinning())
 cores.end()
 """
@@ -56,7 +56,7 @@ def test_the_machine_is_busy_until_waiting_is_rare():
     cores = host_threads.SharedCores(interval=1e6)
     seen = []
     for share in (0.0, 0.08, 0.2, 0.08, 0.05, 0.01, 0.08):
-        cores.see(share)
+        cores.respond(share)
         seen.append(cores.busy)
     cores.end()
     assert seen == [False, False, True, True, True, False, False]

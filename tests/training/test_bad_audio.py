@@ -76,9 +76,9 @@ def test_policies(own_corpus, teacher_path):
     assert str(stopping.cfg.on_bad_audio) == "error"
     skipping = BadAudio("skip", 0.5)
     problems = ["a.wav: is empty"]
-    assert skipping.tell({"bad_audio": list(problems)}) == 1
+    assert skipping.report({"bad_audio": list(problems)}) == 1
     with pytest.raises(StarError, match=r"a\.wav: is empty.*task\.on_bad_audio=skip"):
-        stopping.bad_audio.tell({"bad_audio": list(problems)})
+        stopping.bad_audio.report({"bad_audio": list(problems)})
     for share in (-0.1, 1.1):
         with pytest.raises(StarError, match=r"task\.max_bad_share"):
             BadAudio("skip", share)
@@ -86,7 +86,7 @@ def test_policies(own_corpus, teacher_path):
 
 def test_the_share_is_of_all_workers_and_of_this_pass():
     bad = BadAudio("skip", 0.25)
-    bad.expect(8)
+    bad.set_split_size(8)
     two_workers = [{"bad_audio": 1, "nsentences": 3}, {"bad_audio": 1, "nsentences": 3}]
     bad.reduce(two_workers)  # 2 of 8: just allowed
     bad.begin_pass()
@@ -175,8 +175,8 @@ def test_losses_are_looked_at_together(caplog, monkeypatch):
     looks = []
     monkeypatch.setattr(torch, "stack", lambda losses, stack=torch.stack: looks.append(len(losses)) or stack(losses))
     for update, loss in enumerate([1.0, float("nan"), 2.0, float("inf")]):
-        watch.see(update, [f"utt{update}.wav"], torch.tensor(loss))
+        watch.remember(update, [f"utt{update}.wav"], torch.tensor(loss))
     assert looks == [3]
     assert [record.message for record in caplog.records] == ["update 1: the loss is nan in the batch of utt1.wav"]
-    watch.look()
+    watch.check()
     assert caplog.records[-1].message == "update 3: the loss is inf in the batch of utt3.wav"

@@ -1,4 +1,4 @@
-"""A new file or folder that appears whole or not at all, and never over another without being told to."""
+"""Files that appear whole or not at all: what is written lies beside its place until it is finished."""
 
 import os
 import shutil
@@ -11,7 +11,41 @@ from fairseq_star.errors import StarError
 
 
 @contextmanager
-def placed(out: Path, *, what: str, is_folder: bool = False, force: bool = False, origin: str = "") -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike, *, temporary: str | os.PathLike | None = None, sync: bool = False
+) -> Iterator[Path]:
+    """Give a path to write a file at, in the same folder; at the end it takes the place of ``path``.
+
+    Whatever ends the block early, Ctrl-C too, leaves nothing behind and an old file untouched.
+
+    Args:
+        path: the file's place; its folder must be there.
+        temporary: where it is written; a hidden file of a name of its own, readable by everybody, when None.
+        sync: whether its bytes must have reached the disk first, or a power cut leaves the name of an empty file.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    path = Path(path)
+    if temporary is None:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        os.chmod(temporary, 0o644)  # mkstemp makes 0600: a shared data folder must stay readable
+    temporary = Path(temporary)
+    try:
+        yield temporary
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_output(
+    out: Path, *, what: str, is_folder: bool = False, force: bool = False, origin: str = ""
+) -> Iterator[Path]:
     """Give a path to write at, in a hidden temporary folder beside ``out``; at the end it is moved to ``out``.
 
     Whatever ends the block early, Ctrl-C too, leaves nothing behind and an old ``out`` untouched.
