@@ -35,7 +35,7 @@ $(call READY,%): $(BASE) pyproject.toml
 	@touch $@
 
 demo: setup-demo
-	$(BIN)/python manifests/demo_corpus.py demo/corpus
+	$(BIN)/python manifests/demo/corpus.py demo/corpus
 	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star evaluate demo/run/checkpoint_best.pt
@@ -45,17 +45,17 @@ demo: setup-demo
 
 # The student trained until it keeps most of what its teacher knows: half an hour on two cores.
 demo-long: setup-demo
-	$(BIN)/python manifests/demo_corpus.py demo/corpus
+	$(BIN)/python manifests/demo/corpus.py demo/corpus
 	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo_long common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star probe demo/long/checkpoint_best.pt --plot demo/long/layer_weights.png
 
 ablation: setup-demo
-	$(BIN)/python manifests/demo_corpus.py demo/corpus
-	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python manifests/demo/corpus.py demo/corpus
+	$(BIN)/python -m benchmarks.ablation
 
 demo-teacher: setup-demo
-	$(BIN)/python manifests/demo_teacher.py demo/teacher
+	$(BIN)/python manifests/demo/teacher.py demo/teacher
 
 test: setup
 	$(BIN)/python -m pytest
@@ -71,18 +71,18 @@ lint: setup
 	$(BIN)/ruff format --check --quiet .
 
 bench: setup
-	$(BIN)/python benchmarks/loss.py
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/deploy.py
+	$(BIN)/python -m benchmarks.loss
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.deploy
 
 bench-s3prl: setup demo
-	$(BIN)/python benchmarks/s3prl_keywords.py demo/run/checkpoint_best.pt
+	$(BIN)/python -m benchmarks.s3prl_keywords demo/run/checkpoint_best.pt
 
 # Each line one precision, compiled layers beside plain ones; peak memory and utilization are in the tables.
 bench-gpu: setup
-	$(BIN)/python benchmarks/loss.py --device cuda --dtype bfloat16
-	$(BIN)/python benchmarks/step.py --device cuda --dtype float32 --batch 16 --rounds 10 --compile
-	$(BIN)/python benchmarks/step.py --device cuda --dtype bfloat16 --batch 16 --rounds 10 --compile
+	$(BIN)/python -m benchmarks.loss --device cuda --dtype bfloat16
+	$(BIN)/python -m benchmarks.step --device cuda --dtype float32 --batch 16 --rounds 10 --compile
+	$(BIN)/python -m benchmarks.step --device cuda --dtype bfloat16 --batch 16 --rounds 10 --compile
 
 clean:
 	rm -rf demo runs .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """What each loss gives: the paper's ablation on the demo corpus, with a frame-matching baseline, judged by probes.
 
-    python benchmarks/ablation.py [--out demo/ablation] [--updates 150] [--seeds 1 2 3] [--jobs 2] [--threads 1]
+    python -m benchmarks.ablation [--out demo/ablation] [--updates 150] [--seeds 1 2 3] [--jobs 2] [--threads 1]
 
 Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the same updates, batches and
 learning rate, from the same first weights for a seed; none is tuned. Each student is probed as by `fairseq-star probe`,
@@ -23,21 +23,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "manifests")]
-
-import fairseq_star  # noqa: E402, F401  (lets torch read fairseq's checkpoints)
-from fairseq_star.encoder.untrained import untrained  # noqa: E402
-from fairseq_star.errors import StarError  # noqa: E402
-from fairseq_star.formats import load_teacher  # noqa: E402
-from fairseq_star.formats.student import student_config  # noqa: E402
-from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures  # noqa: E402
-from fairseq_star.probe.head import Trained  # noqa: E402
-from fairseq_star.probe.labels import TASKS, TaskData, read_task  # noqa: E402
-from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize  # noqa: E402
-from fairseq_star.safety.reading import read_checkpoint  # noqa: E402
-from measure import environment  # noqa: E402
-from preparing import run_script  # noqa: E402
+import fairseq_star  # noqa: F401  (lets torch read fairseq's checkpoints)
+from benchmarks.measure import ROOT, environment
+from fairseq_star.encoder.untrained import untrained
+from fairseq_star.errors import StarError
+from fairseq_star.formats import load_teacher
+from fairseq_star.formats.student import student_config
+from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures
+from fairseq_star.probe.head import Trained
+from fairseq_star.probe.labels import TASKS, TaskData, read_task
+from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize
+from fairseq_star.safety.reading import read_checkpoint
+from manifests.preparing import run_script
 
 WEIGHTS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
 STAR = "layer-wise + intra-layer"  # the paper's final choice
@@ -101,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     heads[TEACHER] = references[TEACHER]
 
     result = summarize(heads, task_data, options.seeds, student=STAR)
-    about = environment("cpu", " ".join(["python benchmarks/ablation.py", *map(str, sys.argv[1:])]))
+    about = environment("cpu", " ".join(["python -m benchmarks.ablation", *map(str, sys.argv[1:])]))
     text = "\n".join(
         [
             "# Ablation on the demo corpus",

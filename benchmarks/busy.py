@@ -1,7 +1,7 @@
 """Training on a busy machine: the demo's recipe alone, then beside programs that take every core; peak memory of both.
 
-    python manifests/demo_corpus.py demo/corpus
-    python benchmarks/busy.py [--updates 40] [--rounds 2]
+    python manifests/demo/corpus.py demo/corpus
+    python -m benchmarks.busy [--updates 40] [--rounds 2]
 
 Neighbours are endless loops of the same priority, one a core. Ways differ in the environment alone, which the plugin
 leaves the last word: as it is; as libraries do it by themselves (threads spin 300,000 times, 1,024 primitives are
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from measure import MEBIBYTE, ROOT, environment, heading, write_result
+from benchmarks.measure import MEBIBYTE, ROOT, environment, heading, write_result
 
 TRAIN = "import sys; from fairseq_cli.hydra_train import cli_main; sys.argv[0] = 'fairseq-hydra-train'; cli_main()"
 PLUGIN = "fairseq-star"
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args(arguments)
-    made_with = environment("cpu", shlex.join(["python", "benchmarks/busy.py", *sys.argv[1:]]))
+    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.busy", *sys.argv[1:]]))
     ways = measure(options.corpus, options.updates, options.rounds, list(WAYS))
     table = "\n".join([
         *heading(f"The demo's training, {options.updates} updates, alone and beside a loop on each core", made_with),

@@ -1,8 +1,8 @@
 """Latency and size of the exported student, every target in one process, against the teacher.
 
-    python benchmarks/deploy.py                                # starhubert against HuBERT Base's dimensions, 2 threads
-    python benchmarks/deploy.py --checkpoint runs/NAME/checkpoint_best.pt
-    python benchmarks/deploy.py --quick                        # a smoke run in seconds, no result to keep
+    python -m benchmarks.deploy                                # starhubert against HuBERT Base's dimensions, 2 threads
+    python -m benchmarks.deploy --checkpoint runs/NAME/checkpoint_best.pt
+    python -m benchmarks.deploy --quick                        # a smoke run in seconds, no result to keep
 
 Every way computes all hidden states of one utterance of noise, alone, from its own file, in its own library and in
 float32 (int8: linear layers). Teacher and student have random weights unless a checkpoint is given: neither time nor
@@ -23,22 +23,17 @@ from typing import NamedTuple
 
 import torch
 
-from measure import ROOT, alternate, environment, heading, write_result
-
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import convert_cases  # noqa: E402
-import tiny  # noqa: E402
-
-from fairseq_star.errors import StarError, told_in_one_line  # noqa: E402
-from fairseq_star.formats import (  # noqa: E402
+from benchmarks.measure import ROOT, alternate, environment, heading, write_result
+from benchmarks.models import QUICK_STUDENT, QUICK_TEACHER, write_student, write_teacher
+from fairseq_star.encoder.config import HUBERT_BASE
+from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.formats import (
     Student,
     export,
     load_student,
     load_target,
     load_teacher,
 )
-from step import BASE  # noqa: E402
 
 
 class Way(NamedTuple):
@@ -51,7 +46,7 @@ class Way(NamedTuple):
 
 def teacher_way(folder: Path, source: torch.Tensor, options: argparse.Namespace) -> Way:
     """HuBERT Base's dimensions in this plugin's teacher; its file holds the encoder alone, as float32."""
-    path = tiny.write_teacher(folder / "teacher.pt", **({} if options.quick else BASE))
+    path = write_teacher(folder / "teacher.pt", QUICK_TEACHER if options.quick else HUBERT_BASE)
     teacher = load_teacher(str(path))
     torch.save(teacher.model.state_dict(), folder / "encoder.pt")
     return Way(lambda: teacher(source, [source.size(1)]), (folder / "encoder.pt").stat().st_size, "")
@@ -88,9 +83,9 @@ def huggingface(path: Path, source: torch.Tensor) -> Callable[[], object]:
 
 
 def torchaudio(path: Path, source: torch.Tensor) -> Callable[[], object]:
-    from fairseq_star.formats.torchaudio import build
+    from fairseq_star.formats.torchaudio import build_model
 
-    model = build(torch.load(path, weights_only=True))
+    model = build_model(torch.load(path, weights_only=True))
     return lambda: model.extract_features(source)
 
 
@@ -132,13 +127,13 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq has set it lower
-    made_with = environment("cpu", shlex.join(["python", "benchmarks/deploy.py", *sys.argv[1:]]))
+    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.deploy", *sys.argv[1:]]))
     rows = {}
     with tempfile.TemporaryDirectory() as name, told_in_one_line(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
         folder = Path(name)
-        checkpoint = options.checkpoint or convert_cases.write_checkpoint(
-            folder / "checkpoint.pt", **(tiny.STUDENT if options.quick else {})
+        checkpoint = options.checkpoint or write_student(
+            folder / "checkpoint.pt", **(QUICK_STUDENT if options.quick else {})
         )
         student = load_student(str(checkpoint), "--checkpoint")
         for number, seconds in enumerate(options.seconds):

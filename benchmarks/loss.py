@@ -1,8 +1,8 @@
 """The TGM loss alone, forward and backward: the stacked form against `fairseq_star.tgm`, over audio length.
 
-    python benchmarks/loss.py                                  # CPU, float32
-    python benchmarks/loss.py --device cuda --dtype bfloat16
-    python benchmarks/loss.py --quick                          # a smoke run in seconds, no result to keep
+    python -m benchmarks.loss                                  # CPU, float32
+    python -m benchmarks.loss --device cuda --dtype bfloat16
+    python -m benchmarks.loss --quick                          # a smoke run in seconds, no result to keep
 
 Naive is what the re-implementation computes: all layers' Gram matrices stacked by einsum, F.mse_loss of them. Both
 sides compute the same number (checked before anything is timed). Writes a dated table (.md), all numbers (.json) and a
@@ -21,13 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from measure import MEBIBYTE, ROOT, alternate, environment, peak_extra_bytes
-
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from naive_tgm import stacked_tgm_loss  # noqa: E402
-
-from fairseq_star.tgm import choose_form, tgm_loss  # noqa: E402
+from benchmarks.measure import MEBIBYTE, ROOT, alternate, environment, peak_extra_bytes
+from fairseq_star.tgm import choose_form, tgm_loss
+from fairseq_star.tgm.naive import stacked_tgm_loss
 
 FRAME_RATE = 50  # Hz
 HUBERT_BASE = {"teacher_dim": 768, "student_dim": 432, "num_states": 13}
@@ -101,8 +97,11 @@ def time_row(frames: int, batch: int, options: argparse.Namespace, dims: dict) -
 
 def memory_of(way: str, frames: int, batch: int, options: argparse.Namespace) -> float:
     """Peak extra MiB of one forward and backward, gradients included, in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", way, str(frames), str(batch), "--device", options.device]
-    command += ["--dtype", options.dtype, "--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    command = [
+        sys.executable, "-m", "benchmarks.loss", "--memory-of", way, str(frames), str(batch),
+        "--device", options.device, "--dtype", options.dtype, "--threads", str(options.threads),
+        *(["--quick"] if options.quick else []),
+    ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         sys.exit(f"measuring the memory of {way} at {frames} frames failed:\n{result.stderr}")
@@ -148,10 +147,10 @@ def main() -> None:
     dims = QUICK if options.quick else HUBERT_BASE
     if options.memory_of:
         return measure_memory(options, dims)
-    from loss_report import write_report
+    from benchmarks.loss_report import write_report
 
     batches = {1: (40, 90)} if options.quick else BATCHES
-    made_with = environment(options.device, shlex.join(["python", *sys.argv]))
+    made_with = environment(options.device, shlex.join(["python", "-m", "benchmarks.loss", *sys.argv[1:]]))
     name = f"loss-{made_with['date']}-{options.device}-{options.dtype}{'-one-thread' if options.clock == 'cpu' else ''}"
     name += "-quick" if options.quick else ""
     rows = []

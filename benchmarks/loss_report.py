@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from measure import heading, pyplot_or_none, write_result
+from benchmarks.measure import heading, pyplot_or_none, write_result
 
 
 def write_report(path: Path, result: dict) -> None:

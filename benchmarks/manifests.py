@@ -1,6 +1,6 @@
 """A million manifest entries: time and peak memory of writing, checking and loading them.
 
-    python benchmarks/manifests.py [--entries 1000000] [--scratch DIR] [--out benchmarks/results]
+    python -m benchmarks.manifests [--entries 1000000] [--scratch DIR] [--out benchmarks/results]
 
 Makes, in a scratch folder that is removed again, so many symbolic links to one short FLAC in folders of a thousand, and
 an s3prl table of them. Each way then runs in a process of its own, whose peak is its whole resident set, libraries
@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "manifests")]
 WAYS = ("table", "folder", "check", "dataset")
 PER_FOLDER = 1000
 EVERY_BAD = 50  # one line of so many in the table has a field too few
@@ -52,13 +51,13 @@ def make_corpus(folder: Path, num_entries: int) -> None:
 def run_way(way: str, folder: Path) -> int:
     """Runs one way in this process; returns the number of entries it dealt with."""
     if way == "table":
-        import audio_list
+        from manifests import audio_list
 
         arguments = [str(folder / "all.csv"), "--root", str(folder / "audio"), "--out", str(folder / "table")]
         audio_list.main([*arguments, "--trust-lengths", "--skip-bad"])
         return count(folder / "table")
     if way == "folder":
-        import audio_folder
+        from manifests import audio_folder
 
         audio_folder.main([str(folder / "audio"), "--out", str(folder / "folder"), "--headers-only"])
         return count(folder / "folder")
@@ -122,14 +121,13 @@ def main() -> None:
         make_corpus(Path(scratch), options.entries)
         print(f"made {options.entries:,} links in {time.perf_counter() - start:.0f} s", flush=True)
         for way in WAYS:
-            command = [sys.executable, __file__, "--measure", way, scratch]
+            command = [sys.executable, "-m", "benchmarks.manifests", "--measure", way, scratch]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(rows[-1]), flush=True)
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from measure import environment  # imports torch, which must not count above
+    from benchmarks.measure import environment  # imports torch, which must not count above
 
-    made_with = environment("cpu", shlex.join(["python", *sys.argv]))
+    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.manifests", *sys.argv[1:]]))
     name = f"manifests-{made_with['date']}-{options.entries}"
     write_report(options.out / name, made_with, rows)
     print(f"written: {options.out / name}.md, .json")

@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -14,11 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from fairseq_star.profiling.memory import peak_extra_bytes, synchronize  # noqa: E402
-from fairseq_star.provenance import commit, processor  # noqa: E402
+from fairseq_star.profiling.memory import peak_extra_bytes, synchronize
+from fairseq_star.provenance import commit, processor
 
 __all__ = [
     "MEBIBYTE",
@@ -32,6 +28,7 @@ __all__ = [
     "synchronize",
     "write_result",
 ]
+ROOT = Path(__file__).resolve().parent.parent
 MEBIBYTE = 2**20
 
 
@@ -95,12 +92,12 @@ def write_result(folder: Path, name: str, table: str, result: dict) -> None:
 
 def pyplot_or_none():
     """matplotlib's pyplot without a screen; None, said aloud, where matplotlib is missing."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets everybody's DEBUG through
     try:
         import matplotlib
     except ImportError:
         print("matplotlib is not installed: no plot (pip install matplotlib)")
         return None
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets everybody's DEBUG through
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -5,10 +5,10 @@ stacks all Gram matrices by einsum. Same weights and same modules as the fast si
 """
 
 import torch
-from naive_tgm import stacked_tgm_loss
 from torch import Tensor
 
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
+from fairseq_star.tgm.naive import stacked_tgm_loss
 
 
 def naive_encode(model: SpeechEncoder, source: Tensor, need_weights: bool) -> list[Tensor]:

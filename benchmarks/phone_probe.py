@@ -1,28 +1,25 @@
 """How much a HuBERT's layers know of phones: a linear frame-level probe, tested on speakers it never heard.
 
-    python benchmarks/phone_probe.py CORPUS [--checkpoint assets/demo_teacher/demo_hubert.pt]
+    python -m benchmarks.phone_probe CORPUS [--checkpoint assets/demo_teacher/demo_hubert.pt]
 
-CORPUS is a demo corpus (manifests/demo_corpus.py): the probe learns from `train.tsv`, is tested on `valid.tsv`, whose
+CORPUS is a demo corpus (manifests/demo/corpus.py): the probe learns from `train.tsv`, is tested on `valid.tsv`, whose
 speakers are others. Rows: MFCC with differences, the checkpoint's architecture with its initial random weights, and the
 checkpoint; a column a layer (0 is the Transformer's input). The number is the share of frames classified correctly.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO_ROOT), str(REPO_ROOT / "manifests")]
-
-from demo_labels import frame_labels, read_segments  # noqa: E402
-from demo_teacher_targets import count_frames, mfcc_features  # noqa: E402
-from fairseq_star.errors import StarError  # noqa: E402
-from fairseq_star.manifest import read_manifest  # noqa: E402
-from preparing import run_script  # noqa: E402
+from benchmarks.measure import ROOT
+from fairseq_star.errors import StarError
+from fairseq_star.manifest import read_manifest
+from manifests.demo.labels import frame_labels, read_segments
+from manifests.demo.teacher_targets import count_frames, mfcc_features
+from manifests.preparing import run_script
 
 PROBE_STEPS, PROBE_BATCH = 1000, 1024
 
@@ -141,7 +138,7 @@ def main() -> None:
     """The command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, metavar="CORPUS")
-    default = REPO_ROOT / "assets" / "demo_teacher" / "demo_hubert.pt"
+    default = ROOT / "assets" / "demo_teacher" / "demo_hubert.pt"
     parser.add_argument("--checkpoint", type=Path, default=default, metavar="FILE", help="default %(default)s")
     parser.add_argument("--train-files", type=int, default=200, help="default %(default)s")
     parser.add_argument("--test-files", type=int, default=80, help="default %(default)s")

@@ -1,9 +1,9 @@
 """s3prl's own keyword task on an exported student, against FBANK and the student's first weights.
 
     make demo                                                # the demo corpus and the demo student
-    python benchmarks/s3prl_keywords.py demo/run/checkpoint_best.pt
+    python -m benchmarks.s3prl_keywords demo/run/checkpoint_best.pt
 
-The corpus is manifests/demo_keywords.py's (52 synthetic speakers, 20 words, 0 to 40 dB of noise, disjoint speakers); it
+The corpus is manifests/demo/keywords.py's (52 synthetic speakers, 20 words, 0 to 40 dB of noise, disjoint speakers); it
 is made if it is not there. The student is exported by `fairseq-star export --to s3prl`, then s3prl's
 `run_downstream.py -m train` and `-m evaluate` (benchmarks/run_s3prl.py) run on it, unedited, with the settings of
 s3prl's own speech_commands/config.yaml but for paths and the number of steps: the same for all. Accuracy is that of
@@ -25,14 +25,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from measure import ROOT, environment, heading, write_result
-
-sys.path[:0] = [str(ROOT), str(ROOT / "manifests")]
-
-import demo_keywords  # noqa: E402
-from fairseq_star.errors import told_in_one_line  # noqa: E402
-from fairseq_star.formats import Student, export, load_student, load_target  # noqa: E402
-from fairseq_star.models.starhubert import StarHubertModel  # noqa: E402
+from benchmarks.measure import ROOT, environment, heading, write_result
+from fairseq_star.errors import told_in_one_line
+from fairseq_star.formats import Student, export, load_student, load_target
+from fairseq_star.models.starhubert import StarHubertModel
+from manifests.demo import keywords
 
 EVALUATIONS = 4  # on the dev split, while training
 RUNNER = ROOT / "benchmarks" / "run_s3prl.py"
@@ -119,12 +116,12 @@ def main() -> None:
     from tqdm import tqdm
 
     options = parse()
-    made_with = environment("cpu", shlex.join(["python", "benchmarks/s3prl_keywords.py", *sys.argv[1:]]))
+    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.s3prl_keywords", *sys.argv[1:]]))
     work = options.work / f"{made_with['date']}-{os.getpid()}"
     work.mkdir(parents=True)
     with told_in_one_line():
         if not options.corpus.exists():
-            demo_keywords.main([str(options.corpus)])
+            keywords.main([str(options.corpus)])
         student = load_student(options.checkpoint, "checkpoint")
         toolkit = load_target("s3prl")()
         exported = export(student, toolkit, work / "student.pt")
@@ -161,7 +158,7 @@ def table(result: dict) -> str:
     lines = heading("s3prl's keyword task on the exported student", result["made_with"])
     lines += [
         f"* student: {result['parameters']:,} parameters, differs by {result['export_differs']:.0e} in s3prl",
-        "* task: s3prl's `speech_commands`, 12 classes (chance 0.083), corpus of manifests/demo_keywords.py",
+        "* task: s3prl's `speech_commands`, 12 classes (chance 0.083), corpus of manifests/demo/keywords.py",
         f"* training: {runner['total_steps']} steps of 32, Adam, lr 1e-4, as in s3prl's config; upstream frozen",
         "",
         "| upstream | mean test accuracy | " + " | ".join(f"seed {seed}" for seed in result["seeds"]) + " |",

@@ -1,7 +1,7 @@
 """A long run watched from outside: does memory grow, do descriptors leak, does it slow down?
 
     python manifests/librispeech.py LibriSpeech --out ls --valid-speakers 25
-    python benchmarks/soak.py ls --train-subset train-100h --minutes 30
+    python -m benchmarks.soak ls --train-subset train-100h --minutes 30
 
 Starts fairseq-hydra-train with the `demo` recipe and the embedded teacher, with data workers, random crops, validations
 and saves as a long run has them; looks at it once in a while; ends it by SIGTERM, as a cluster would, and expects
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from measure import MEBIBYTE, ROOT, environment, heading, pyplot_or_none
+from benchmarks.measure import MEBIBYTE, ROOT, environment, heading, pyplot_or_none
 
 TRAIN = "import sys; from fairseq_cli.hydra_train import cli_main; sys.argv[0] = 'fairseq-hydra-train'; cli_main()"
 WARM_UP = 1 / 3  # of the time; caches fill, allocators settle
@@ -196,7 +196,7 @@ def plot(path: Path, result: dict) -> None:
 
 def main() -> None:
     options = parse_arguments()
-    made_with = environment("cpu", shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]))
+    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]))
     result = soak(options)
     name = f"soak-{date.today().isoformat()}"
     options.out.mkdir(parents=True, exist_ok=True)

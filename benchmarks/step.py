@@ -1,8 +1,8 @@
 """The whole training step: naive against this plugin, with HuBERT Base's real dimensions and `starhubert`.
 
-    python benchmarks/step.py                                       # CPU, float32, B=2 x 16 s
-    python benchmarks/step.py --device cuda --dtype bfloat16 --batch 16 --compile
-    python benchmarks/step.py --quick                               # a smoke run in seconds, no result to keep
+    python -m benchmarks.step                                       # CPU, float32, B=2 x 16 s
+    python -m benchmarks.step --device cuda --dtype bfloat16 --batch 16 --compile
+    python -m benchmarks.step --quick                               # a smoke run in seconds, no result to keep
 
 A step is teacher, student, loss, backward and AdamW, through the plugin's own task and criterion; weights are random,
 audio is noise. Ways: naive (naive_step.py), on the CPU also with this plugin's settings of the host, fast (no
@@ -22,26 +22,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from fairseq.utils import move_to_cuda
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from measure import MEBIBYTE, ROOT, alternate, environment, heading, synchronize, write_result
+from benchmarks.measure import MEBIBYTE, ROOT, alternate, environment, heading, synchronize, write_result
+from benchmarks.models import QUICK_STUDENT, QUICK_TEACHER, write_corpus, write_teacher
+from benchmarks.naive_step import naive_loss
+from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
+from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE
+from fairseq_star.models.starhubert import StarHubertConfig
+from fairseq_star.safety.host import settle_on_host
+from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import tiny  # noqa: E402
-from fairseq.utils import move_to_cuda  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
-
-from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion  # noqa: E402
-from fairseq_star.models.starhubert import StarHubertConfig  # noqa: E402
-from fairseq_star.safety.host import settle_on_host  # noqa: E402
-from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask  # noqa: E402
-from naive_step import naive_loss  # noqa: E402
-
-BASE = {
-    "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_layers": 12, "encoder_attention_heads": 12,
-    "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2", "conv_pos": 128, "conv_pos_groups": 16,
-}  # fmt: skip
 FLOOR_GMACS = 12.4  # a second of audio, teacher forward and student forward and backward (STAR: 7.0 + 3 x 1.8)
 NAIVE, NAIVE_SETTLED = "naive", "naive, host settled"
 MATRIX_OPS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "conv1d", "attention", "linear")
@@ -53,8 +46,8 @@ def build(folder: Path, options: argparse.Namespace, **task_options) -> tuple:
         data=str(folder / "data"), teacher=str(folder / "teacher.pt"), seed=1, skip_audio_check=True, **task_options
     )
     task = StarDistillationTask.setup_task(OmegaConf.structured(config))
-    sizes = tiny.STUDENT if options.quick else {}
-    student = StarHubertConfig(**{**sizes, **tiny.NO_DROPOUT, "padded_group_norm": False})
+    sizes = QUICK_STUDENT if options.quick else {}
+    student = StarHubertConfig(**sizes, **dict.fromkeys(DROPOUTS, 0.0), padded_group_norm=False)
     student._name = "starhubert"
     torch.manual_seed(0)
     model = task.build_model(OmegaConf.structured(student)).train().to(options.device, options.torch_dtype)
@@ -239,16 +232,14 @@ def main() -> None:
     """Measure, print, write."""
     options = parse()
     torch.set_num_threads(options.threads)
-    made_with = environment(options.device, shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]))
+    made_with = environment(options.device, shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]]))
     names = [NAIVE, "fast", "cached", *(["compiled"] if options.compile else [])]
     if options.device == "cpu":
         names.insert(1, NAIVE_SETTLED)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        tiny.write_teacher(folder / "teacher.pt", **({} if options.quick else BASE))
-        tiny.write_tsv(
-            folder / "data" / "train.tsv", tiny.write_audio(folder / "audio", [options.seconds] * options.batch)
-        )
+        write_teacher(folder / "teacher.pt", QUICK_TEACHER if options.quick else HUBERT_BASE)
+        write_corpus(folder / "data", options.batch, options.seconds)
         ways = [Way(name, folder, options) for name in names]
         losses = {way.name: way.ask("loss") for way in ways}
         check_equal(losses, 1e-4 if options.dtype == "float32" else 3e-2)

@@ -12,10 +12,17 @@ The same files, seed and percentage always give the same manifests.
 import argparse
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
-from finding import LeftOut, find_audio, readable_extensions
-from preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
+from manifests.finding import LeftOut, find_audio, readable_extensions
+from manifests.preparing import (
+    Found,
+    add_options,
+    add_split_options,
+    check_copies,
+    check_split_options,
+    prepare,
+    run_script,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,10 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_split_options(parser)
     options = parser.parse_args(arguments)
     check_split_options(options)
-    if options.resample and options.resample.resolve().is_relative_to(options.root.resolve()):
-        raise StarError(
-            f"--resample {options.resample}: lies below {options.root}, whose audio is listed; name another"
-        )
+    check_copies(options)
     left_out = LeftOut()
     paths = find_audio(options.root, options.ext or readable_extensions(), left_out)
     found = (path if isinstance(path, StarError) else Found(path) for path in paths)

@@ -23,11 +23,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
-from finding import LeftOut, check_folder, is_macos_leftover, readable_extensions
-from preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
-from sources import (
+from manifests.finding import LeftOut, check_folder, is_macos_leftover, readable_extensions
+from manifests.preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
+from manifests.sources import (
     JSON_LINES,
     TABLES,
     manifest_root,

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import _repo_root  # noqa: F401
 from fairseq_star.audio.file import probe_audio
 from fairseq_star.audio.utterances import copy_name, place_of
 from fairseq_star.errors import StarError

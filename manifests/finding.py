@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.audio.utterances import AUDIO_EXTENSIONS, UNREADABLE_EXTENSIONS
 from fairseq_star.errors import StarError
 

@@ -25,11 +25,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, stream_manifest, write_lines, write_manifest
-from preparing import run_script
-from transcripts import Transcripts
+from manifests.preparing import run_script
+from manifests.transcripts import Transcripts
 
 BOUNDARY = "|"
 

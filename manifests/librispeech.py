@@ -1,6 +1,7 @@
 """Writes LibriSpeech's manifests.
 
     python manifests/librispeech.py ROOT --out DIR [--split 100h 960h dev] [--valid-speakers N] [--complete]
+                                    [--resample DIR]
 
 ROOT is the folder that holds `train-clean-100` and its like (the corpus unpacks it as `LibriSpeech`).
 
@@ -15,27 +16,20 @@ corpus without dev folders: `valid.tsv` then holds the last N speakers (by numbe
 written, and no training manifest has them. Train with `task.data=DIR dataset.train_subset=train-100h`.
 
 Each folder's utterances and hours are compared with the published ones; a folder that differs is named, and with
---complete the script then ends with status 1. Files that are unreadable, empty, not mono or not 16 kHz are named and
-left out; see --skip-bad.
+--complete the script then ends with status 1. Files that are unreadable or empty are named and left out, and so are
+those that are not 16 kHz mono, unless --resample makes them so; see --skip-bad. Links are followed, and what looks like
+audio and is left out is counted in the last line.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
-from finding import LeftOut, check_folder, find_audio
-from preparing import (
-    add_options,
-    read_lengths,
-    run_script,
-    speaker_of,
-    split_by_speaker,
-    write_manifests,
-)
+from manifests.finding import LeftOut, check_folder, find_audio
+from manifests.preparing import Found, add_options, check_copies, prepare, run_script, speaker_of
 
 PUBLISHED = {
     "train-clean-100": (28_539, 100.6),
@@ -62,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; see the module's text. Returns the status to exit with.
 
     Raises:
-        StarError: a folder is missing, is not laid out like LibriSpeech, or --valid-speakers leaves none to train on.
+        StarError: a folder is missing or is not laid out like LibriSpeech, --valid-speakers leaves none to train on, or
+            --resample lies below ROOT.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of train-clean-100 and its like")
@@ -74,21 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
         "--valid-speakers", type=int, default=0, metavar="N", help="hold out the last N speakers instead of dev"
     )
     parser.add_argument("--complete", action="store_true", help="fail unless each folder is as published")
+    parser.add_argument("--ext", nargs="+", default=["flac"], help="file extensions (default flac)")
     add_options(parser)
     options = parser.parse_args(arguments)
     check_folder(options.root)
+    check_copies(options)
     folders = _choose(options.root, options.split, options.valid_speakers)
-    every_folder = sorted({folder for of_split in folders.values() for folder in of_split})
+    lengths = {folder: [] for folder in sorted(set().union(*folders.values()))}
     left_out, problems = LeftOut(), []
-    found = {folder: _find(options.root, folder, left_out, problems) for folder in every_folder}
-    splits = {split: [path for folder in names for path in found[folder]] for split, names in folders.items()}
-    if options.valid_speakers:
-        splits = _hold_out(splits, options.valid_speakers)
-    paths = [path for of_folder in found.values() for path in of_folder]
-    num_samples, unreadable = read_lengths(options.root, paths, options.headers_only)
-    problems += unreadable
-    status = write_manifests(options.root, options.out, splits, num_samples, problems, options.skip_bad, left_out)
-    differ = [not _as_published(folder, of_folder, num_samples) for folder, of_folder in found.items()]
+    paths = [path for folder in lengths for path in _find(options.root, folder, options.ext, left_out, problems)]
+    found = [*problems, *_divide(paths, folders, options.valid_speakers)]
+    splits = [*folders, "valid"] if options.valid_speakers else list(folders)
+
+    def count(item: Found, num_samples: int) -> None:
+        lengths[_folder(item.path)].append(num_samples)
+
+    status = prepare(options.root, found, options, left_out, splits, count)
+    differ = [not _as_published(folder, of_folder) for folder, of_folder in lengths.items()]
     return 1 if options.complete and any(differ) else status
 
 
@@ -120,13 +117,12 @@ def _choose(root: Path, wanted: list[str] | None, valid_speakers: int) -> dict[s
     return chosen
 
 
-def _as_published(folder: str, paths: Sequence[str], num_samples: Mapping[str, int]) -> bool:
-    """Tells, on stderr, how a folder's good files compare with the published corpus."""
-    good = [num_samples[path] for path in paths if path in num_samples]
-    hours = sum(good) / SAMPLE_RATE / 3600
+def _as_published(folder: str, lengths: Sequence[int]) -> bool:
+    """Tells, on stderr, how a folder's good files, of so many samples each, compare with the published corpus."""
+    hours = sum(lengths) / SAMPLE_RATE / 3600
     expected, expected_hours = PUBLISHED[folder]
-    here = f"{folder}: {len(good)} utterances, {hours:.2f} h"
-    if len(good) == expected and abs(hours - expected_hours) <= HOURS_OFF:
+    here = f"{folder}: {len(lengths)} utterances, {hours:.2f} h"
+    if len(lengths) == expected and abs(hours - expected_hours) <= HOURS_OFF:
         print(f"{here}, as published", file=sys.stderr)
         return True
     print(
@@ -136,9 +132,12 @@ def _as_published(folder: str, paths: Sequence[str], num_samples: Mapping[str, i
     return False
 
 
-def _find(root: Path, folder: str, left_out: LeftOut, problems: list[StarError]) -> list[str]:
+def _find(
+    root: Path, folder: str, extensions: Iterable[str], left_out: LeftOut, problems: list[StarError]
+) -> list[str]:
+    """A folder's audio, speakers and chapters by number; adds to `problems` what cannot be listed."""
     paths = []
-    for found in find_audio(root / folder, ["flac"], left_out):
+    for found in find_audio(root / folder, extensions, left_out):
         if isinstance(found, StarError):
             problems.append(found)
             continue
@@ -160,14 +159,31 @@ def _number(text: str) -> tuple[bool, int, str]:
     return not text.isdecimal(), int(text) if text.isdecimal() else 0, text
 
 
-def _hold_out(splits: dict[str, list[str]], num_speakers: int) -> dict[str, list[str]]:
-    smallest = next(iter(splits.values()))
-    speakers = list(dict.fromkeys(speaker_of(path) for path in sorted(smallest, key=lambda path: _order(path)[1])))
+def _folder(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def _divide(paths: Sequence[str], folders: Mapping[str, Sequence[str]], num_speakers: int) -> list[Found]:
+    """Says of each file which manifests it is for: those of its folder, or, of a speaker held out of the smallest split
+    (the first of `folders`), `valid` alone."""
+    smallest = next(iter(folders.values()))
+    held_out = set()
+    if num_speakers:
+        held_out = _last_speakers((path for path in paths if _folder(path) in smallest), num_speakers)
+
+    def splits_of(path: str) -> tuple[str, ...]:
+        if speaker_of(path) in held_out:
+            return ("valid",) if _folder(path) in smallest else ()
+        return tuple(name for name, names in folders.items() if _folder(path) in names)
+
+    return [Found(path, splits=splits_of(path)) for path in paths]
+
+
+def _last_speakers(paths: Iterable[str], num_speakers: int) -> set[str]:
+    speakers = sorted({speaker_of(path) for path in paths}, key=_number)
     if num_speakers >= len(speakers):
         raise StarError(f"--valid-speakers {num_speakers}: must be below {len(speakers)}, the number of speakers there")
-    held_out = speakers[-num_speakers:]
-    divided = {split: split_by_speaker(paths, held_out)[0] for split, paths in splits.items()}
-    return {**divided, "valid": split_by_speaker(smallest, held_out)[1]}
+    return set(speakers[-num_speakers:])
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
 """What the manifest scripts share: options, reading headers, holding out, writing manifests, reporting."""
 
 import argparse
-import hashlib
+import operator
 import os
 import sys
-import tempfile
 import unicodedata
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
-import _repo_root  # noqa: F401
-from fairseq_star.audio.file import probe_all, probe_audio
+from fairseq_star.audio.file import probe_audio
 from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
 from fairseq_star.threads import map_in_threads, show_progress
-from finding import LeftOut
-from splits import compare_splits
+from manifests.finding import LeftOut
+from manifests.splits import compare_splits
+from manifests.spool import Spool
 
 
 class Found(NamedTuple):
@@ -31,10 +29,11 @@ class Found(NamedTuple):
     told_samples: int | None = None  # where the source says its length
     where: str = ""  # 'file:line: ', for sentences about it
     name: str = ""  # what a converted copy is called, where the path does not say
+    splits: tuple[str, ...] = ()  # the manifests it is for, where the source decides
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options every script has: --out, --skip-bad, --headers-only."""
+    """The options every script has: --out, --skip-bad, --headers-only, --resample."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the manifests; made if new")
     parser.add_argument(
         "--skip-bad", action="store_true",
@@ -44,10 +43,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--headers-only", action="store_true",
         help="do not decode each file's last sample: much quicker, but FLAC and MP3 files cut short go unnoticed",
     )  # fmt: skip
+    parser.add_argument(
+        "--resample", type=Path, default=None, metavar="DIR",
+        help="what is not 16 kHz mono is written there as 16 kHz mono FLAC; what is there already is not done again",
+    )  # fmt: skip
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """--valid-percent, --seed, --name and --resample, the same for every source but LibriSpeech."""
+    """--valid-percent, --seed and --name, the same for every source but LibriSpeech."""
     parser.add_argument(
         "--valid-percent",
         type=float,
@@ -56,10 +59,6 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which files are held out (default 0)")
     parser.add_argument("--name", default=None, help="write all as NAME.tsv, hold nothing out")
-    parser.add_argument(
-        "--resample", type=Path, default=None, metavar="DIR",
-        help="what is not 16 kHz mono is written there as 16 kHz mono FLAC; what is there already is not done again",
-    )  # fmt: skip
 
 
 def check_split_options(options: argparse.Namespace) -> None:
@@ -72,22 +71,36 @@ def check_split_options(options: argparse.Namespace) -> None:
         raise StarError(f"--valid-percent {options.valid_percent}: must be from 0 to below 100; correct it")
 
 
-def prepare(root: Path, found: Iterable[Found | StarError], options: argparse.Namespace, left_out: LeftOut) -> int:
+def check_copies(options: argparse.Namespace) -> None:
+    """Raises StarError where --resample would write among the audio below the root that is listed."""
+    if options.resample and options.resample.resolve().is_relative_to(options.root.resolve()):
+        raise StarError(
+            f"--resample {options.resample}: lies below {options.root}, whose audio is listed; name another"
+        )
+
+
+def prepare(
+    root: Path, found: Iterable[Found | StarError], options: argparse.Namespace, left_out: LeftOut,
+    splits: Sequence[str] = (), count: Callable[[Found, int], object] = lambda item, num_samples: None,
+) -> int:  # fmt: skip
     """Reads the files' headers in parallel, converts what must be and may be, and writes `train.tsv` and `valid.tsv`
-    (or the one named) in the order given. Bad files and lines are named and left out. Whatever their number, only a few
-    entries are held: sixteen bytes each, and the rest in a temporary file in the manifests' folder.
+    (or the one named, or `splits`) in the order given. Bad files and lines are named and left out. Whatever their
+    number, only a few entries are held, see `Spool`, and the rest is in a temporary file in the manifests' folder.
 
     Args:
         root: the folder relative paths are below; its absolute path becomes the manifests' first line.
         found: the files; a StarError stands for a line that cannot be read.
-        options: of `add_options` and `add_split_options`; `trust_lengths`, where there, takes told lengths unseen.
+        options: of `add_options` and, without `splits`, `add_split_options`; `trust_lengths`, where there, takes told
+            lengths unseen.
         left_out: what was found and is not among `found`, told in the last line.
+        splits: names of the manifests, where each of `found` says which it is for.
+        count: is handed each good file and its number of samples.
 
     Returns:
         The status to exit with: 1 where entries were left out without --skip-bad.
 
     Raises:
-        StarError: no good entry.
+        StarError: no good entry, in all or in one of `splits`.
     """
     root = Path(os.path.abspath(root))
     converting = options.resample is not None
@@ -96,26 +109,31 @@ def prepare(root: Path, found: Iterable[Found | StarError], options: argparse.Na
     )
     what = "converting" if converting else "reading audio headers"
     num_bad = 0
-    with _Spool(options.out, options.seed) as spool:
-        with closing(show_progress(results, what)) as shown:
+    with Spool(options.out, getattr(options, "seed", 0)) as spool:
+        with closing(show_progress(results, what, operator.length_hint(found) or None)) as shown:
             for item, result in shown:
                 if isinstance(result, StarError):
                     tell(result)
                     num_bad += 1
                 else:
-                    spool.add(result, item.path, place_of(os.path.join(root, item.path)))
+                    spool.add(result, item.path, place_of(os.path.join(root, item.path)), item.splits)
+                    count(item, result.num_samples)
         for path in spool.forget_repeated():
             tell(f"{path}: is listed more than once; its first place counts")
             num_bad += 1
         if not len(spool):
             raise StarError(f"no audio to list: all of {num_bad} files or lines are bad; see the first one named above")
-        held_out = spool.choose(options.valid_percent)
-        written = [options.name or "train"]
-        write_split(options.out / f"{written[0]}.tsv", root, spool.entries(spool.kept & ~held_out))
-        if held_out.any():
-            written.append("valid")
-            write_split(options.out / "valid.tsv", root, spool.entries(held_out))
-    return report(options.out, written, left_out, num_bad, options.skip_bad)
+        chosen = {name: spool.of_split(name) for name in splits} or _hold_out(spool, options)
+        for name, entries in chosen.items():
+            write_split(options.out / f"{name}.tsv", root, spool.entries(entries))
+    return report(options.out, list(chosen), left_out, num_bad, options.skip_bad)
+
+
+def _hold_out(spool: Spool, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Which entries go into which manifest, by `add_split_options`."""
+    held_out = spool.choose(options.valid_percent)
+    chosen = {options.name or "train": spool.kept & ~held_out}
+    return {**chosen, "valid": held_out} if held_out.any() else chosen
 
 
 def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -> ManifestEntry:
@@ -136,7 +154,7 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
         except StarError:
             if options.resample is None:
                 raise
-            from resampling import convert_into
+            from manifests.resampling import convert_into
 
             return convert_into(options.resample, path, item.name or os.path.relpath(path, root))
         if item.told_samples not in (None, num_samples):
@@ -155,114 +173,6 @@ def as_on_disk(root: Path, path: str) -> str:
         forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
         there += next((form for form in forms if os.path.lexists(os.path.join(root, there + form))), part) + "/"
     return there[:-1]
-
-
-class _Spool:
-    """Entries of which only hashes are held; the rest is in an unnamed temporary file, made with the first entry."""
-
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.seed = folder, seed
-        self.ranks = array("Q")  # by seed and path: order, machine and other files change nothing
-        self.places = array("Q")  # equal for equal files
-        self.file: TextIO | None = None
-        self.kept = np.zeros(0, dtype=bool)  # one a place: the first of its path
-
-    def __enter__(self) -> "_Spool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
-
-    def __len__(self) -> int:
-        return len(self.ranks)
-
-    def add(self, entry: ManifestEntry, listed: str, place: str) -> None:
-        """`listed` decides whether the entry is held out, also where it is a copy; of one `place` the first is kept."""
-        if self.file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(  # noqa: SIM115
-                "w+", encoding="utf-8", newline="\n", dir=self.folder
-            )
-        self.file.write(f"{entry.path}\t{entry.num_samples}\n")
-        self.ranks.append(_rank(listed, self.seed))
-        self.places.append(_rank(place, self.seed))
-
-    def forget_repeated(self) -> Iterator[str]:
-        """Keeps the first of equal places alone; yields the others' paths."""
-        places = np.frombuffer(self.places, dtype=np.uint64)
-        self.kept = np.zeros(len(places), dtype=bool)
-        self.kept[np.unique(places, return_index=True)[1]] = True
-        if not self.kept.all():
-            yield from (entry.path for entry in self.entries(~self.kept))
-
-    def choose(self, percent: float) -> np.ndarray:
-        """Which of the kept entries to hold out: those of the lowest ranks, so that a file added moves few others."""
-        ranks = np.frombuffer(self.ranks, dtype=np.uint64)
-        count = _num_held_out(int(self.kept.sum()), percent)
-        if not count:
-            return np.zeros(len(ranks), dtype=bool)
-        return self.kept & (ranks <= np.partition(ranks[self.kept], count - 1)[count - 1])
-
-    def entries(self, chosen: np.ndarray) -> Iterator[ManifestEntry]:
-        if self.file is None:
-            return
-        self.file.seek(0)
-        for line, wanted in zip(self.file, chosen, strict=True):
-            if wanted:
-                path, num_samples = line.rstrip("\n").split("\t")
-                yield ManifestEntry(path, int(num_samples))
-
-
-def _rank(path: str, seed: int) -> int:
-    """A number from 0 to below 2**64 that depends on seed and path alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{path}".encode()).digest()[:8], "big")
-
-
-def _num_held_out(num_files: int, percent: float) -> int:
-    """How many of so many files to hold out: at least one on either side where there are two or more."""
-    return 0 if percent == 0 else min(max(1, round(num_files * percent / 100)), num_files - 1)
-
-
-def read_lengths(root: Path, paths: Sequence[str], headers_only: bool) -> tuple[dict[str, int], list[StarError]]:
-    """Reads all files' lengths in parallel, with a progress bar.
-
-    Returns:
-        The good files' numbers of samples by path, in the order given, and what is wrong with each bad file.
-    """
-    results = probe_all([root / path for path in paths], SAMPLE_RATE, read_end=not headers_only)
-    good = {path: result for path, result in zip(paths, results, strict=True) if not isinstance(result, StarError)}
-    return good, [result for result in results if isinstance(result, StarError)]
-
-
-def write_manifests(
-    root: Path, out: Path, splits: Mapping[str, Sequence[str]], num_samples: Mapping[str, int],
-    problems: Sequence[StarError], skip_bad: bool, left_out: LeftOut,
-) -> int:  # fmt: skip
-    """Writes one manifest a split, names the bad files and sums up. The manifests hold the good files only, whether or
-    not there were bad ones.
-
-    Args:
-        root: the folder all paths are below; its absolute path becomes the manifests' first line.
-        out: folder for the manifests.
-        splits: paths by split; those that are not in `num_samples` are left out.
-        num_samples: length of each good file.
-        problems: what is wrong with each bad file.
-        skip_bad: bad files are no failure.
-        left_out: what is not among them, told in the last line.
-
-    Returns:
-        The status to exit with: 1 where files were left out without `skip_bad`.
-
-    Raises:
-        StarError: a split without one good file.
-    """
-    for problem in problems:
-        tell(problem)
-    for split, paths in splits.items():
-        entries = (ManifestEntry(path, num_samples[path]) for path in paths if path in num_samples)
-        write_split(out / f"{split}.tsv", root, entries)
-    return report(out, list(splits), left_out, len(problems), skip_bad)
 
 
 def write_split(path: Path, root: Path, entries: Iterable[ManifestEntry]) -> None:
@@ -301,15 +211,6 @@ def tell(problem: object) -> None:
     from tqdm import tqdm
 
     tqdm.write(str(problem), file=sys.stderr)
-
-
-def split_by_speaker(paths: Sequence[str], held_out_speakers: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(training paths, held-out paths) of LibriSpeech paths, by the speaker's folder."""
-    held_out = set(held_out_speakers)
-    return (
-        [path for path in paths if speaker_of(path) not in held_out],
-        [path for path in paths if speaker_of(path) in held_out],
-    )
 
 
 def speaker_of(path: str) -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-import _repo_root  # noqa: F401
-from copies import Source, copied_samples, copy_path
 from fairseq_star.audio.file import open_to_the_end, probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry
 from fairseq_star.torchaudio_import import import_torchaudio
+from manifests.copies import Source, copied_samples, copy_path
 
 SECONDS = 20
 """A block's; what is held does not grow with a file's length."""

@@ -10,12 +10,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.audio.utterances import has_audio_extension
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
-from finding import LeftOut, with_dots
-from preparing import Found, tell
+from manifests.finding import LeftOut, with_dots
+from manifests.preparing import Found, tell
 
 PATH_COLUMNS = ("file_path", "file_name", "audio_filepath", "audio", "path")
 """In order: s3prl's, HuggingFace's, NeMo's, fairseq S2T's, CommonVoice's."""

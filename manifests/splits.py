@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import _repo_root  # noqa: F401
 from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest

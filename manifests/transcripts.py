@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import _repo_root  # noqa: F401
-from copies import recorded
 from fairseq_star.audio.utterances import is_copy, original_name, place_of, utterance_key
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, parse_archive_entry
-from finding import LeftOut, is_macos_leftover, readable_extensions
-from sources import JSON_LINES, PATH_COLUMNS, TABLES, Found, choose_column, lines_of, read_rows, read_zip
+from manifests.copies import recorded
+from manifests.finding import LeftOut, is_macos_leftover, readable_extensions
+from manifests.sources import JSON_LINES, PATH_COLUMNS, TABLES, Found, choose_column, lines_of, read_rows, read_zip
 
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript")
 

@@ -221,23 +221,6 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].rstrip(".")
 
 
-def probe_all(
-    paths: Iterable[str | os.PathLike],
-    sample_rate: int = SAMPLE_RATE,
-    read_end: bool = True,
-    num_workers: int | None = None,
-    progress: bool = True,
-) -> list[int | StarError]:
-    """`probe_audio` of many files in a pool of threads (soundfile releases the GIL), with a progress bar.
-
-    Returns:
-        For each path, in order, its number of samples or the StarError that says what is wrong with it.
-    """
-    paths = list(paths)
-    found = map_in_threads(lambda path: probe_audio(path, sample_rate, read_end), paths, num_workers)
-    return [result for _, result in show_progress(found, "reading audio headers", len(paths), progress)]
-
-
 def check_audio(
     root: str | os.PathLike,
     entries: Iterable[ManifestEntry],

@@ -129,7 +129,7 @@ def _read_lines(path: Path, expected: int, task: str) -> list[str]:
     except OSError as error:
         raise StarError(
             f"{path}: cannot read the {task} labels ({error.strerror}); write a line for each utterance of the "
-            "manifest beside it, or leave the task out with --tasks (demo_corpus.py writes those of the demo corpus)"
+            "manifest beside it, or leave the task out with --tasks (manifests/demo/corpus.py writes the demo corpus's)"
         ) from error
     except UnicodeDecodeError as error:
         raise StarError(f"{path}: is not UTF-8 text; write the labels anew") from error

@@ -9,7 +9,7 @@ import soundfile
 from fairseq.data.audio.raw_audio_dataset import FileAudioDataset
 
 from fairseq_star import threads
-from fairseq_star.audio.file import check_audio, open_audio, probe_all, probe_audio
+from fairseq_star.audio.file import check_audio, open_audio, probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, write_manifest
 from fairseq_star.threads import show_progress
@@ -84,15 +84,16 @@ def test_check_audio_lists_every_problem_in_order(tmp_path):
     assert list(check_audio(tmp_path, entries[0::4], progress=False)) == []  # a rank's share
 
 
-def test_probe_all_keeps_the_order(tmp_path):
+def test_many_files_keep_their_order(tmp_path):
     paths = [write_audio(tmp_path / f"{index}.wav", 100 + index) for index in range(20)]
-    results = probe_all([*reversed(paths), tmp_path / "absent.wav"], progress=False)
+    probed = threads.map_in_threads(probe_audio, [*reversed(paths), tmp_path / "absent.wav"])
+    results = [result for _, result in probed]
     assert results[:-1] == [100 + index for index in reversed(range(20))]
     assert isinstance(results[-1], StarError)
 
 
-def test_progress_goes_to_stderr(tmp_path, capsys):
-    probe_all([write_audio(tmp_path / "a.wav")])
+def test_progress_goes_to_stderr(capsys):
+    assert list(threads.show_progress(["a.wav"], "reading audio headers")) == ["a.wav"]
     captured = capsys.readouterr()
     assert captured.err == "reading audio headers: 1 files\n"  # a log file gets whole lines alone
     assert captured.out == ""

@@ -3,7 +3,6 @@
 import functools
 import io
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,7 @@ from hypothesis import strategies as st
 from fairseq_star.audio.file import check_audio, open_to_the_end, probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, read_manifest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_folder
-import audio_list
-import resampling
+from manifests import audio_folder, audio_list, resampling
 
 QUICK = settings(deadline=None, derandomize=True)
 MONO = {"samplerate": 16_000, "channels": 1}

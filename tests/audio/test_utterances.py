@@ -1,7 +1,6 @@
 """The key of an utterance: one for all of its names, and no two utterances' copies under one name."""
 
 import os
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -10,10 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fairseq_star.audio.utterances import AUDIO_EXTENSIONS, copy_name, is_copy, original_name, place_of, utterance_key
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-from copies import Source, copy_path
+from manifests.copies import Source, copy_path
 
 PART = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0\n\r\t"), min_size=1, max_size=30).filter(
     lambda part: part not in (".", "..") and part == part.strip()

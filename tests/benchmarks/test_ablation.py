@@ -1,19 +1,13 @@
 """The ablation's command on a tiny student: a row for each method, and finished runs are not done again."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks import ablation
 from fairseq_star.errors import StarError
-from tests.support import labelled, tiny
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import ablation  # noqa: E402
+from tests.support import labelled, runs, tiny
 
 
 def test_methods_are_the_papers_and_the_baseline():
@@ -30,7 +24,7 @@ def test_methods_are_the_papers_and_the_baseline():
 @pytest.mark.slow
 def test_a_row_for_each_method_and_no_work_twice(tmp_path, teacher_path, capsys):
     corpus = labelled.write_labelled(tmp_path / "corpus")
-    recipe = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    recipe = runs.recipe("demo")
     recipe["model"] |= tiny.STUDENT
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out"

@@ -6,11 +6,8 @@ import sys
 import psutil
 import pytest
 
+from benchmarks import busy
 from tests.support import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import busy
 
 
 def test_every_way_runs_and_is_told(monkeypatch, tmp_path, capsys):
@@ -34,7 +31,7 @@ def test_every_way_runs_and_is_told(monkeypatch, tmp_path, capsys):
 def test_neighbours_take_their_share_and_no_more(tmp_path):
     pytest.importorskip("espeakng_loader")
     corpus = tmp_path / "corpus"
-    subprocess.run([sys.executable, ROOT / "manifests" / "demo_corpus.py", corpus, "--minutes", "10"], check=True)
+    subprocess.run([sys.executable, ROOT / "manifests" / "demo" / "corpus.py", corpus, "--minutes", "10"], check=True)
     row = busy.measure(corpus, updates=30, rounds=1, ways=[busy.PLUGIN])[busy.PLUGIN]
     assert row["busy_to_idle"] < 2.2
     assert row["peak_mib"] < 2000

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-LOSS_BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "loss.py"
+from tests.support import ROOT
 
 
 def test_quick_run_writes_table_numbers_and_picture(tmp_path):
-    command = [sys.executable, str(LOSS_BENCHMARK), "--quick", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.loss", "--quick", "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     (numbers,) = tmp_path.glob("loss-*-quick.json")
     content = json.loads(numbers.read_text())
@@ -25,7 +24,7 @@ def test_quick_run_writes_table_numbers_and_picture(tmp_path):
 
 
 def test_cpu_clock_with_more_threads_is_refused(tmp_path):
-    command = [sys.executable, str(LOSS_BENCHMARK), "--clock", "cpu", "--threads", "2", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.loss", "--clock", "cpu", "--threads", "2", "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "--threads 1" in result.stderr

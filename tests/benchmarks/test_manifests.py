@@ -3,16 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 
 @pytest.mark.slow
 def test_all_ways_are_measured(tmp_path):
-    command = [sys.executable, "benchmarks/manifests.py", "--entries", "2000", "--scratch", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.manifests", "--entries", "2000", "--scratch", str(tmp_path)]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "results")], cwd=ROOT, capture_output=True, text=True, check=False
     )

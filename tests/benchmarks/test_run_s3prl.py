@@ -9,16 +9,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from benchmarks import run_s3prl, s3prl_keywords
 from fairseq_star.errors import StarError
 from fairseq_star.formats import export, load_target
+from manifests.demo import keywords as demo_keywords
 from tests.support import ROOT, convert_cases
 from tests.support.runs import TRAIN
-
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "manifests")]
-
-import demo_keywords  # noqa: E402
-import run_s3prl  # noqa: E402
-import s3prl_keywords  # noqa: E402
 
 pytest.importorskip("espeakng_loader")
 
@@ -101,16 +97,16 @@ def test_distilled_student_beats_fbank(tmp_path):
         finished = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr[-3000:]
 
-    run("manifests/demo_corpus.py", str(tmp_path / "demo"), "--minutes", "15")
+    run("manifests/demo/corpus.py", str(tmp_path / "demo"), "--minutes", "15")
     run(
         "-c", TRAIN, "--config-dir", "configs", "--config-name", "demo", "common.user_dir=fairseq_star",
         f"task.data={tmp_path / 'demo'}", "task.teacher=assets/demo_teacher/demo_hubert.pt",
         f"checkpoint.save_dir={tmp_path / 'run'}", "common.tensorboard_logdir=null", "optimization.max_update=100",
     )  # fmt: skip
     corpus = tmp_path / "keywords"
-    run("manifests/demo_keywords.py", str(corpus), "--train-speakers", "16", "--valid-speakers", "4",
+    run("manifests/demo/keywords.py", str(corpus), "--train-speakers", "16", "--valid-speakers", "4",
         "--test-speakers", "8")  # fmt: skip
-    run("benchmarks/s3prl_keywords.py", str(tmp_path / "run" / "checkpoint_best.pt"), "--corpus", str(corpus),
+    run("-m", "benchmarks.s3prl_keywords", str(tmp_path / "run" / "checkpoint_best.pt"), "--corpus", str(corpus),
         "--steps", "240", "--seeds", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"))  # fmt: skip
     [result] = (tmp_path / "out").glob("s3prl-keywords-*.json")
     accuracies = {name: values[0] for name, values in json.loads(result.read_text())["accuracies"].items()}

@@ -4,15 +4,14 @@ import sys
 
 import pytest
 
-from tests.support import ROOT, tiny
+from tests.support import tiny
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_soak_smoke(tmp_path, teacher_path, monkeypatch):
     """`benchmarks/soak.py` for a moment: it runs, stops the run by SIGTERM, and writes a table and a picture."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    import soak
+    from benchmarks import soak
 
     tiny.write_corpus(tmp_path / "corpus", train=8, valid=2)
     student = [f"+model.{name}={value!r}" for name, value in tiny.STUDENT.items() if name != "encoder_layers"]

@@ -10,7 +10,7 @@ from tests.support import ROOT
 
 def test_step_smoke(tmp_path):
     finished = subprocess.run(
-        [sys.executable, "benchmarks/step.py", "--quick", "--threads", "1", "--out", str(tmp_path)],
+        [sys.executable, "-m", "benchmarks.step", "--quick", "--threads", "1", "--out", str(tmp_path)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import unicodedata
 import zipfile
 from itertools import islice
@@ -19,14 +18,8 @@ from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.threads import map_in_threads
 from fairseq_star.training.dataset import DistillationDataset, check_manifest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_folder
-import audio_list
-import preparing
-import resampling
-from finding import LeftOut, find_audio
+from manifests import audio_folder, audio_list, preparing, resampling
+from manifests.finding import LeftOut, find_audio
 
 
 @pytest.fixture
@@ -320,7 +313,7 @@ def test_only_a_few_items_are_held_at_a_time():
 
 
 def test_the_held_out_share_is_exact_and_repeated_paths_count_once(tmp_path):
-    with preparing._Spool(tmp_path, seed=0) as spool:
+    with preparing.Spool(tmp_path, seed=0) as spool:
         for index in range(1000):
             name = f"{index % 900}.flac"
             spool.add(preparing.ManifestEntry(name, 5), listed=name, place=f"/root/{name}")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,13 +13,7 @@ from fairseq_star.audio.utterances import utterance_key
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.threads import map_in_threads
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_folder
-import audio_list
-import copies
-import resampling
+from manifests import audio_folder, audio_list, copies, resampling
 
 
 def write(path: Path, value: float, num_samples: int = 800, rate: int = 8_000) -> Path:

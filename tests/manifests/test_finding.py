@@ -1,7 +1,6 @@
 """What is found in folders and archives, and what is left out and counted."""
 
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
@@ -13,13 +12,8 @@ from fairseq_star.audio.file import probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.training.dataset import DistillationDataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_folder
-import audio_list
-import librispeech
-from finding import LeftOut, find_audio, readable_extensions
+from manifests import audio_folder, audio_list, librispeech
+from manifests.finding import LeftOut, find_audio, readable_extensions
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -1,6 +1,5 @@
 """Label files for fine-tuning: aligned with the manifest, readable by fairseq, missing transcripts named."""
 
-import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -13,12 +12,7 @@ from fairseq.data.data_utils import post_process
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_folder
-import audio_list
-import labels
+from manifests import audio_folder, audio_list, labels
 
 TEXTS = {"7-1-0000": "THE CAT SAT", "7-1-0001": "THE DOG", "8-2-0000": "A CAT AND A DOG", "9-3-0000": "CATS SIT"}
 

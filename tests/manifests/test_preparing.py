@@ -11,15 +11,9 @@ import soundfile
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from manifests import audio_folder, audio_list, librispeech, preparing
+from tests.support import ROOT
 from tests.support.terminal import Terminal
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "manifests"))
-
-import audio_folder  # noqa: E402
-import audio_list  # noqa: E402
-import librispeech  # noqa: E402
-import preparing  # noqa: E402
 
 
 def write_audio(path: Path, num_samples: int = 800, rate: int = 16_000, channels: int = 1) -> None:
@@ -190,7 +184,7 @@ def test_messages_stand_on_lines_of_their_own(bad_folder, tmp_path, monkeypatch)
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(preparing._Spool, "add", full)
+    monkeypatch.setattr(preparing.Spool, "add", full)
     with pytest.raises(SystemExit):
         preparing.run_script(lambda: audio_folder.main([str(bad_folder), "--out", str(tmp_path / "m")]))
     assert terminal.shown()[-2:] == ["No space left on device", ""]

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,8 @@ from hypothesis import strategies as st
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import audio_list
-from sources import Found, read_rows, read_table
+from manifests import audio_list
+from manifests.sources import Found, read_rows, read_table
 
 TEXT = st.one_of(
     st.text(st.sampled_from("\"' ,;ab|\\"), max_size=12), st.text(st.characters(codec="utf-8"), max_size=12)

@@ -1,8 +1,6 @@
 """The probe: head, intervals and features against what they should be, and the whole on tones."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +16,8 @@ from fairseq_star.probe.features import EncoderFeatures, FeatureStore, SpectralF
 from fairseq_star.probe.head import WeightedSumHead, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import read_task
+from manifests.demo import teacher_targets as demo_teacher_targets
 from tests.support import labelled
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-import demo_teacher_targets
 
 GEOMETRY = FrameGeometry(receptive_field=400, downsample_rate=320)
 FEATURES = ["FBANK", "MFCC", "FBANK, not normalized", "random init", "student", "teacher"]

@@ -6,6 +6,7 @@ ends as interpreters do. What differs: all programs of a server share one hash s
 environment when they are loaded (OpenMP) have read the server's.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -86,13 +87,15 @@ def _pipe():
 
 @functools.cache
 def _server() -> socket.socket:
-    """Starts the server, which ends with this process."""
+    """Starts the server, which ends when the connection to it does."""
     control, theirs = socket.socketpair()
     with theirs:
-        subprocess.Popen(
+        server = subprocess.Popen(
             [sys.executable, "-c", SERVER.format(control=theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
+    atexit.register(server.wait)
+    atexit.register(control.close)  # first
     return control
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from tests.support import ROOT, tiny
 from tests.support.preloaded import Process
@@ -18,6 +21,13 @@ GLOO = [
     # fairseq's default, pytorch_ddp, names a GPU to torch also where common.cpu=true.
     "distributed_training.ddp_backend=legacy_ddp", "common.cpu=true",
 ]  # fmt: skip
+
+
+def recipe(name: str) -> dict:
+    """A recipe of configs/ as hydra composes it; what its command must name stays open."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.1"):
+        return OmegaConf.to_container(compose(name))
 
 
 def hydra_arguments(

@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ import torch
 import fairseq_star.tgm.loss as loss_module
 from fairseq_star.errors import StarError
 from fairseq_star.tgm import choose_form, form_cost, tgm_loss
+from tests.support import ROOT
 from tests.support.tgm_cases import CASES, computed, converted, gradients, make_states, near_states, relative_error
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])

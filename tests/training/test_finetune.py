@@ -13,9 +13,8 @@ from tests.support.runs import TRAIN, hydra_arguments, run
 
 pytest.importorskip("editdistance", reason="editdistance is not installed (extra [finetune])")
 pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (extra [finetune])")
-sys.path.insert(0, str(ROOT / "manifests"))
 
-import labels
+from manifests import labels
 
 WORDS = ["A CAB", "BAD", "ACE BED", "DAB A BEE"]
 
@@ -83,7 +82,7 @@ def test_the_config_opens_with_its_command():
 def test_from_speech_to_an_exported_student_that_spells(tmp_path):
     """The whole way, small: speak, distil, export, label, fine-tune; letters fall well below what blanks alone cost."""
     pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed (extra [demo])")
-    import demo_corpus
+    from manifests.demo import corpus as demo_corpus
 
     corpus, runs = tmp_path / "corpus", tmp_path / "runs"
     demo_corpus.main([str(corpus), "--minutes", "4", "--train-speakers", "4", "--dev-speakers", "2"])

@@ -9,7 +9,7 @@ import yaml
 
 import fairseq_star  # noqa: F401  (registers, as --user-dir does)
 from fairseq_star.training.teacher_cache import teacher_digest
-from tests.support import ROOT, runs
+from tests.support import runs
 from tests.support.runs import NO_DROPOUT, difference, saved
 
 # One step of plain SGD with rate 1e-2 and no clipping moves the weights along the gradient itself.
@@ -80,8 +80,7 @@ def test_a_killed_run_resumes_bit_for_bit(train, tmp_path, corpus, teacher_path)
 
 def test_two_workers_and_accumulation_give_the_gradient_of_the_whole_batch(tmp_path, corpus, teacher_path):
     """The same 12 ragged utterances in one batch, in two with update_freq, and in four on two gloo processes."""
-    recipe = yaml.safe_load((ROOT / "configs" / "starhubert_100h.yaml").read_text())
-    (tmp_path / "sgd.yaml").write_text(yaml.safe_dump({**recipe, **SGD_STEP}))
+    (tmp_path / "sgd.yaml").write_text(yaml.safe_dump({**runs.recipe("starhubert_100h"), **SGD_STEP}))
 
     def start(name: str, *options: str):
         arguments = runs.hydra_arguments(corpus, teacher_path, tmp_path / name, config="sgd", config_dir=tmp_path)

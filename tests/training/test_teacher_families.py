@@ -65,7 +65,7 @@ def speech(tmp_path_factory) -> Path:
     """A minute of the demo corpus."""
     pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed (extra [demo])")
     corpus = tmp_path_factory.mktemp("speech") / "corpus"
-    script = ROOT / "manifests" / "demo_corpus.py"
+    script = ROOT / "manifests" / "demo" / "corpus.py"
     size = ["--minutes", "1.2", "--train-speakers", "3", "--dev-speakers", "1"]
     made = runs.run([sys.executable, str(script), str(corpus), *size])
     assert made.returncode == 0, made.stderr

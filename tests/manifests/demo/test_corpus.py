@@ -15,14 +15,13 @@ import soundfile
 from fairseq_star.audio.file import check_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from tests.support import ROOT
 
 pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed (extra [demo])")
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "manifests"))
-
-import demo_corpus  # noqa: E402
-from demo_labels import (  # noqa: E402
+from manifests.demo import corpus as demo_corpus
+from manifests.demo.espeak import EspeakError, speak
+from manifests.demo.labels import (
     Segment,
     frame_labels,
     phone_segments,
@@ -30,9 +29,8 @@ from demo_labels import (  # noqa: E402
     read_utterances,
     word_segments,
 )
-from demo_speakers import DEV_VARIANTS, TRAIN_VARIANTS, make_speakers  # noqa: E402
-from espeak import EspeakError, speak  # noqa: E402
-from sentences import make_sentence, transcript  # noqa: E402
+from manifests.demo.sentences import make_sentence, transcript
+from manifests.demo.speakers import DEV_VARIANTS, TRAIN_VARIANTS, make_speakers
 
 SETTINGS = ["--minutes", "0.8", "--train-speakers", "2", "--dev-speakers", "2"]
 VOWELS = {"a", "aI", "aU", "eI", "oU", "O:", "i:", "0", "E", "3:", "A:", "OI"}
@@ -177,7 +175,7 @@ def test_without_the_loader_one_line_says_so(tmp_path):
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError('not here')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, ROOT / "manifests" / "espeak.py"], input='{"voice": "en", "texts": ["a"]}',
+        [sys.executable, ROOT / "manifests" / "demo" / "espeak.py"], input='{"voice": "en", "texts": ["a"]}',
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1

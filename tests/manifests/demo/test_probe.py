@@ -1,6 +1,5 @@
 """The demo corpus's labels as the probe reads them."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,8 @@ import soundfile
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 from fairseq_star.probe.labels import read_task
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
-
-from demo_labels import Segment, write_segments
-from demo_probe import MARGIN, write_probe_labels
+from manifests.demo.labels import Segment, write_segments
+from manifests.demo.probe import MARGIN, write_probe_labels
 
 GEOMETRY = FrameGeometry(receptive_field=400, downsample_rate=320)
 WORDS = ["THE", "BECAUSE", "NEVER", "CAT"]

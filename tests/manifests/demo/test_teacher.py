@@ -12,13 +12,11 @@ from omegaconf import OmegaConf
 
 from fairseq_star.errors import StarError
 from fairseq_star.safety.reading import read_checkpoint
+from manifests.demo import teacher as demo_teacher
+from manifests.demo import teacher_targets as demo_teacher_targets
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "assets" / "demo_teacher" / "demo_hubert.pt"
-sys.path[:0] = [str(ROOT / "manifests"), str(ROOT / "benchmarks")]
-
-import demo_teacher  # noqa: E402
-import demo_teacher_targets  # noqa: E402
 
 # Nothing of this package: what a user of fairseq alone does, with torch's protection told of one class.
 STOCK = """
@@ -78,8 +76,8 @@ def test_stock_fairseq_loads_it_strictly(tmp_path):
 def test_it_knows_phones_that_random_weights_do_not(tmp_path):
     """The probe of benchmarks/phone_probe.py, small: six speakers to learn from, two others to be tested on."""
     pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed (extra [demo])")
-    import demo_corpus
-    import phone_probe
+    from benchmarks import phone_probe
+    from manifests.demo import corpus as demo_corpus
 
     corpus = tmp_path / "corpus"
     demo_corpus.main([str(corpus), "--minutes", "2.5", "--train-speakers", "6", "--dev-speakers", "2", "--seed", "7"])
@@ -96,7 +94,7 @@ def test_it_knows_phones_that_random_weights_do_not(tmp_path):
 
 def test_probe_measures():
     """The linear probe on classes that are, and are not, to be told from the features."""
-    import phone_probe
+    from benchmarks import phone_probe
 
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 3, 2000)

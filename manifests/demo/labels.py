@@ -114,7 +114,7 @@ def _read_fields(path: str | os.PathLike, names: str, numbers: Sequence[int]) ->
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise StarError(f"{path}: cannot be read ({error.strerror}); make it with manifests/demo_corpus.py") from error
+        raise StarError(f"{path}: cannot be read ({error.strerror}); make it with manifests/demo/corpus.py") from error
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         if line.startswith("#"):

@@ -8,11 +8,10 @@ import os
 import shutil
 from pathlib import Path
 
-import _repo_root  # noqa: F401
-from demo_labels import frame_labels, read_segments
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, read_manifest, write_manifest
-from preparing import speaker_of
+from manifests.demo.labels import frame_labels, read_segments
+from manifests.preparing import speaker_of
 
 SPLITS = ("train", "valid")
 FRAMES = FrameGeometry(receptive_field=400, downsample_rate=320)  # of HuBERT's convolutions
@@ -22,7 +21,7 @@ MARGIN = 0.05  # s of what surrounds a word, on either side
 
 
 def write_probe_labels(corpus: Path) -> None:
-    """Writes what is missing; `corpus` was made by demo_corpus.py.
+    """Writes what is missing; `corpus` was made by corpus.py.
 
     Raises:
         StarError: the corpus lacks its manifests or labels.

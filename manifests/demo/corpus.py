@@ -1,9 +1,9 @@
 """Makes the demo corpus: English speech of eSpeak NG voices with phone, word and speaker labels, and its manifests.
 
-    python manifests/demo_corpus.py OUT [--minutes 50] [--seed 0]
+    python manifests/demo/corpus.py OUT [--minutes 50] [--seed 0]
 
-OUT/{train,dev}/<speaker>/<chapter>/*.flac and *.trans.txt as in LibriSpeech, SPEAKERS.TXT, labels/ (demo_labels.py),
-train.tsv, valid.tsv, and the labels of `fairseq-star probe` (demo_probe.py). No dev speaker's voice variant occurs in
+OUT/{train,dev}/<speaker>/<chapter>/*.flac and *.trans.txt as in LibriSpeech, SPEAKERS.TXT, labels/ (labels.py),
+train.tsv, valid.tsv, and the labels of `fairseq-star probe` (probe.py). No dev speaker's voice variant occurs in
 train. The same arguments give the same audio, byte for byte (with the same versions of espeakng-loader, torchaudio and
 libsndfile). Needs `pip install "fairseq-star[demo]"`.
 """
@@ -18,16 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-import _repo_root  # noqa: F401
-from demo_labels import Segment, phone_segments, word_segments, write_segments
-from demo_probe import write_probe_labels
-from demo_speakers import Speaker, make_speakers
-from espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
 from fairseq_star.torchaudio_import import import_torchaudio
-from preparing import run_script
-from sentences import make_sentence, transcript
+from manifests.demo.espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
+from manifests.demo.labels import Segment, phone_segments, word_segments, write_segments
+from manifests.demo.probe import write_probe_labels
+from manifests.demo.sentences import make_sentence, transcript
+from manifests.demo.speakers import Speaker, make_speakers
+from manifests.preparing import run_script
 
 DEV_SHARE = 0.15
 SHORTEST, LONGEST = 1.5, 13.0  # s

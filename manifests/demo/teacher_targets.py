@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-import _repo_root  # noqa: F401
-from demo_labels import frame_labels, read_segments
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest
 from fairseq_star.torchaudio_import import import_torchaudio
+from manifests.demo.labels import frame_labels, read_segments
 
 DOWNSAMPLE_RATE, RECEPTIVE_FIELD = 320, 400  # samples; of HuBERT's convolutions
 NUM_CLUSTERS = 50
@@ -49,7 +48,7 @@ def write_targets(corpus: Path, out: Path, seed: int) -> None:
     """Writes the target folder `out` of a demo corpus.
 
     Args:
-        corpus: made by demo_corpus.py.
+        corpus: made by corpus.py.
         out: folder to make.
         seed: of k-means.
 

@@ -1,6 +1,6 @@
 """Makes the embedded teacher anew: corpus, targets, HuBERT pretraining by fairseq itself, and the small checkpoint.
 
-    python manifests/demo_teacher.py WORKDIR [--out assets/demo_teacher/demo_hubert.pt]
+    python manifests/demo/teacher.py WORKDIR [--out assets/demo_teacher/demo_hubert.pt]
 
 Each step whose result is in WORKDIR is not repeated, and a training that was broken off goes on from its last
 checkpoint. The training's log is WORKDIR/train.log. Recipe: configs/demo_teacher.yaml. About an hour on two CPU cores.
@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _repo_root
-import demo_corpus
-from demo_teacher_targets import write_targets
 from fairseq_star.errors import StarError
-from preparing import run_script
+from manifests.demo import corpus
+from manifests.demo.teacher_targets import write_targets
+from manifests.preparing import run_script
 
-DEFAULT_OUT = _repo_root.REPO_ROOT / "assets" / "demo_teacher" / "demo_hubert.pt"
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_OUT = ROOT / "assets" / "demo_teacher" / "demo_hubert.pt"
 # Where the recipe's user kept things is nobody's business, and a checkpoint must load without them.
 NEUTRAL_PATHS = {
     ("task", "data"): "corpus",
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of corpus, k-means and training (default %(default)s)")
     options = parser.parse_args(arguments)
     work = options.workdir.resolve()
-    demo_corpus.main(
+    corpus.main(
         [
             str(work / "corpus"), "--minutes", str(options.minutes),
             "--train-speakers", str(options.train_speakers), "--seed", str(options.seed),
@@ -67,14 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(work: Path, max_update: int, seed: int) -> None:
     from tqdm import tqdm
 
-    root = _repo_root.REPO_ROOT
     command = [
-        sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(root / "configs"),
+        sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(ROOT / "configs"),
         "--config-name", "demo_teacher", _override("task.data", work / "corpus"),
         _override("task.label_dir", work / "targets"), _override("checkpoint.save_dir", work / "checkpoints"),
         f"optimization.max_update={max_update}", f"common.seed={seed}",
         # Not for training, but for going on: the package lets torch read fairseq's checkpoints.
-        _override("common.user_dir", root / "fairseq_star"),
+        _override("common.user_dir", ROOT / "fairseq_star"),
     ]  # fmt: skip
     with (
         open(work / "train.log", "a", encoding="utf-8") as log,
@@ -127,7 +126,7 @@ def export(checkpoint: str | os.PathLike, out: Path) -> int:
     left = sorted(_absolute_paths(config))
     if left:
         raise StarError(f"{checkpoint}: its config still holds paths of this machine ({', '.join(left)}): add them to"
-                        " NEUTRAL_PATHS in manifests/demo_teacher.py")  # fmt: skip
+                        " NEUTRAL_PATHS in manifests/demo/teacher.py")  # fmt: skip
     weights = {
         name: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype, copy=True)
         for name, value in state["model"].items()

@@ -1,6 +1,6 @@
 """Makes a small keyword task of eSpeak NG voices in the layout of Google Speech Commands, as s3prl's task reads it.
 
-    python manifests/demo_keywords.py OUT [--train-speakers 32] [--valid-speakers 8] [--test-speakers 12] [--seed 0]
+    python manifests/demo/keywords.py OUT [--train-speakers 32] [--valid-speakers 8] [--test-speakers 12] [--seed 0]
 
 OUT/train/<word>/<speaker>_nohash_<n>.wav of one second, ten keywords and ten other words, OUT/train/_background_noise_,
 validation_list.txt, testing_list.txt, and OUT/test/<class>/ with _unknown_ and _silence_, as in the two archives of
@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-import _repo_root  # noqa: F401
-from demo_corpus import recorded, resampled
-from demo_speakers import Speaker, make_speakers
-from espeak import EspeakError, speak
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
-from preparing import run_script
+from manifests.demo.corpus import recorded, resampled
+from manifests.demo.espeak import EspeakError, speak
+from manifests.demo.speakers import Speaker, make_speakers
+from manifests.preparing import run_script
 
 KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 OTHER_WORDS = ["bed", "bird", "cat", "dog", "happy", "house", "nine", "seven", "tree", "wow"]
