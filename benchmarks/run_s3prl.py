@@ -3,14 +3,15 @@
     python benchmarks/run_s3prl.py -m train -u wav2vec2_local -k student.pt -d speech_commands -c config.yaml ...
 
 s3prl imports names that newer releases of its dependencies no longer have: ``HfFolder`` and ``Repository`` of
-huggingface_hub (gone in 1.0, used for uploads alone), ``torchaudio.sox_effects`` (gone in 2.9), and one class of
-catalyst, of use with several processes alone: current pips refuse every release of it that current Pythons can import.
-Here they are put in their place before it starts, and torch is told that the options s3prl keeps in its checkpoints
-are harmless. Where the libraries still have them theirs are used, and ``python run_downstream.py`` of a clone does the
-same.
+huggingface_hub (gone in 1.0, used for uploads alone), ``torchaudio.sox_effects`` (gone in 2.9, and before it of no use
+where the system has no sox), and one class of catalyst, of use with several processes alone: current pips refuse every
+release of it that current Pythons can import. Here they are put in their place before it starts, and torch is told that
+the options s3prl keeps in its checkpoints are harmless. Where the libraries still have them theirs are used, and
+``python run_downstream.py`` of a clone does the same.
 """
 
 import argparse
+import ctypes
 import importlib.util
 import sys
 import types
@@ -54,6 +55,14 @@ def _missing(module: str) -> bool:
     return module not in sys.modules and importlib.util.find_spec(module) is None
 
 
+def _has_sox() -> bool:
+    try:
+        ctypes.CDLL("libsox.so")  # as torchaudio loads it
+    except OSError:
+        return False
+    return True
+
+
 class DistributedSamplerWrapper:
     """catalyst's name, for runs of one process, which never make one."""
 
@@ -66,7 +75,7 @@ def stand_in() -> None:
     for name in ("HfFolder", "Repository"):
         if not hasattr(huggingface_hub, name):
             setattr(huggingface_hub, name, type(name, (), {}))
-    if _missing("torchaudio.sox_effects"):
+    if _missing("torchaudio.sox_effects") or not _has_sox():
         torchaudio.sox_effects = types.ModuleType("torchaudio.sox_effects")
         torchaudio.sox_effects.apply_effects_file = apply_effects_file
         sys.modules["torchaudio.sox_effects"] = torchaudio.sox_effects

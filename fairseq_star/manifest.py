@@ -7,12 +7,12 @@ archive entries `file.zip:offset:length` included. No fairseq and no torch in it
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
 
 SAMPLE_RATE = 16_000
 """Hz; what HuBERT and every student here expect."""
@@ -132,17 +132,8 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
     """Writes UTF-8 text atomically from lines that end in their line break; makes the folder where there is none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.writelines(lines)
-            file.close()
-            os.chmod(file.name, 0o644)  # NamedTemporaryFile makes 0600: a shared data folder must stay readable
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
 
 
 def _check_name(manifest: Path, name: str) -> None:

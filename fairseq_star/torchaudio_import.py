@@ -1,6 +1,7 @@
 """torchaudio beside any torch, its own refusal of some of them notwithstanding."""
 
 import importlib
+import sys
 from types import ModuleType
 
 import torch
@@ -22,6 +23,8 @@ def import_torchaudio() -> ModuleType:
     except RuntimeError as error:
         if "different CUDA versions" not in str(error):
             raise
+    for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
+        del sys.modules[name]  # parts of what was not imported, which older releases trip over
     cuda = torch.version.cuda
     torch.version.cuda = None
     try:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-import golden
-from test_train import NO_DROPOUT
+from tests.support import golden
+from tests.support.runs import NO_DROPOUT
 
 
 @pytest.fixture(scope="module")

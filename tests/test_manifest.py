@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 from fairseq_star.training.dataset import DistillationDataset
-from test_audio_file import write_audio
+from tests.support.audio import write_audio
 
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\t\n\r\0")
 NAMES = st.text(CHARACTERS, min_size=1).filter(lambda text: text == text.strip())

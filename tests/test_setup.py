@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import ROOT
+from tests.support import ROOT
 
 _spec = importlib.util.spec_from_file_location("check_machine", ROOT / "tools" / "check_machine.py")
 check_machine = importlib.util.module_from_spec(_spec)

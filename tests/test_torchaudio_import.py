@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-import conftest
+from tests.support import ROOT
 
 IMPORT = """
 import sys, torch
@@ -21,7 +21,7 @@ print(torchaudio.functional.resample(torch.ones(441), 44_100, 16_000).shape[0])
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments], cwd=conftest.ROOT, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
     )
 
 

@@ -6,8 +6,9 @@ Shapes: B utterances, T frames of the longest one, n_b valid frames of utterance
 import ast
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import NamedTuple, Sequence, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class ConvLayer(NamedTuple):
 
 
 MAX_CONV_LAYERS = 64
+Samples = TypeVar("Samples", int, np.ndarray)
 
 
 def parse_conv_layers(spec: str, width: int | None = None) -> list[ConvLayer]:
@@ -98,9 +100,11 @@ class FrameGeometry:
             downsample_rate *= stride
         return cls(receptive_field, downsample_rate)
 
-    def num_frames(self, num_samples: int) -> int:
-        """Frames of an utterance of ``num_samples``; 0 when it is shorter than the receptive field."""
-        return max(0, (num_samples - self.receptive_field) // self.downsample_rate + 1)
+    def num_frames(self, num_samples: Samples) -> Samples:
+        """Frames of an utterance of ``num_samples`` (a number, or an array of them); 0 where it is shorter than the
+        receptive field."""
+        reach = num_samples - self.receptive_field
+        return (reach // self.downsample_rate + 1) * (reach >= 0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
 from fairseq.modules import Fp32GroupNorm
 from torch import Tensor, nn
 
+from fairseq_star.encoder.frames import FrameGeometry
+
 
 class ValidGroupNorm(Fp32GroupNorm):
     """fairseq's ``Fp32GroupNorm`` (one group a channel, same weights) with statistics over valid frames only."""
@@ -60,6 +62,6 @@ def extract_features(extractor: ConvFeatureExtractionModel, source: Tensor, num_
             else:
                 x = module(x)
             if isinstance(module, nn.Conv1d):
-                kernel, stride = module.kernel_size[0], module.stride[0]
-                frame_lengths = [(n - kernel) // stride + 1 for n in frame_lengths]
+                geometry = FrameGeometry(receptive_field=module.kernel_size[0], downsample_rate=module.stride[0])
+                frame_lengths = [geometry.num_frames(n) for n in frame_lengths]
     return x

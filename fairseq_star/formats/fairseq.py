@@ -39,6 +39,7 @@ from fairseq_star.formats.fairseq_config import config_of, encoder_config, secti
 from fairseq_star.formats.fields import Section
 from fairseq_star.formats.student import Student, model_values
 from fairseq_star.formats.target import Target, pad
+from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.training.overrides import override
 
 # Of use in pretraining only: to mask, to quantize, to predict.
@@ -116,7 +117,7 @@ def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> Fr
         weights,
         family=family.title,
         name=name,
-        sample_rate=audio.whole("sample_rate", 16_000, at_most=1_000_000),
+        sample_rate=audio.whole("sample_rate", SAMPLE_RATE, at_most=1_000_000),
         normalize=audio.flag("normalize", False),
         ignored=family.ignored,
         valid_group_norm=valid_group_norm,

@@ -12,10 +12,10 @@ import os
 from fairseq_star.errors import StarError
 from fairseq_star.formats.fields import Section
 from fairseq_star.formats.hf_folder import PREPROCESSOR, PROCESSOR, read_json
+from fairseq_star.manifest import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000  # Hz, where a folder does not say it
 NESTED = ("feature_extractor", "audio_processor")
 # The one kind that hands waveforms on; other kinds make spectrograms, or have other defaults.
 EXTRACTOR_TYPE = "Wav2Vec2FeatureExtractor"

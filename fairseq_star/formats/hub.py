@@ -70,9 +70,9 @@ def locate_together(name: str, option: str) -> Located:
         return locate(name, option)
     group = dist.new_group(timeout=_PATIENCE)
 
-    def told_by_all(mine: object) -> list:
+    def told_by_all(own: object) -> list:
         told = [None] * dist.get_world_size()
-        dist.all_gather_object(told, mine, group=group)
+        dist.all_gather_object(told, own, group=group)
         return told
 
     try:

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from fairseq_star.errors import StarError
+from fairseq_star.files import new_output
 from fairseq_star.formats import foreign, hub, huggingface, lightning, student
 from fairseq_star.formats.families import FORMATS, format_of
 from fairseq_star.formats.fields import Section
 from fairseq_star.formats.hf_folder import CONFIG, read_json
 from fairseq_star.formats.inert import read_inert
-from fairseq_star.formats.placing import placed
 from fairseq_star.formats.student import Student, load_student, student_of, write_student
 
 OPTION = "import"
@@ -58,7 +58,7 @@ def import_student(path: str, out: str | os.PathLike, *, config: str | None = No
         StarError: as ``read_student``, or ``out`` is taken or cannot be written at.
     """
     out = Path(out)
-    with placed(out, what="checkpoint", force=force, origin=path) as written:
+    with new_output(out, what="checkpoint", force=force, origin=path) as written:
         student = read_student(path, config)
         write_student(student, written)
         again = load_student(str(written), OPTION)

@@ -19,8 +19,8 @@ from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import encoder_config
 from fairseq_star.formats.fields import Section
 from fairseq_star.formats.student import Student, student_of
+from fairseq_star.manifest import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000  # Hz, of LibriSpeech, which is all that either recipe knows
 STUDENT, TEACHER = "student_model.", "teacher_model."
 # Of the student, but of use in distillation only.
 HEADS = ("final_proj.", "proj_head.", "mask_emb")

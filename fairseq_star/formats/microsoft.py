@@ -11,9 +11,9 @@ from fairseq_star.formats import fairseq_config
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import encoder_config
 from fairseq_star.formats.fields import Section
+from fairseq_star.manifest import SAMPLE_RATE
 
 PRETRAINING_ONLY = ("mask_emb", "label_embs_concat", "final_proj.", "target_glu.")
-SAMPLE_RATE = 16_000  # Hz; Microsoft's cfg does not say it, and all of its models have it
 
 
 def recognises(state: dict) -> bool:

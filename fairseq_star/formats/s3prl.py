@@ -16,14 +16,17 @@ from typing import ClassVar, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import fairseq
 from fairseq_star.formats.student import Student, model_values
 from fairseq_star.formats.target import Target
+from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.torchaudio_import import import_torchaudio
 
-SAMPLE_RATE, DOWNSAMPLE_RATE = 16_000, 320  # Hz and samples a frame, which s3prl takes for granted
+# Samples a frame; s3prl takes it for granted, and 16 kHz.
+DOWNSAMPLE_RATE = HUBERT_BASE.geometry.downsample_rate
 # s3prl loads strictly; these serve wav2vec 2.0's pretraining only, and no feature depends on them. All are zeros.
 FINAL_DIM = 1
 KEYS = ("task_cfg", "model_cfg", "model_weight")

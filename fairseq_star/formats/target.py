@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairseq_star.encoder.frames import FrameGeometry, Frames
 from fairseq_star.errors import StarError
-from fairseq_star.formats.placing import placed
+from fairseq_star.files import new_output
 from fairseq_star.formats.student import Student
 
 # name: (module of fairseq_star.formats, class). Imported when asked for: their libraries are optional.
@@ -124,7 +124,7 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
             library computes differs from the student by more than the target's tolerance.
     """
     out = Path(out)
-    with placed(out, what=target.title, is_folder=target.is_folder, force=force, origin=student.origin) as written:
+    with new_output(out, what=target.title, is_folder=target.is_folder, force=force, origin=student.origin) as written:
         target.write(student, written)
         alone, batched = compare(student, target, written)
         if not (alone <= target.tolerance and batched <= target.tolerance):  # nan fails

@@ -33,12 +33,12 @@ from fairseq_star.formats.fields import MAX_LAYERS, MAX_WIDTH, Section, check_di
 from fairseq_star.formats.hf_keys import Table, table, to_fairseq, to_huggingface
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, valid_frames
+from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.torchaudio_import import import_torchaudio
 
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install the torchaudio of your torch release"
-SAMPLE_RATE = 16_000  # Hz, of all that torchaudio publishes
 # HuggingFace's parents of a weight -> torchaudio's.
 PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
 LAYER = re.compile(r"encoder\.transformer\.layers\.(\d+)\.")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
 from fairseq_star.probe.interval import DRAWS
 
 
@@ -119,11 +120,9 @@ class ProbeResult:
             axes.grid(alpha=0.3)
         figure.axes[0].set_ylabel("layer weight, mean over seeds")
         figure.axes[0].legend()
-        path = Path(path)
-        part = path.with_name(f".{path.name}.part")
-        figure.savefig(part, format="png", dpi=110)
-        os.replace(part, path)
-        return path
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+        return Path(path)
 
 
 def _percent(value: float, low: float, high: float, sign: str = "") -> str:

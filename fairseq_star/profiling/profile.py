@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from fairseq_star.formats import hub
+from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.profiling.speed import Speed, measure_speed
 from fairseq_star.profiling.subjects import HUBERT_BASE, load_subject
-
-SAMPLE_RATE = 16_000
 
 
 @dataclass

@@ -4,8 +4,8 @@ import os
 import zipfile
 from dataclasses import dataclass
 
-from fairseq_star.encoder.config import HUBERT_CONVOLUTIONS, EncoderConfig
-from fairseq_star.encoder.frames import parse_conv_layers
+from fairseq_star.encoder import config as encoder_config
+from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub, load_encoder
@@ -52,15 +52,7 @@ def load_subject(name: str) -> Subject:
 def architecture(name: str) -> EncoderConfig | None:
     """The encoder of a student's architecture or of HuBERT Base; None for any other name."""
     if name == HUBERT_BASE:
-        return EncoderConfig(
-            conv_layers=parse_conv_layers(HUBERT_CONVOLUTIONS),
-            embed_dim=768,
-            ffn_embed_dim=3072,
-            num_layers=12,
-            num_heads=12,
-            conv_pos=128,
-            conv_pos_groups=16,
-        )
+        return encoder_config.HUBERT_BASE
     if name in ARCHITECTURES:
         return student_config({"_name": name}, name)
     return None

@@ -14,6 +14,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from fairseq import checkpoint_utils
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.files import replacing
 from fairseq_star.safety.host import settle_on_host
 from fairseq_star.safety.reading import read_checkpoint
 from fairseq_star.safety.signal_stack import handle_signals_on_a_stack_of_their_own
@@ -112,7 +114,8 @@ def check_checkpoint(save_dir: str, restore_file: str, suffix: str = "") -> None
     """
     folder = glob.escape(save_dir)
     for unfinished in glob.glob(os.path.join(folder, f"checkpoint*{suffix}.pt.tmp")):
-        _remove(unfinished)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
     if restore_file != LAST:
         if os.path.isfile(restore_file):
             read_checkpoint(restore_file, "checkpoint.restore_file")
@@ -204,18 +207,15 @@ def copy_atomically(source: str, path: str) -> bool:
     return True
 
 
-def _write(path: str, write: Callable[[str], object]) -> None:
-    """Write a temporary file beside ``path`` and move it there, with some patience for a disk that is full."""
-    temporary = f"{path}.tmp"
+def _write(path: str, write: Callable[[Path], object]) -> None:
+    """Have ``write`` write ``path``, with some patience for a disk that is full."""
     for wait in (*WAITS, None):
         try:
-            write(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())  # or a power cut leaves the name of a file whose bytes never came
-            os.replace(temporary, path)
+            # The name that fairseq gives it, by which what a killed run has left is found.
+            with replacing(path, temporary=f"{path}.tmp", sync=True) as temporary:
+                write(temporary)
             return
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
-            _remove(temporary)  # before the free space is asked for, and before the wait
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             free = shutil.disk_usage(os.path.dirname(path) or ".").free
             told = f"{path} cannot be written ({reason}; {free / 1e9:,.2f} GB are free there)"
@@ -225,10 +225,3 @@ def _write(path: str, write: Callable[[str], object]) -> None:
                 ) from error
             logger.error(f"{told}; trying again in {wait} s: make room")
             time.sleep(wait)
-        finally:
-            _remove(temporary)
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -84,7 +84,7 @@ class SharedCores:
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="share-cores")
         self._watcher.start()
 
-    def see(self, share: float) -> None:
+    def respond(self, share: float) -> None:
         """Act on the share of its time, from 0 to 1, that the process waited for a CPU."""
         self.busy = share > (IDLE if self.busy else BUSY)
         if self.busy and self._team is None:
@@ -97,7 +97,7 @@ class SharedCores:
         """Stop watching, and leave OpenMP as it was."""
         self._ended.set()
         self._watcher.join()
-        self.see(0.0)
+        self.respond(0.0)
 
     def _watch(self) -> None:
         _take_no_signals()
@@ -108,7 +108,7 @@ class SharedCores:
                 return
             ran, waited = now[0] - before[0], now[1] - before[1]
             if min(ran, waited) >= 0:  # a thread that has ended takes its count with it
-                self.see(waited / max(ran + waited, 1))
+                self.respond(waited / max(ran + waited, 1))
             before = now
 
 

@@ -21,14 +21,14 @@ class StopRequest:
     """A wish to stop, the same on all workers.
 
     The signal reaches the workers in different updates, and one that stopped alone would leave the others waiting for
-    its gradient. So each adds its own wish (:attr:`mine`) to what is summed over the workers after an update anyway,
+    its gradient. So each adds its own wish (:attr:`wished`) to what is summed over the workers after an update anyway,
     and all act on the sum (:meth:`reduce`).
     """
 
     KEY = "stop"  # in logging outputs
 
     def __init__(self):
-        self.mine = 0
+        self.wished = 0
         self.agreed = False
         self._parent = os.getppid()
 
@@ -42,7 +42,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, self._interrupt)
 
     def _wish(self, number: int, frame) -> None:
-        self.mine = 1
+        self.wished = 1
 
     def _interrupt(self, number: int, frame) -> None:
         if os.getppid() == self._parent:

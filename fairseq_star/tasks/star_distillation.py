@@ -19,7 +19,7 @@ from fairseq_star.maps.tensorboard import TensorboardMaps
 from fairseq_star.safety.checkpoints import guard_runs, kept_teacher
 from fairseq_star.safety.stopping import StopRequest
 from fairseq_star.tgm.layer_plan import match_layers
-from fairseq_star.training.bad_audio import POLICIES, BadAudio, nothing, stand_in
+from fairseq_star.training.bad_audio import POLICIES, BadAudio, stand_in, without_counts
 from fairseq_star.training.dataset import DistillationDataset, check_manifest
 from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.training.loss_watch import LossWatch, second_look
@@ -236,11 +236,11 @@ class StarDistillationTask(FairseqTask):
                 seed=self.cfg.seed,
                 digests=self.teacher_cache is not None,
             )
-            self.bad_audio.expect(len(self.datasets[split]))
+            self.bad_audio.set_split_size(len(self.datasets[split]))
             if not distributed or dist.get_rank() == 0:
                 warn_of_long(split, self.datasets[split])
             if self.teacher_cache is not None:
-                self.teacher_cache.expect(split, self.datasets[split])
+                self.teacher_cache.count_in(split, self.datasets[split])
 
     def get_batch_iterator(self, *arguments, **options):
         with told_in_one_line():
@@ -284,25 +284,25 @@ class StarDistillationTask(FairseqTask):
         self.bad_audio.begin_pass()
 
     def begin_valid_epoch(self, epoch: int, model) -> None:
-        self.losses.look()
+        self.losses.check()
         self.maps.begin_validation(model)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         if second_look():
-            return self._look_again(sample, model, criterion, update_num)
+            return self._find_utterance(sample, model, criterion, update_num)
         with told_in_one_line():
-            bad = self.bad_audio.tell(sample)
+            bad = self.bad_audio.report(sample)
         counts = "net_input" in sample
         if not counts:  # the other workers wait for this one's part of the gradient
             sample, ignore_grad = stand_in(self.teacher.geometry, model), True
         with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
             loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-        self.losses.see(update_num, sample["paths"], loss)
+        self.losses.remember(update_num, sample["paths"], loss)
         return loss, *self._counted(counts, sample_size, log, bad)
 
     def valid_step(self, sample, model, criterion):
         with told_in_one_line():
-            bad = self.bad_audio.tell(sample)
+            bad = self.bad_audio.report(sample)
         counts = "net_input" in sample
         with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
             loss, sample_size, log = super().valid_step(
@@ -314,10 +314,10 @@ class StarDistillationTask(FairseqTask):
 
     def _counted(self, counts: bool, sample_size: int, log: dict, bad: int) -> tuple[int, dict]:
         """Sample size and logging output with what this task adds; every worker's has the same keys."""
-        log = log if counts else nothing(log)
-        return (sample_size if counts else 0), log | {"bad_audio": bad, StopRequest.KEY: self.stop.mine}
+        log = log if counts else without_counts(log)
+        return (sample_size if counts else 0), log | {"bad_audio": bad, StopRequest.KEY: self.stop.wished}
 
-    def _look_again(self, sample: dict, model, criterion, update_num: int) -> None:
+    def _find_utterance(self, sample: dict, model, criterion, update_num: int) -> None:
         """What became of a batch whose update had no finite gradient; fairseq makes no use of what is returned."""
         while hasattr(model, "module"):  # no worker's forward pass may wait for another's
             model = model.module
@@ -330,7 +330,7 @@ class StarDistillationTask(FairseqTask):
             return criterion(model, {"num_samples": [n], "net_input": {"source": source}})[0].item()
 
         with told_in_one_line():
-            self.losses.look_again(update_num, sample.get("paths", ()), loss_of)
+            self.losses.find_utterance(update_num, sample.get("paths", ()), loss_of)
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)

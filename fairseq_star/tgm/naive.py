@@ -1,4 +1,9 @@
-"""References of the TGM loss: loops straight from the definition, and the stacked form speed is held against."""
+"""The TGM loss as its definition reads, in loops, and as the re-implementation stacks it; for tests and benchmarks.
+
+`loop_tgm_loss` is what every form's value and gradient are held to, `stacked_tgm_loss` what speed and memory are.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -6,16 +11,26 @@ from torch.nn.functional import mse_loss
 
 
 def loop_tgm_loss(
-    teacher_states: list[Tensor],
-    student_states: list[Tensor],
-    frame_lengths: list[int],
+    teacher_states: Sequence[Tensor],
+    student_states: Sequence[Tensor],
+    frame_lengths: Sequence[int],
     *,
     layerwise_weight: float = 1.0,
     intra_layer_weight: float = 1.0,
     first_layerwise_state: int = 1,
     distance: str = "mse",
 ) -> Tensor:
-    """Loss of each utterance, [B], by loops over utterances, states and, for kl, rows; states: B x T x D."""
+    """`tgm_loss`, by loops over utterances, states and, for kl, rows; differentiated by autograd.
+
+    Args:
+        teacher_states: M of B x T x D_t.
+        student_states: M of B x T x D_s.
+        frame_lengths: n_b, valid frames of each utterance.
+        layerwise_weight, intra_layer_weight, first_layerwise_state, distance: as `tgm_loss` takes them.
+
+    Returns:
+        [B], the loss of each utterance in the states' own precision.
+    """
     losses = []
     for utterance, frames in enumerate(frame_lengths):
         teacher = [state[utterance, :frames] for state in teacher_states]  # n x D_t
@@ -49,8 +64,16 @@ def _distance(gram_teacher: Tensor, gram_student: Tensor, x: Tensor, y: Tensor, 
     return torch.stack(rows).mean()
 
 
-def stacked_tgm_loss(teacher_states: list[Tensor], student_states: list[Tensor]) -> Tensor:
-    """The re-implementation's loss, a scalar: all Gram matrices of all layers at once, padded frames included."""
+def stacked_tgm_loss(teacher_states: Sequence[Tensor], student_states: Sequence[Tensor]) -> Tensor:
+    """The re-implementation's loss: mse over all Gram matrices of all layers at once, padded frames included.
+
+    Args:
+        teacher_states: M of B x T x D_t.
+        student_states: M of B x T x D_s.
+
+    Returns:
+        A scalar: the mean over utterances, states and entries, layer-wise and intra-layer added.
+    """
     x = torch.stack(teacher_states, dim=1)  # B x M x T x D_t
     y = torch.stack(student_states, dim=1)  # B x M x T x D_s
     layerwise = mse_loss(torch.einsum("bltd,blfd->bltf", x, x), torch.einsum("bltd,blfd->bltf", y, y))

@@ -53,7 +53,7 @@ class BadAudio:
         self.bad = self.read = 0
         self._told: set[str] = set()
 
-    def expect(self, num_utterances: int) -> None:
+    def set_split_size(self, num_utterances: int) -> None:
         """Take notice of a split's size."""
         self.fewest = min(FEWEST, max(self.fewest, num_utterances))
 
@@ -63,7 +63,7 @@ class BadAudio:
             logger.warning(f"bad audio: {self.bad:,} of {self.read:,} utterances were skipped in the pass just ended")
         self.bad = self.read = 0
 
-    def tell(self, batch: dict) -> int:
+    def report(self, batch: dict) -> int:
         """Name the bad utterances of a batch, each once a run.
 
         Returns:
@@ -112,6 +112,6 @@ def stand_in(geometry: FrameGeometry, model: nn.Module) -> dict:
     return {"num_samples": [num_samples], "paths": [], "net_input": {"source": source}}
 
 
-def nothing(logging_output: dict) -> dict:
+def without_counts(logging_output: dict) -> dict:
     """The logging output of a batch that does not count: the same keys, which all workers must have, and zeros."""
     return {name: torch.zeros_like(value) if isinstance(value, Tensor) else 0 for name, value in logging_output.items()}

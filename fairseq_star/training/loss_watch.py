@@ -22,7 +22,7 @@ class LossWatch:
     """Remembers the losses of the last batches where they were computed and looks at them all at once.
 
     fairseq itself ends a run in float32 or bfloat16 as soon as the gradient is not finite, and passes the update's
-    batches to the task once more; that is the moment to name the utterances (:meth:`look_again`). With ``fp16`` or
+    batches to the task once more; that is the moment to name the utterances (:meth:`find_utterance`). With ``fp16`` or
     ``amp`` it leaves such an update out without a word on why, which the look every 100 batches makes good.
     """
 
@@ -30,15 +30,15 @@ class LossWatch:
         self._seen: list[tuple[int, Sequence[str], Tensor]] = []
         self._update, self._batches = -1, 0  # of the update at hand
 
-    def see(self, update: int, paths: Sequence[str], loss: Tensor) -> None:
+    def remember(self, update: int, paths: Sequence[str], loss: Tensor) -> None:
         """Note a batch's loss, a scalar on the device."""
         self._batches = self._batches + 1 if update == self._update else 1
         self._update = update
         self._seen.append((update, paths, loss.detach()))
         if len(self._seen) >= EVERY:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Name the batches since the last look whose loss is not finite. Waits for the device."""
         seen, self._seen = self._seen, []
         if not seen:
@@ -48,7 +48,7 @@ class LossWatch:
             if not math.isfinite(value):
                 logger.warning(f"update {update}: the loss is {value} in the batch of {_listed(paths)}")
 
-    def look_again(self, update: int, paths: Sequence[str], loss_of: LossOf) -> None:
+    def find_utterance(self, update: int, paths: Sequence[str], loss_of: LossOf) -> None:
         """Name the utterances of a batch whose losses, each by itself, are not finite; all where none stands out.
 
         Raises:

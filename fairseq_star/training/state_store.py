@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fairseq_star.files import replacing
+
 logger = logging.getLogger(__name__)
 
 MAGIC = b"STaRstat"
@@ -101,16 +103,11 @@ class StateStore:
             checksum = zlib.crc32(part, checksum)
         path = self.path(digest)
         temporary = self.unfinished / f"{digest}.{secrets.token_hex(8)}"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(header + CHECKSUM.pack(checksum))
-                file.writelines(numbers)
-            path.parent.mkdir(exist_ok=True)
-            # Not synced to the disk before: after a power cut the checksum finds what is missing.
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        path.parent.mkdir(exist_ok=True)
+        # Not synced to the disk: after a power cut the checksum finds what is missing.
+        with replacing(path, temporary=temporary), open(temporary, "xb") as file:
+            file.write(header + CHECKSUM.pack(checksum))
+            file.writelines(numbers)
 
 
 def _header(digest: str, states: Tensor) -> bytes:

@@ -21,6 +21,7 @@ from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
 from fairseq_star.formats.hf_folder import teacher_files
 from fairseq_star.training.dataset import DistillationDataset
 from fairseq_star.training.state_store import StateStore
@@ -83,7 +84,7 @@ class TeacherCache:
         self.range_told = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="teacher-cache")
 
-    def expect(self, split: str, dataset: DistillationDataset) -> None:
+    def count_in(self, split: str, dataset: DistillationDataset) -> None:
         """Count a split's utterances into the estimate.
 
         Raises:
@@ -97,8 +98,7 @@ class TeacherCache:
                 "leave out task.max_sample_size"
             )
         num_samples = np.minimum(dataset.sizes, dataset.max_sample_size)
-        frames = (num_samples - self.geometry.receptive_field) // self.geometry.downsample_rate + 1
-        self.expected[split] = np.maximum(frames, 0)
+        self.expected[split] = self.geometry.num_frames(num_samples)
 
     def encode(
         self,
@@ -204,9 +204,8 @@ class TeacherCache:
             store.open()
             about = store.folder / "about.json"
             if not about.exists():
-                temporary = store.unfinished / f"about.{os.getpid()}"
-                temporary.write_text(settings + "\n")
-                os.replace(temporary, about)
+                with replacing(about, temporary=store.unfinished / f"about.{os.getpid()}") as temporary:
+                    temporary.write_text(settings + "\n")
         except OSError as error:
             raise StarError(
                 f"task.teacher_cache: {store.folder} cannot be made ({error.strerror}); "

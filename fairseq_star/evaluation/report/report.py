@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from fairseq_star.evaluation.report.compare import Students, compare
 from fairseq_star.evaluation.report.losses import read_losses
 from fairseq_star.evaluation.report.utterance import utterance_maps
 from fairseq_star.evaluation.run import load_run
+from fairseq_star.files import replacing
 from fairseq_star.maps.matrices import choose_layers
 from fairseq_star.maps.style import require_matplotlib
 
@@ -100,17 +100,9 @@ def find_checkpoint(run_dir: Path) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Atomically: a reader never sees half of a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(content)
-                file.close()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise StarError(f"report: {path} cannot be written ({error.strerror}); give another file with --out") from error

@@ -1,0 +1,106 @@
+"""Files that appear whole or not at all: what is written lies beside its place until it is finished."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from fairseq_star.errors import StarError
+
+
+@contextmanager
+def replacing(
+    path: str | os.PathLike, *, temporary: str | os.PathLike | None = None, sync: bool = False
+) -> Iterator[Path]:
+    """Give a path to write a file at, in the same folder; at the end it takes the place of ``path``.
+
+    Whatever ends the block early, Ctrl-C too, leaves nothing behind and an old file untouched.
+
+    Args:
+        path: the file's place; its folder must be there.
+        temporary: where it is written; a hidden file of a name of its own, readable by everybody, when None.
+        sync: whether its bytes must have reached the disk first, or a power cut leaves the name of an empty file.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    path = Path(path)
+    if temporary is None:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        os.chmod(temporary, 0o644)  # mkstemp makes 0600: a shared data folder must stay readable
+    temporary = Path(temporary)
+    try:
+        yield temporary
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_output(
+    out: Path, *, what: str, is_folder: bool = False, force: bool = False, origin: str = ""
+) -> Iterator[Path]:
+    """Give a path to write at, in a hidden temporary folder beside ``out``; at the end it is moved to ``out``.
+
+    Whatever ends the block early, Ctrl-C too, leaves nothing behind and an old ``out`` untouched.
+
+    Args:
+        what: it is, for messages.
+        is_folder: whether a folder will be written.
+        force: replace what is there; a folder only where every file of it is written anew.
+        origin: a file that must not be replaced: what is being converted.
+
+    Raises:
+        StarError: ``out`` is taken or cannot be written at.
+    """
+    _check_free(out, what, is_folder, force, origin)
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StarError(f"--out {out}: cannot write in {out.parent} ({error.strerror}); give another place") from error
+    with temporary as folder:
+        written = Path(folder) / out.name
+        yield written
+        if [entry.name for entry in Path(folder).iterdir()] != [out.name]:
+            raise StarError(f"--out {out}: the {what} did not come out as the one {out.name} it should be")
+        _move(written, out, Path(folder))
+
+
+def _check_free(out: Path, what: str, is_folder: bool, force: bool, origin: str) -> None:
+    if not out.name:
+        raise StarError(f"--out {out} names no file; give one, such as {out / 'student.pt'}")
+    if not out.parent.is_dir():
+        raise StarError(f"--out {out}: the folder {out.parent} is not there; make it first")
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise StarError(f"--out {out} is there already; give another name, or --force to replace it")
+    if out.exists() and os.path.exists(origin) and os.path.samefile(out, origin):
+        raise StarError(f"--out {out} is the very thing that is converted; give another name")
+    if out.is_dir() != is_folder:
+        kind = ("file", "folder") if is_folder else ("folder", "file")
+        raise StarError(f"--out {out} is a {kind[0]}, but a {what} is a {kind[1]}; give another name")
+
+
+def _move(written: Path, out: Path, folder: Path) -> None:
+    """Put ``written`` in its place; an old folder, which the system cannot replace at once, is moved aside first."""
+    if not out.is_dir():
+        os.replace(written, out)
+        return
+    foreign = sorted({entry.name for entry in out.iterdir()} - {entry.name for entry in written.iterdir()})
+    if foreign:
+        raise StarError(f"--out {out} also holds {foreign[0]!a}, which would be lost; give another name")
+    aside = folder / ".old"
+    os.replace(out, aside)
+    try:
+        os.replace(written, out)
+    except BaseException:
+        os.replace(aside, out)
+        raise
+    shutil.rmtree(aside)

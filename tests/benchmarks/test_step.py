@@ -1,0 +1,20 @@
+"""The benchmark of the whole step at tiny sizes: it runs, compares all ways, and says what it did."""
+
+import os
+import re
+import subprocess
+import sys
+
+from tests.support import ROOT
+
+
+def test_step_smoke(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.step", "--quick", "--threads", "1", "--out", str(tmp_path)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    losses = dict(re.findall(r"^\| (naive|naive, host settled|fast|cached) \|.*\| ([\d.]+) \|$", finished.stdout, re.M))
+    assert len(losses) == 4
+    assert losses["fast"] == losses["naive"]
+    assert not list(tmp_path.iterdir())  # tiny sizes are no result
