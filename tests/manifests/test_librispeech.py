@@ -11,12 +11,7 @@ from fairseq_star.audio.file import probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from manifests import labels, librispeech, preparing
-
-
-def write_audio(path: Path, num_samples: int = 1600, rate: int = 16_000, channels: int = 1) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.full((num_samples, channels), 0.1), rate, subtype="PCM_16")
-    return path
+from tests.support.audio import write_audio
 
 
 def utterance(root: Path, folder: str, speaker: int, number: int = 0, extension: str = "flac") -> Path:
