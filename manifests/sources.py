@@ -205,6 +205,7 @@ def open_text(path: Path):
 
 
 def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, without their breaks, read as they are asked for."""
     with open_text(path) as file:
         while line := _guarded(path, file.readline):
             yield line.rstrip("\r\n")
