@@ -69,6 +69,7 @@ test-gpu: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/python tools/check_house.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.loss

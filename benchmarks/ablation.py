@@ -3,9 +3,9 @@
     python -m benchmarks.ablation [--out demo/ablation] [--updates 150] [--seeds 1 2 3] [--jobs 2] [--threads 1]
 
 Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the same updates, batches and
-learning rate, from the same first weights for a seed; none is tuned. Each student is probed as by `fairseq-star probe`,
-with one head a student. Losses that need no attention map share a teacher cache. Finished runs are kept in OUT and not
-done again, broken ones go on where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json.
+learning rate, from the same first weights for a seed; none is tuned. Each student is probed as by ``fairseq-star
+probe``, with one head a student. Losses that need no attention map share a teacher cache. Finished runs are kept in OUT
+and not done again, broken ones go on where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json.
 """
 
 import argparse

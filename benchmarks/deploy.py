@@ -6,7 +6,7 @@
 
 Every way computes all hidden states of one utterance of noise, alone, from its own file, in its own library and in
 float32 (int8: linear layers). Teacher and student have random weights unless a checkpoint is given: neither time nor
-size depends on them. Exports are compared with the student by `export` itself before anything is timed. The real-time
+size depends on them. Exports are compared with the student by ``export`` itself before anything is timed. The real-time
 factor is seconds of computing a second of audio; ways run in turn. Writes a dated .md and .json.
 """
 

@@ -1,4 +1,4 @@
-"""The TGM loss alone, forward and backward: the stacked form against `fairseq_star.tgm`, over audio length.
+"""The TGM loss alone, forward and backward: the stacked form against ``fairseq_star.tgm``, over audio length.
 
     python -m benchmarks.loss                                  # CPU, float32
     python -m benchmarks.loss --device cuda --dtype bfloat16
@@ -65,7 +65,7 @@ class Recompute(torch.autograd.Function):
 
 
 def loss_of(way: str, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
-    """The mean loss of a batch, one of `WAYS`."""
+    """The mean loss of a batch, one of ``WAYS``."""
     if way == "naive":
         return stacked_tgm_loss(teacher, student)
     if way == "recompute":
@@ -109,7 +109,7 @@ def memory_of(way: str, frames: int, batch: int, options: argparse.Namespace) ->
 
 
 def measure_memory(options: argparse.Namespace, dims: dict) -> None:
-    """The child's side of `memory_of`: prints bytes."""
+    """The child's side of ``memory_of``: prints bytes."""
     way, frames, batch = options.memory_of[0], *map(int, options.memory_of[1:])
     step(way, *make_states(8, 1, dims, options.device, options.torch_dtype))()  # libraries and thread pools are there
     states = make_states(frames, batch, dims, options.device, options.torch_dtype)

@@ -1,4 +1,4 @@
-"""The result of `loss.py` as a table, as JSON and as a picture."""
+"""The result of ``loss.py`` as a table, as JSON and as a picture."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from benchmarks.measure import heading, pyplot_or_none, write_result
 
 
 def write_report(path: Path, result: dict) -> None:
-    """Write path.json, path.md and path.png; `result` as `loss.py` makes it."""
+    """Write path.json, path.md and path.png; ``result`` as ``loss.py`` makes it."""
     write_result(path.parent, path.name, _table(path.name, result), result)
     _plot(path.with_name(path.name + ".png"), result["rows"])
 

@@ -4,7 +4,7 @@
 
 Makes, in a scratch folder that is removed again, so many symbolic links to one short FLAC in folders of a thousand, and
 an s3prl table of them. Each way then runs in a process of its own, whose peak is its whole resident set, libraries
-included (`VmHWM`, Linux):
+included (``VmHWM``, Linux):
 
     table     audio_list.py TABLE --trust-lengths, 2 % of the lines malformed
     folder    audio_folder.py ROOT --headers-only: every file opened
@@ -31,7 +31,7 @@ NUM_SAMPLES = 16_000
 
 
 def make_corpus(folder: Path, num_entries: int) -> None:
-    """`folder/audio/<speaker>/<chapter>/*.flac`, links to one file, and `folder/all.csv`."""
+    """``folder/audio/<speaker>/<chapter>/*.flac``, links to one file, and ``folder/all.csv``."""
     import numpy as np
     import soundfile
 
@@ -96,7 +96,7 @@ def measure(way: str, folder: Path) -> None:
 
 
 def write_report(path: Path, made_with: dict, rows: list[dict]) -> None:
-    """`path`.json and `path`.md."""
+    """``path``.json and ``path``.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps({"made_with": made_with, "rows": rows}, indent=1) + "\n")
     lines = ["# Manifests of many entries", "", *(f"* {key}: {value}" for key, value in made_with.items()), ""]

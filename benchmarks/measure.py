@@ -41,9 +41,10 @@ class Timing(NamedTuple):
 
 
 def alternate(functions: list[Callable[[], object]], rounds: int, device: str, clock: str = "wall") -> list[Timing]:
-    """Run the functions in turn, `rounds` times after one warm-up each.
+    """Run the functions in turn, ``rounds`` times after one warm-up each.
 
-    With `clock` "cpu" times are this thread's CPU time: other processes then take part of the caches, not of the time.
+    With ``clock`` "cpu" times are this thread's CPU time: other processes then take part of the caches, not of the
+    time.
 
     Ratios are taken within a round, so that another process's load weighs on both sides of each.
     """
@@ -79,7 +80,7 @@ def environment(device: str, command: str) -> dict[str, str]:
 
 
 def heading(title: str, made_with: dict[str, str]) -> list[str]:
-    """The first lines of a result in Markdown: its title, and what `environment` says it was made with."""
+    """The first lines of a result in Markdown: its title, and what ``environment`` says it was made with."""
     return [f"# {title}", "", *(f"* {key}: `{value}`" for key, value in made_with.items())]
 
 

@@ -34,7 +34,7 @@ def write_teacher(path: Path, config: EncoderConfig = HUBERT_BASE) -> Path:
 
 
 def write_student(path: Path, **settings: object) -> Path:
-    """A checkpoint of a `starhubert` with other `settings`, where there are any, as a run writes it."""
+    """A checkpoint of a ``starhubert`` with other ``settings``, where there are any, as a run writes it."""
     architecture = StarHubertConfig(**settings, padded_group_norm=False)
     model = {**EncoderConfig.of_student(architecture).fairseq_settings(), "_name": "starhubert"}
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def write_student(path: Path, **settings: object) -> Path:
 
 
 def write_corpus(folder: Path, num_utterances: int, seconds: float) -> None:
-    """`folder/train.tsv` of utterances of equal length."""
+    """``folder/train.tsv`` of utterances of equal length."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     entries = [ManifestEntry(f"{number}.wav", int(seconds * SAMPLE_RATE)) for number in range(num_utterances)]

@@ -1,4 +1,4 @@
-"""The training step as the re-implementation computes it: the honest naive side of `step.py`.
+"""The training step as the re-implementation computes it: the honest naive side of ``step.py``.
 
 Teacher and student run all their layers, the student's attention returns its weights (which nothing uses), and the loss
 stacks all Gram matrices by einsum. Same weights and same modules as the fast side.
@@ -12,7 +12,7 @@ from fairseq_star.tgm.naive import stacked_tgm_loss
 
 
 def naive_encode(model: SpeechEncoder, source: Tensor, need_weights: bool) -> list[Tensor]:
-    """`projected_features` and every layer's output, each B x T x D, of unpadded `source` (B x samples)."""
+    """``projected_features`` and every layer's output, each B x T x D, of unpadded ``source`` (B x samples)."""
     features = model.layer_norm(model.feature_extractor(source).transpose(1, 2))
     if model.post_extract_proj is not None:
         features = model.post_extract_proj(features)
@@ -28,7 +28,7 @@ def naive_encode(model: SpeechEncoder, source: Tensor, need_weights: bool) -> li
 
 
 def naive_layer(layer, x: Tensor, need_weights: bool) -> Tensor:
-    """A post-norm layer (fairseq's `TransformerSentenceEncoderLayer`) whose attention gives out its weights."""
+    """A post-norm layer (fairseq's ``TransformerSentenceEncoderLayer``) whose attention gives out its weights."""
     attended, _ = layer.self_attn(query=x, key=x, value=x, need_weights=need_weights)
     x = layer.self_attn_layer_norm(x + layer.dropout1(attended))
     inner = layer.dropout2(layer.activation_fn(layer.fc1(x)))

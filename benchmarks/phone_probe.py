@@ -2,9 +2,10 @@
 
     python -m benchmarks.phone_probe CORPUS [--checkpoint assets/demo_teacher/demo_hubert.pt]
 
-CORPUS is a demo corpus (manifests/demo/corpus.py): the probe learns from `train.tsv`, is tested on `valid.tsv`, whose
-speakers are others. Rows: MFCC with differences, the checkpoint's architecture with its initial random weights, and the
-checkpoint; a column a layer (0 is the Transformer's input). The number is the share of frames classified correctly.
+CORPUS is a demo corpus (manifests/demo/corpus.py): the probe learns from ``train.tsv``, is tested on ``valid.tsv``,
+whose speakers are others. Rows: MFCC with differences, the checkpoint's architecture with its initial random weights,
+and the checkpoint; a column a layer (0 is the Transformer's input). The number is the share of frames classified
+correctly.
 """
 
 import argparse
@@ -88,12 +89,12 @@ def linear_probe(
 def probe(
     extract: Callable[[Path], list[np.ndarray]], splits: dict[str, list[tuple[Path, Sequence[str]]]], seed: int = 0
 ) -> list[float]:
-    """`linear_probe` for each of the arrays that `extract` makes of a file.
+    """``linear_probe`` for each of the arrays that ``extract`` makes of a file.
 
     Args:
         extract: audio file to arrays, frames x dimension.
         splits: "train" and "valid": audio files and their frames' phones.
-        seed: see `linear_probe`.
+        seed: see ``linear_probe``.
     """
     from tqdm import tqdm
 
@@ -112,7 +113,7 @@ def probe(
 
 
 def read_split(corpus: Path, split: str, num_files: int, seed: int = 0) -> list[tuple[Path, Sequence[str]]]:
-    """`num_files` audio files of a demo corpus, drawn over all speakers, with each frame's phone."""
+    """``num_files`` audio files of a demo corpus, drawn over all speakers, with each frame's phone."""
     root, entries = read_manifest(corpus / f"{split}.tsv")
     phones = read_segments(corpus / "labels" / "phones.txt")
     order = np.random.default_rng(seed).permutation(len(entries))[:num_files]

@@ -24,7 +24,7 @@ import torch
 
 # By its place: of the plugin no more is needed here, and s3prl's environment may have no fairseq.
 _spec = importlib.util.spec_from_file_location(
-    "torchaudio_import", Path(__file__).resolve().parents[1] / "fairseq_star" / "torchaudio_import.py"
+    "torchaudio_import", Path(__file__).resolve().parents[1] / "fairseq_star" / "audio" / "torchaudio_import.py"
 )
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)

@@ -3,9 +3,9 @@
     python manifests/librispeech.py LibriSpeech --out ls --valid-speakers 25
     python -m benchmarks.soak ls --train-subset train-100h --minutes 30
 
-Starts fairseq-hydra-train with the `demo` recipe and the embedded teacher, with data workers, random crops, validations
-and saves as a long run has them; looks at it once in a while; ends it by SIGTERM, as a cluster would, and expects
-status 0. Linux only. Writes results/soak-DATE.md and .png.
+Starts fairseq-hydra-train with the ``demo`` recipe and the embedded teacher, with data workers, random crops,
+validations and saves as a long run has them; looks at it once in a while; ends it by SIGTERM, as a cluster would, and
+expects status 0. Linux only. Writes results/soak-DATE.md and .png.
 """
 
 import argparse

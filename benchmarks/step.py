@@ -1,4 +1,4 @@
-"""The whole training step: naive against this plugin, with HuBERT Base's real dimensions and `starhubert`.
+"""The whole training step: naive against this plugin, with HuBERT Base's real dimensions and ``starhubert``.
 
     python -m benchmarks.step                                       # CPU, float32, B=2 x 16 s
     python -m benchmarks.step --device cuda --dtype bfloat16 --batch 16 --compile
@@ -125,7 +125,7 @@ class Way:
         other.close()
 
     def ask(self, question: str) -> object:
-        """The answer to one of the questions of `_serve`."""
+        """The answer to one of the questions of ``_serve``."""
         self._pipe.send(question)
         try:
             return self._pipe.recv()

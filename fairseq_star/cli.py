@@ -17,6 +17,7 @@ COMMANDS = {
     "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
     "teacher": "what a checkpoint is, and which layers a student would learn from",
 }
+LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"  # fairseq's
 MODULES = {"import": "import_checkpoint"}  # where a command's name cannot be a module's
 
 
@@ -35,12 +36,12 @@ def main(argv: list[str] | None = None) -> None:
 
     # What torch and fairseq have to say about each other is nothing that whoever types a command could act on.
     warnings.filterwarnings("ignore", module=r"(torch|fairseq)\.")
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S")
     command = importlib.import_module(f"fairseq_star.commands.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(prog=f"fairseq-star {name}", description=COMMANDS[name])
     command.add_arguments(parser)
     arguments = parser.parse_args(argv[1:])
-    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq has set it lower already
+    logging.getLogger().setLevel(logging.WARNING)  # where fairseq is imported already, it has set it lower
     with told_in_one_line():
         command.run(arguments)
 

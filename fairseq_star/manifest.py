@@ -1,8 +1,8 @@
-"""fairseq's audio manifest, `{split}.tsv`: the root folder on line 1, then `path<TAB>num_samples` a line.
+"""fairseq's audio manifest, ``{split}.tsv``: the root folder on line 1, then ``path<TAB>num_samples`` a line.
 
 The one owner of the format: everything here that reads or writes a manifest goes through this file. The format is the
-one fairseq's `FileAudioDataset` and `load_audio` read (fairseq/data/audio/raw_audio_dataset.py, hubert_dataset.py),
-archive entries `file.zip:offset:length` included. No fairseq and no torch in it: it runs before anything heavy does.
+one fairseq's ``FileAudioDataset`` and ``load_audio`` read (fairseq/data/audio/raw_audio_dataset.py, hubert_dataset.py),
+archive entries ``file.zip:offset:length`` included. No fairseq and no torch in it: it runs before anything heavy does.
 """
 
 import os
@@ -36,7 +36,7 @@ class ArchiveEntry(NamedTuple):
 
 
 def parse_archive_entry(path: str) -> ArchiveEntry | None:
-    """What `file.zip:offset:size` names; None for any other path."""
+    """What ``file.zip:offset:size`` names; None for any other path."""
     match = _ARCHIVE_ENTRY.fullmatch(path)
     return match and ArchiveEntry(match["archive"], int(match["offset"]), int(match["size"]))
 
@@ -49,14 +49,18 @@ def read_manifest(path: str | os.PathLike) -> tuple[str, list[ManifestEntry]]:
 
     Raises:
         StarError: the file is missing or no UTF-8 text, has no root line or no entries, or a line is not
-            `path<TAB>num_samples` with a positive whole number; the sentence begins `file:line:`.
+            ``path<TAB>num_samples`` with a positive whole number; the sentence begins ``file:line:``.
     """
     root, entries = stream_manifest(path)
     return root, list(entries)
 
 
 def stream_manifest(path: str | os.PathLike) -> tuple[str, Iterator[ManifestEntry]]:
-    """`read_manifest` without holding the entries: they are read, and refused, as the iterator is used."""
+    """``read_manifest`` without holding the entries: they are read, and refused, as the iterator is used.
+
+    Raises:
+        StarError: line 1 is no folder, now; as ``read_manifest``, while the iterator is used.
+    """
     path = Path(path)
     lines = _read_lines(path)
     root = next(lines, "").strip()
@@ -102,7 +106,7 @@ def _parse_line(path: Path, number: int, line: str) -> ManifestEntry:
 def write_manifest(path: str | os.PathLike, root: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
     """Writes a manifest atomically (a temporary file beside it, then a rename): a reader never sees half of one.
 
-    `entries` may be an iterator: none is held.
+    ``entries`` may be an iterator: none is held.
 
     Raises:
         StarError: no entries, a size that is not positive, or a root or path the format cannot hold (a tab, a line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__version__ = "0.1.0"
+from fairseq_star import __version__
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,7 +23,7 @@ def map_in_threads(
 ) -> Iterator[tuple[Item, Result | StarError]]:
     """Each item and the function's result, or the StarError it raised, in order, from a pool of threads.
 
-    However many items there are, only a few are held: they are taken from `items` as results are handed on.
+    However many items there are, only a few are held: they are taken from ``items`` as results are handed on.
 
     Args:
         function: of one item; releases the GIL where it takes time.

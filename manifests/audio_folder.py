@@ -1,4 +1,4 @@
-"""Writes manifests of any folder of audio: `train.tsv` and, held out by file, `valid.tsv`.
+"""Writes manifests of any folder of audio: ``train.tsv`` and, held out by file, ``valid.tsv``.
 
     python manifests/audio_folder.py ROOT --out DIR [--valid-percent 1] [--seed 0] [--ext flac wav] [--resample DIR]
 

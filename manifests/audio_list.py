@@ -1,12 +1,12 @@
-"""Writes manifests of audio that a file lists: `train.tsv` and, held out by file, `valid.tsv`.
+"""Writes manifests of audio that a file lists: ``train.tsv`` and, held out by file, ``valid.tsv``.
 
     python manifests/audio_list.py FILE [FILE ...] --out DIR [--root ROOT] [--valid-percent 1] [--resample DIR]
 
 What a FILE is, is told by its name:
 
-    *.csv *.tsv    a table with a header: `file_path,length` (s3prl, the re-implementation), `file_name` (HuggingFace's
-                   metadata.csv), `path` (CommonVoice), `audio`; other columns do not matter
-    *.jsonl *.json a JSON object a line: `file_name` (HuggingFace's metadata.jsonl), `audio_filepath` (NeMo)
+    *.csv *.tsv    a table with a header: ``file_path,length`` (s3prl, the re-implementation), ``file_name``
+                   (HuggingFace's metadata.csv), ``path`` (CommonVoice), ``audio``; other columns do not matter
+    *.jsonl *.json a JSON object a line: ``file_name`` (HuggingFace's metadata.jsonl), ``audio_filepath`` (NeMo)
     *.scp          Kaldi's wav.scp, of files; commands and offsets into archives are refused
     *.zip          the audio in it, stored without compression, which fairseq reads where it lies
     a manifest     of fairseq, whatever its name: its entries, checked, divided or converted anew

@@ -1,8 +1,8 @@
 """Which 16 kHz copy stands for which source, and whether it still does.
 
-A copy's name says where its source lies (`fairseq_star.audio.utterances.copy_name`). Its FLAC comment says the same in
-full, and what the source was when the copy was made: size, times and digest. A time alone would not do: `mv` and
-`cp -p` put older files in a newer one's place.
+A copy's name says where its source lies (``fairseq_star.audio.utterances.copy_name``). Its FLAC comment says the same
+in full, and what the source was when the copy was made: size, times and digest. A time alone would not do: ``mv`` and
+``cp -p`` put older files in a newer one's place.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def _unreadable(path: str, error: OSError) -> StarError:
 
 
 def copy_path(folder: Path, source: Source, name: str) -> Path:
-    """Where the copy of a source lies: below `folder` as `name` is below the source's root; no name leads out of it."""
+    """Where the copy of a source lies: below ``folder`` as ``name`` is below the source's root, never outside."""
     parts = [part for part in Path(name).parts if part != ".." and part.strip("/")] or ["audio"]
     return Path(os.path.abspath(folder)).joinpath(*parts[:-1], copy_name(parts[-1], source.path))
 
@@ -79,7 +79,7 @@ def recorded(copy: str | os.PathLike) -> dict:
 def copied_samples(copy: Path, source: Source) -> int | None:
     """The length of a copy that was made from this very source as it is now, else None.
 
-    Where only a time differs, as after a `chmod` or on another machine, the content decides.
+    Where only a time differs, as after a ``chmod`` or on another machine, the content decides.
     """
     told = recorded(copy)
     if (told.get("source"), told.get("size")) != (source.place, source.size):

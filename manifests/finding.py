@@ -22,12 +22,12 @@ def readable_extensions() -> set[str]:
 
 
 def is_macos_leftover(path: str) -> bool:
-    """Whether macOS made this beside a user's files: a resource fork (`._NAME`), `__MACOSX/`, `.DS_Store` ..."""
+    """Whether macOS made this beside a user's files: a resource fork (``._NAME``), ``__MACOSX/``, ``.DS_Store`` ..."""
     return any(part in MACOS_NAMES or part.startswith("._") for part in path.split("/"))
 
 
 class LeftOut:
-    """Counts what looks like audio and is not listed, by reason. `str` of it is one line, or empty."""
+    """Counts what looks like audio and is not listed, by reason. ``str`` of it is one line, or empty."""
 
     def __init__(self):
         self.macos = self.hidden = self.linked = 0
@@ -72,12 +72,12 @@ def _counted(extensions: Counter[str]) -> str:
 
 
 def with_dots(extensions: Iterable[str]) -> set[str]:
-    """`flac`, `.FLAC` as `.flac`."""
+    """``flac``, ``.FLAC`` as ``.flac``."""
     return {f".{extension.lower().lstrip('.')}" for extension in extensions}
 
 
 def check_folder(root: Path) -> None:
-    """Raises StarError where `root` is no folder."""
+    """Raises StarError where ``root`` is no folder."""
     if not root.is_dir():
         raise StarError(f"{root}: is no folder; name the folder that holds the audio")
 
@@ -89,11 +89,11 @@ def find_audio(root: Path, extensions: Iterable[str], left_out: LeftOut) -> Iter
     link to it would train on the same audio twice, or hold out what is trained on. So links that lead in a circle end.
 
     Yields:
-        Paths relative to `root` with forward slashes, sorted, and a StarError for each link that leads nowhere and each
-        folder that cannot be listed.
+        Paths relative to ``root`` with forward slashes, sorted, and a StarError for each link that leads nowhere and
+        each folder that cannot be listed.
 
     Raises:
-        StarError: `root` is no folder, or holds no such file.
+        StarError: ``root`` is no folder, or holds no such file.
     """
     check_folder(root)
     wanted = with_dots(extensions)

@@ -2,19 +2,19 @@
 
     python manifests/labels.py DIR/train.tsv DIR/valid.tsv [--text FILE ...] [--subwords N] [--out DIR]
 
-    {split}.ltr    letters, `|` after each word      T H E | C A T |        dict.ltr.txt
+    {split}.ltr    letters, ``|`` after each word      T H E | C A T |        dict.ltr.txt
     {split}.wrd    words                             THE CAT
     {split}.spm    sentencepiece subwords, with --subwords N                dict.spm.txt, spm.model
 
-Dictionaries and subwords are made from the first manifest. Transcripts are LibriSpeech's: the `*.trans.txt` in each
-audio file's folder (the demo corpus has them too), or --text: Kaldi's `text` (`utterance words ...`), or a CSV, TSV or
-JSON-lines table with a path and a `text`, `sentence` or `transcription`. An utterance is found by its path or the end
-of it, down to the file's name alone, with its extension, another or none; so is the 16 kHz copy --resample made of it.
-A transcript that would be several files' is nobody's: those files are named.
+Dictionaries and subwords are made from the first manifest. Transcripts are LibriSpeech's: the ``*.trans.txt`` in each
+audio file's folder (the demo corpus has them too), or --text: Kaldi's ``text`` (``utterance words ...``), or a CSV, TSV
+or JSON-lines table with a path and a ``text``, ``sentence`` or ``transcription``. An utterance is found by its path or
+the end of it, down to the file's name alone, with its extension, another or none; so is the 16 kHz copy --resample made
+of it. A transcript that would be several files' is nobody's: those files are named.
 
 Transcripts are taken as they are, or with --upper in capitals. Files without one are named, and nothing is written;
 with --skip-bad and another folder as --out, manifests without those files are written there beside the labels. A
-manifest is also copied to --out where that is another folder, so that `task.data` is one folder.
+manifest is also copied to --out where that is another folder, so that ``task.data`` is one folder.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def _tidy(text: str, entry: ManifestEntry, upper: bool) -> str:
 
 
 def letters(text: str) -> str:
-    """`THE CAT` as `T H E | C A T |`."""
+    """``THE CAT`` as ``T H E | C A T |``."""
     return " ".join(text.replace(" ", BOUNDARY) + BOUNDARY)
 
 
@@ -111,7 +111,7 @@ def _write_all(out: Path, splits: Mapping[str, tuple[str, list]], subwords: int,
 
 
 def _write_dictionary(path: Path, lines: Iterable[str], symbols: Iterable[str]) -> set[str]:
-    """fairseq's `symbol count` lines, most frequent first; returns the symbols."""
+    """fairseq's ``symbol count`` lines, most frequent first; returns the symbols."""
     counts = Counter(symbol for line in lines for symbol in line.split())
     counts.update(dict.fromkeys(symbols, 0))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -126,7 +126,7 @@ def train_subwords(texts: Sequence[str], size: int, path: Path):
         Its pieces without the special ones, and a function of a text that returns its pieces.
 
     Raises:
-        StarError: sentencepiece is missing, or `size` does not fit the texts.
+        StarError: sentencepiece is missing, or ``size`` does not fit the texts.
     """
     try:
         import sentencepiece

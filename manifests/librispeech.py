@@ -3,7 +3,7 @@
     python manifests/librispeech.py ROOT --out DIR [--split 100h 960h dev] [--valid-speakers N] [--complete]
                                     [--resample DIR]
 
-ROOT is the folder that holds `train-clean-100` and its like (the corpus unpacks it as `LibriSpeech`).
+ROOT is the folder that holds ``train-clean-100`` and its like (the corpus unpacks it as ``LibriSpeech``).
 
     100h        train-100h.tsv    train-clean-100
     460h        train-460h.tsv    train-clean-100, train-clean-360
@@ -12,8 +12,8 @@ ROOT is the folder that holds `train-clean-100` and its like (the corpus unpacks
     FOLDER      FOLDER.tsv        that folder alone: dev-clean, test-other ...
 
 By default 100h, 460h, 960h, dev, test-clean and test-other, those whose folders are there. --valid-speakers N is for a
-corpus without dev folders: `valid.tsv` then holds the last N speakers (by number) of the smallest training split
-written, and no training manifest has them. Train with `task.data=DIR dataset.train_subset=train-100h`.
+corpus without dev folders: ``valid.tsv`` then holds the last N speakers (by number) of the smallest training split
+written, and no training manifest has them. Train with ``task.data=DIR dataset.train_subset=train-100h``.
 
 Each folder's utterances and hours are compared with the published ones; a folder that differs is named, and with
 --complete the script then ends with status 1. Files that are unreadable or empty are named and left out, and so are
@@ -135,7 +135,7 @@ def _as_published(folder: str, lengths: Sequence[int]) -> bool:
 def _find(
     root: Path, folder: str, extensions: Iterable[str], left_out: LeftOut, problems: list[StarError]
 ) -> list[str]:
-    """A folder's audio, speakers and chapters by number; adds to `problems` what cannot be listed."""
+    """A folder's audio, speakers and chapters by number; adds to ``problems`` what cannot be listed."""
     paths = []
     for found in find_audio(root / folder, extensions, left_out):
         if isinstance(found, StarError):
@@ -165,7 +165,7 @@ def _folder(path: str) -> str:
 
 def _divide(paths: Sequence[str], folders: Mapping[str, Sequence[str]], num_speakers: int) -> list[Found]:
     """Says of each file which manifests it is for: those of its folder, or, of a speaker held out of the smallest split
-    (the first of `folders`), `valid` alone."""
+    (the first of ``folders``), ``valid`` alone."""
     smallest = next(iter(folders.values()))
     held_out = set()
     if num_speakers:

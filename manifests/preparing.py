@@ -83,24 +83,25 @@ def prepare(
     root: Path, found: Iterable[Found | StarError], options: argparse.Namespace, left_out: LeftOut,
     splits: Sequence[str] = (), count: Callable[[Found, int], object] = lambda item, num_samples: None,
 ) -> int:  # fmt: skip
-    """Reads the files' headers in parallel, converts what must be and may be, and writes `train.tsv` and `valid.tsv`
-    (or the one named, or `splits`) in the order given. Bad files and lines are named and left out. Whatever their
-    number, only a few entries are held, see `Spool`, and the rest is in a temporary file in the manifests' folder.
+    """Reads the files' headers in parallel, converts what must be and may be, and writes ``train.tsv`` and
+    ``valid.tsv`` (or the one named, or ``splits``) in the order given. Bad files and lines are named and left out.
+    Whatever their number, only a few entries are held, see ``Spool``, and the rest is in a temporary file in the
+    manifests' folder.
 
     Args:
         root: the folder relative paths are below; its absolute path becomes the manifests' first line.
         found: the files; a StarError stands for a line that cannot be read.
-        options: of `add_options` and, without `splits`, `add_split_options`; `trust_lengths`, where there, takes told
-            lengths unseen.
-        left_out: what was found and is not among `found`, told in the last line.
-        splits: names of the manifests, where each of `found` says which it is for.
+        options: of ``add_options`` and, without ``splits``, ``add_split_options``; ``trust_lengths``, where there,
+            takes told lengths unseen.
+        left_out: what was found and is not among ``found``, told in the last line.
+        splits: names of the manifests, where each of ``found`` says which it is for.
         count: is handed each good file and its number of samples.
 
     Returns:
         The status to exit with: 1 where entries were left out without --skip-bad.
 
     Raises:
-        StarError: no good entry, in all or in one of `splits`.
+        StarError: no good entry, in all or in one of ``splits``.
     """
     root = Path(os.path.abspath(root))
     converting = options.resample is not None
@@ -130,7 +131,7 @@ def prepare(
 
 
 def _hold_out(spool: Spool, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Which entries go into which manifest, by `add_split_options`."""
+    """Which entries go into which manifest, by ``add_split_options``."""
     held_out = spool.choose(options.valid_percent)
     chosen = {options.name or "train": spool.kept & ~held_out}
     return {**chosen, "valid": held_out} if held_out.any() else chosen
@@ -214,7 +215,7 @@ def tell(problem: object) -> None:
 
 
 def speaker_of(path: str) -> str:
-    """The speaker in `.../<speaker>/<chapter>/<utterance>.flac`."""
+    """The speaker in ``.../<speaker>/<chapter>/<utterance>.flac``."""
     return PurePosixPath(path).parts[-3]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_star.audio.file import open_to_the_end, probe_audio
+from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry
-from fairseq_star.torchaudio_import import import_torchaudio
 from manifests.copies import Source, copied_samples, copy_path
 
 SECONDS = 20
@@ -22,19 +22,19 @@ WIDEST_STEP = 2000
 
 
 def convert_into(folder: Path, source: str, name: str) -> ManifestEntry:
-    """Writes `source` as 16 kHz mono FLAC below `folder`, unless a copy of it as it is now is there. A copy appears
+    """Writes ``source`` as 16 kHz mono FLAC below ``folder``, unless a copy of it as it is now is there. A copy appears
     under its name only when it is whole.
 
     Args:
         folder: of all copies.
         source: an audio file or an archive entry.
-        name: its path below the source's root, or in its archive; the copy's is made of it (see `copies.copy_path`).
+        name: its path below the source's root, or in its archive; the copy's is made of it (see ``copies.copy_path``).
 
     Returns:
         The copy's absolute path and length.
 
     Raises:
-        StarError: `source` cannot be read to its end, is empty, is of a rate that has no step with 16 kHz, changes
+        StarError: ``source`` cannot be read to its end, is empty, is of a rate that has no step with 16 kHz, changes
             meanwhile, or has a name the copies' file system does not take.
     """
     found = Source.look(source, name)
@@ -77,8 +77,8 @@ def _write(source: str, target: str, comment: str) -> int:
 
 
 def resampled(audio, source: str, num_samples: int | None) -> Iterator[np.ndarray]:
-    """Blocks of an open `soundfile.SoundFile` as 16 kHz mono float32. Put together they equal
-    `torchaudio.functional.resample` of the whole: each block is filtered with the samples beside it, as far as the
+    """Blocks of an open ``soundfile.SoundFile`` as 16 kHz mono float32. Put together they equal
+    ``torchaudio.functional.resample`` of the whole: each block is filtered with the samples beside it, as far as the
     filter reaches.
 
     Args:

@@ -1,6 +1,6 @@
 """Where audio is listed: plain lists, tables, JSON lines, Kaldi's wav.scp, other manifests, zip archives.
 
-Each reader yields a `Found` a file, or a StarError for a line that cannot be taken, and holds one line at a time.
+Each reader yields a ``Found`` a file, or a StarError for a line that cannot be taken, and holds one line at a time.
 """
 
 import csv
@@ -31,9 +31,9 @@ def read_list(path: Path) -> Iterator[Found | StarError]:
 
 
 def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarError]:
-    """The rows of `read_rows` that name audio: `file_path,length` as s3prl's `len_for_bucket` and the re-implementation
-    have it, HuggingFace's metadata.csv and .jsonl with `file_name`, and the like; other columns do not matter."""
-    for where, row in read_rows(path):
+    """The rows of ``read_rows`` that name audio: ``file_path,length`` as s3prl's ``len_for_bucket`` and the
+    re-implementation have it, HuggingFace's metadata.csv and .jsonl with ``file_name``, and the like; other columns do
+    not matter.""" for where, row in read_rows(path):
         if isinstance(row, StarError):
             yield row
             continue
@@ -118,7 +118,7 @@ def choose_column(where: str, row: Iterable[str], candidates: Sequence[str], men
 
 
 def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
-    """Kaldi's `utterance path` lines. Commands and offsets into archives are refused: a manifest names files."""
+    """Kaldi's ``utterance path`` lines. Commands and offsets into archives are refused: a manifest names files."""
     if path.with_name("segments").exists():
         tell(f"{path}: lists whole recordings; the segments file beside it is not applied")
     for number, line in enumerate(lines_of(path), start=1):
@@ -144,7 +144,7 @@ def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
 
 
 def read_zip(path: Path, extensions: Iterable[str], left_out: LeftOut) -> Iterator[Found | StarError]:
-    """The audio in a zip archive, as `archive.zip:offset:size`: fairseq reads entries stored without compression.
+    """The audio in a zip archive, as ``archive.zip:offset:size``: fairseq reads entries stored without compression.
 
     Raises:
         StarError: no zip archive, a name fairseq cannot parse, or no audio in it.
@@ -204,6 +204,7 @@ def open_text(path: Path):
 
 
 def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, without their breaks, read as they are asked for."""
     with open_text(path) as file:
         while line := _guarded(path, file.readline):
             yield line.rstrip("\r\n")

@@ -75,7 +75,7 @@ class Spool:
         return self.kept & (ranks <= np.partition(ranks[self.kept], count - 1)[count - 1])
 
     def of_split(self, name: str) -> np.ndarray:
-        """Which of the kept entries are for the manifest `name`."""
+        """Which of the kept entries are for the manifest ``name``."""
         wanted = [group for splits, group in self.splits.items() if name in splits]
         return self.kept & np.isin(np.frombuffer(self.groups, dtype=np.uint8), wanted)
 

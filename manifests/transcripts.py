@@ -26,10 +26,10 @@ class Transcript(NamedTuple):
 
 
 class Transcripts:
-    """Those of --text, or of the `*.trans.txt` in each audio file's own folder.
+    """Those of --text, or of the ``*.trans.txt`` in each audio file's own folder.
 
     Args:
-        files: Kaldi's `text` or tables; none for `*.trans.txt`.
+        files: Kaldi's ``text`` or tables; none for ``*.trans.txt``.
 
     Raises:
         StarError: a file that is missing or malformed, or has two transcripts of one name.

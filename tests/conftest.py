@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import torch
 
-from fairseq_star.torchaudio_import import import_torchaudio
+from fairseq_star.audio.torchaudio_import import import_torchaudio
 from tests.support import tiny
 from tests.support.runs import hydra_arguments, run
 

@@ -1,4 +1,4 @@
-"""First weights, losses, hidden states and layouts of exports are what they were (`golden.py`)."""
+"""First weights, losses, hidden states and layouts of exports are what they were (``golden.py``)."""
 
 import copy
 import json

@@ -130,7 +130,7 @@ def test_the_readme_names_every_extra():
 
 @pytest.mark.slow
 def test_by_hand_lines_install_what_the_first_screen_uses_with_the_newest_pip(tmp_path, corpus, teacher_path):
-    """In a fresh environment of this Python: the lines under `Installing`, then the commands of the first screen."""
+    """In a fresh environment of this Python: the lines under ``Installing``, then the commands of the first screen."""
     [lines] = [block for block in blocks("sh") if "pip install torch" in block]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     venv = tmp_path / "venv"
@@ -165,6 +165,6 @@ def test_by_hand_lines_install_what_the_first_screen_uses_with_the_newest_pip(tm
         "espeakng_loader, sklearn, matplotlib, tensorboard, editdistance, transformers, safetensors, huggingface_hub, "
         "onnx, onnxruntime, s3prl.hub, tensorboardX, pytest, hypothesis, psutil"
     )
-    first = "from fairseq_star.torchaudio_import import import_torchaudio; import_torchaudio()"  # s3prl imports it
+    first = "from fairseq_star.audio.torchaudio_import import import_torchaudio; import_torchaudio()"  # s3prl does
     shell(f"python -W ignore -c '{first}; import {modules}'")
     assert Path(run / "report.html").is_file()

@@ -10,7 +10,7 @@ from tests.support import ROOT
 IMPORT = """
 import sys, torch
 torch.version.cuda = sys.argv[1]
-from fairseq_star.torchaudio_import import import_torchaudio
+from fairseq_star.audio.torchaudio_import import import_torchaudio
 torchaudio = import_torchaudio()
 assert torch.version.cuda == sys.argv[1]
 import torchaudio as again

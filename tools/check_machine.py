@@ -28,7 +28,7 @@ def python_fault():
 
 
 def venv_fault():
-    """Debian and its relatives leave out what `python -m venv` needs."""
+    """Debian and its relatives leave out what ``python -m venv`` needs."""
     if all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
         return None
     return f"{sys.executable} cannot make an environment; on Debian or Ubuntu: apt-get install python3-venv"

@@ -30,7 +30,7 @@ def probe_audio(
     read_end: bool = True,
     told_samples: int | None = None,
 ) -> int:
-    """Reads one file's header (or one `file.zip:offset:length` entry's) and tells its length: what soundfile, and so
+    """Reads one file's header (or one ``file.zip:offset:length`` entry's) and tells its length: what soundfile, and so
     fairseq, decodes it to.
 
     Args:
@@ -105,11 +105,11 @@ def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFi
     """Opens audio to be read once, from its start until its end, wherever that is.
 
     Yields:
-        The audio, whose `frames` may be no length, and the number of samples it states, or None where it states none:
-        then it ends with a `read` that gives less than it was asked for.
+        The audio, whose ``frames`` may be no length, and the number of samples it states, or None where it states none:
+        then it ends with a ``read`` that gives less than it was asked for.
 
     Raises:
-        StarError: as `open_audio`; or the file holds less than its header states.
+        StarError: as ``open_audio``; or the file holds less than its header states.
     """
     path = os.fspath(path)
     with _open_bytes(path) as file:
@@ -140,7 +140,7 @@ class _Forward(soundfile.SoundFile):
 
 @contextmanager
 def _open_bytes(path: str) -> Iterator[BinaryIO]:
-    """A file, unbuffered, or the bytes of an archive entry (fairseq's own rule, `parse_path`)."""
+    """A file, unbuffered, or the bytes of an archive entry (fairseq's own rule, ``parse_path``)."""
     if Path(path).suffix not in _PLAIN_EXTENSIONS and ":" in path:
         yield _read_archive_entry(path)
         return
@@ -230,13 +230,13 @@ def check_audio(
     progress: bool = True,
 ) -> Iterator[str]:
     """Compares a manifest's entries with the files they name, holding few of them at a time. To share the work among
-    ranks, hand each one `itertools.islice(entries, rank, None, world_size)`.
+    ranks, hand each one ``itertools.islice(entries, rank, None, world_size)``.
 
     Args:
         root: the manifest's root folder.
         entries: what to check.
         sample_rate: Hz, must be every file's.
-        read_end: see `probe_audio`; off here, since it is the header alone that every run can afford.
+        read_end: see ``probe_audio``; off here, since it is the header alone that every run can afford.
         num_workers: threads; by default four a core, at most 32.
         progress: show a tqdm progress bar on stderr.
 

@@ -29,7 +29,7 @@ def cut_short(held: int, stated: int, what: str = "samples") -> str:
 
 
 def check_length(path: str, audio: soundfile.SoundFile, file: BinaryIO, told_samples: int | None = None) -> None:
-    """Refuses audio whose `frames` is not known to be the whole.
+    """Refuses audio whose ``frames`` is not known to be the whole.
 
     Args:
         path: for the sentence.
@@ -50,7 +50,7 @@ def check_length(path: str, audio: soundfile.SoundFile, file: BinaryIO, told_sam
 
 
 def states_length(path: str, audio: soundfile.SoundFile, file: BinaryIO) -> bool:
-    """Whether `audio.frames` is a length that the file states. Arguments as of `check_length`.
+    """Whether ``audio.frames`` is a length that the file states. Arguments as of ``check_length``.
 
     Raises:
         StarError: the file is cut short: it holds less than it states; begins with the path.

@@ -1,7 +1,7 @@
 """What an utterance is called: the one owner of the key by which lists, transcripts and labels agree on it.
 
 The same utterance goes by several names: with an extension or without, in another format, in either Unicode form of its
-accents (macOS writes names decomposed, most tables are composed), and as the 16 kHz copy that `--resample` made of it.
+accents (macOS writes names decomposed, most tables are composed), and as the 16 kHz copy that ``--resample`` made.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _ANY_MARK = re.compile(r"[.~]16k-[0-9a-f]{12}\.flac\Z")
 
 
 def place_of(path: str) -> str:
-    """The absolute path without `.` and `..`, the same for each way to write it; nothing need be there."""
+    """The absolute path without ``.`` and ``..``, the same for each way to write it; nothing need be there."""
     plain = os.path.abspath(path)
     if ".." in path.split("/"):
         folder, name = os.path.split(os.path.join(os.getcwd(), path))
@@ -38,10 +38,10 @@ def place_of(path: str) -> str:
 
 
 def copy_name(name: str, place: str) -> str:
-    """What the 16 kHz copy of a file is called: `a.wav.16k-<12 hexadecimal digits of its place>.flac`.
+    """What the 16 kHz copy of a file is called: ``a.wav.16k-<12 hexadecimal digits of its place>.flac``.
 
     Copies of two places differ though their names are the same, or the same to a file system that ignores case or
-    Unicode form. A name too long for one more ending is cut, and shows it by `~16k-`: it says no more whose it is.
+    Unicode form. A name too long for one more ending is cut, and shows it by ``~16k-``: it says no more whose it is.
 
     Args:
         name: the source's own, without folders.
@@ -54,12 +54,12 @@ def copy_name(name: str, place: str) -> str:
 
 
 def is_copy(path: str) -> bool:
-    """Whether a path is named as `copy_name` names copies."""
+    """Whether a path is named as ``copy_name`` names copies."""
     return bool(_ANY_MARK.search(path))
 
 
 def original_name(path: str) -> str:
-    """A path without what `copy_name` added to its end, in composed Unicode form; any other path stays."""
+    """A path without what ``copy_name`` added to its end, in composed Unicode form; any other path stays."""
     while match := _COPY_MARK.search(path):
         path = path[: match.start()]
     return unicodedata.normalize("NFC", path)
@@ -68,9 +68,9 @@ def original_name(path: str) -> str:
 def utterance_key(path: str) -> tuple[str, ...]:
     """The parts of a path, the last one without audio extensions and marks of copies, in composed Unicode form.
 
-    A key that ends in another one is named by it: `('corpus', 'spk1', 'a')` by `('a',)`. Absolute or relative, with
-    `.` and `..` or without, and with either slash, the same path gives the same parts. A dot is no extension by itself:
-    `rec.1` and `rec.2` are two utterances.
+    A key that ends in another one is named by it: ``('corpus', 'spk1', 'a')`` by ``('a',)``. Absolute or relative, with
+    ``.`` and ``..`` or without, and with either slash, the same path gives the same parts. A dot is no extension by
+    itself: ``rec.1`` and ``rec.2`` are two utterances.
     """
     parts = [part for part in posixpath.normpath(path.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
     if not parts:
@@ -82,6 +82,7 @@ def utterance_key(path: str) -> tuple[str, ...]:
 
 
 def has_audio_extension(name: str) -> bool:
+    """Whether a file's name ends as audio does, in large letters or small; a name that is all ending does not."""
     stem, dot, extension = name.rpartition(".")
     return bool(stem and dot) and extension.lower() in AUDIO_EXTENSIONS
 

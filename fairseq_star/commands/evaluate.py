@@ -2,9 +2,6 @@
 
 import argparse
 
-from fairseq_star.evaluation.evaluate import evaluate
-from fairseq_star.safety.host import settle_on_host
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -16,5 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the losses of ``arguments.checkpoint`` before and after training."""
+    from fairseq_star.evaluation.evaluate import evaluate
+    from fairseq_star.safety.host import settle_on_host
+
     settle_on_host()
     print(evaluate(arguments.checkpoint, data=arguments.data, split=arguments.split, teacher=arguments.teacher))

@@ -3,7 +3,7 @@
 import argparse
 
 from fairseq_star.errors import StarError
-from fairseq_star.formats import TARGETS, export, load_student, load_target
+from fairseq_star.names import TARGET_OPTIONS, TARGETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,15 +13,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="file to write (for huggingface a folder)")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     parser.conflict_handler = "resolve"  # two targets may have an option of the same name
-    for name in TARGETS:
-        load_target(name, check=False).add_arguments(parser.add_argument_group(f"options of --to {name}"))
+    for target, options in TARGET_OPTIONS.items():
+        group = parser.add_argument_group(f"options of --to {target}")
+        for option, settings in options.items():
+            group.add_argument(_flag(option), **settings)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Export ``arguments.checkpoint`` and tell what was written, how exact it is, and what to do next."""
+    from fairseq_star.formats import export, load_student, load_target
+
     options = _options(arguments)
     target = load_target(arguments.to)(**options)
-    exported = export(load_student(arguments.checkpoint), target, arguments.out, force=arguments.force)
+    exported = export(load_student(arguments.checkpoint, "export"), target, arguments.out, force=arguments.force)
     print(f"{exported.path}: {target.title}, {exported.num_bytes / 1e6:,.1f} MB")
     print(f"hidden states against the student's, {target.measure}: {exported.alone:.1e} for each utterance alone, "
           f"{exported.batched:.1e} for three in a padded batch")  # fmt: skip
@@ -34,15 +38,13 @@ def _options(arguments: argparse.Namespace) -> dict:
     Raises:
         StarError: an option of another target was given.
     """
-    own = _defaults(arguments.to)
-    for name in TARGETS:
-        for option, default in _defaults(name).items():
-            if option not in own and getattr(arguments, option) != default:
-                raise StarError(f"--{option.replace('_', '-')} is no option of --to {arguments.to}; leave it out")
+    own = TARGET_OPTIONS.get(arguments.to, {})
+    for options in TARGET_OPTIONS.values():
+        for option, settings in options.items():
+            if option not in own and getattr(arguments, option) != settings["default"]:
+                raise StarError(f"{_flag(option)} is no option of --to {arguments.to}; leave it out")
     return {option: getattr(arguments, option) for option in own}
 
 
-def _defaults(name: str) -> dict:
-    parser = argparse.ArgumentParser(add_help=False)
-    load_target(name, check=False).add_arguments(parser)
-    return vars(parser.parse_args([]))
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"

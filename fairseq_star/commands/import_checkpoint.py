@@ -3,8 +3,6 @@
 import argparse
 import shlex
 
-from fairseq_star.formats import import_student
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -20,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Import ``arguments.file`` and tell what it is and what to do next."""
+    from fairseq_star.formats import import_student
+
     student = import_student(arguments.file, arguments.out, config=arguments.config, force=arguments.force)
     config = student.config
     print(

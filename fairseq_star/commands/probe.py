@@ -4,8 +4,7 @@ import argparse
 import json
 import logging
 
-from fairseq_star.probe import TASKS, run_probe
-from fairseq_star.safety.host import settle_on_host
+from fairseq_star.names import PROBE_TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of train.tsv and valid.tsv with .phn, .keyword, .speaker beside them, line by line; a task's own "
         "subfolder (keyword/ ...) is preferred (default: the run's task.data)",
     )
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
+    parser.add_argument("--tasks", nargs="+", choices=PROBE_TASKS, default=list(PROBE_TASKS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
     parser.add_argument("--max-utterances", type=int, help="at most so many for training and test of each task")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="for the features (default: cuda where there is one)")
@@ -27,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the features of ``arguments.checkpoint`` know."""
+    from fairseq_star.probe import run_probe
+    from fairseq_star.safety.host import settle_on_host
+
     settle_on_host()
     result = run_probe(
         arguments.checkpoint,

@@ -3,9 +3,7 @@
 import argparse
 import json
 
-from fairseq_star.formats.student import ARCHITECTURES
-from fairseq_star.profiling import profile
-from fairseq_star.profiling.subjects import HUBERT_BASE
+from fairseq_star.names import ARCHITECTURES, HUBERT_BASE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table of ``arguments.models``."""
+    from fairseq_star.profiling import profile
+
     result = profile(
         arguments.models,
         teacher=arguments.teacher,

@@ -2,9 +2,6 @@
 
 import argparse
 
-from fairseq_star.evaluation.report.report import report
-from fairseq_star.safety.host import settle_on_host
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -19,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report of ``arguments.run_dir`` and say where it is."""
+    from fairseq_star.evaluation.report.report import report
+    from fairseq_star.safety.host import settle_on_host
+
     settle_on_host()
     out = report(
         arguments.run_dir,

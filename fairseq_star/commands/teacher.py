@@ -2,8 +2,6 @@
 
 import argparse
 
-from fairseq_star.evaluation.teacher_info import teacher_info
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -13,4 +11,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what ``arguments.checkpoint`` is."""
+    from fairseq_star.evaluation.teacher_info import teacher_info
+
     print(teacher_info(arguments.checkpoint, arguments.arch))

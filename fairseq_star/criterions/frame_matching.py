@@ -16,6 +16,8 @@ from fairseq_star.tgm.layer_plan import PAPER, compared_numbers
 
 @dataclass
 class FrameMatchingConfig(FairseqDataclass):
+    """Options of ``criterion=frame_matching``."""
+
     teacher_layers: Optional[List[int]] = field(
         default=None,
         metadata={"help": "teacher layers (1-based) the student's layers learn from; default: all, or evenly spaced"},

@@ -18,6 +18,8 @@ from fairseq_star.tgm.layer_plan import CONVENTIONS, compared_numbers, compared_
 
 @dataclass
 class StarTGMConfig(FairseqDataclass):
+    """Options of ``criterion=star_tgm``."""
+
     layerwise_weight: float = field(default=1.0, metadata={"help": "weight of the layer-wise TGM loss"})
     intra_layer_weight: float = field(default=1.0, metadata={"help": "weight of the intra-layer TGM loss"})
     avg_attn_weight: float = field(

@@ -94,6 +94,7 @@ class FrameGeometry:
 
     @classmethod
     def of(cls, conv_layers: Sequence[ConvLayer]) -> "FrameGeometry":
+        """The geometry of a feature extractor's convolutions, the first one first."""
         receptive_field, downsample_rate = 1, 1
         for _, kernel, stride in conv_layers:
             receptive_field += (kernel - 1) * downsample_rate

@@ -2,11 +2,14 @@
 
 from typing import Collection, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
+from fairseq_star.errors import StarError
 
 
 class FrozenEncoder(nn.Module):
@@ -34,21 +37,26 @@ class FrozenEncoder(nn.Module):
 
     @property
     def num_layers(self) -> int:
+        """L, Transformer layers."""
         return self.config.num_layers
 
     @property
     def embed_dim(self) -> int:
+        """D, the width of its states."""
         return self.config.embed_dim
 
     @property
     def num_heads(self) -> int:
+        """Attention heads of a layer."""
         return self.config.num_heads
 
     @property
     def num_parameters(self) -> int:
+        """Numbers in all of its weights."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Stay in eval mode, whatever the module it is part of does."""
         return super().train(False)
 
     def follow(self, source: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -71,3 +79,68 @@ class FrozenEncoder(nn.Module):
         frames = Frames.of(self.geometry, num_samples, source)
         dtype = next(self.parameters()).dtype
         return self.model.encode(source.to(dtype), frames, last_layer=last_layer, attention_layers=attention_layers)
+
+    def hidden_states(self, audio: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[Tensor]]:
+        """All hidden states of whole utterances, the audio normalized where the encoder hears it so.
+
+        Args:
+            audio: mono utterances of any lengths, each 1-D and of floating point numbers, as they were recorded.
+            sample_rate: theirs, in Hz.
+
+        Returns:
+            For each utterance L+1 states of n_b x D, its own n_b frames alone (50 a second for HuBERT): the first
+            layer's input, then every layer's output, that of the last layer after a pre-norm encoder's final norm.
+
+        Raises:
+            StarError: another sample rate than the encoder's, audio of another form, or shorter than one frame.
+        """
+        check_rate(sample_rate, self.sample_rate)
+        return audio_states(self.model, audio, normalize=self.normalize)
+
+
+def check_rate(given: int, expected: int) -> None:
+    """See that audio of ``given`` Hz is what an encoder of ``expected`` Hz hears.
+
+    Raises:
+        StarError: it is not.
+    """
+    if given != expected:
+        raise StarError(
+            f"the audio has {given} Hz and this encoder hears {expected} Hz; resample it, for example with "
+            "torchaudio.functional.resample"
+        )
+
+
+def audio_states(model: SpeechEncoder, audio: Sequence[Tensor | np.ndarray], *, normalize: bool) -> list[list[Tensor]]:
+    """:meth:`FrozenEncoder.hidden_states` of a bare encoder, on its device and in its precision.
+
+    Raises:
+        StarError: audio that is not 1-D and floating point, or shorter than one frame.
+    """
+    parameter, shortest = next(model.parameters()), model.geometry.receptive_field
+    sources = []
+    for number, utterance in enumerate(audio):
+        source = torch.as_tensor(utterance)
+        if source.ndim != 1 or not source.is_floating_point():
+            raise StarError(
+                f"audio[{number}] has shape {tuple(source.shape)} and type {source.dtype}; give a sequence of mono "
+                "utterances, each 1-D and of floating point numbers from -1 to 1"
+            )
+        if len(source) < shortest:
+            raise StarError(f"audio[{number}] has {len(source)} samples, fewer than the {shortest} of one frame")
+        source = source.to(parameter.device, torch.float32)
+        sources.append(F.layer_norm(source, source.shape) if normalize else source)
+    if not sources:
+        return []
+    batch = nn.utils.rnn.pad_sequence(sources, batch_first=True).to(parameter.dtype)  # B x samples
+    return utterance_states(model, batch, Frames.of(model.geometry, [len(source) for source in sources], batch))
+
+
+@torch.no_grad()
+def utterance_states(model: SpeechEncoder, source: Tensor, frames: Frames) -> list[list[Tensor]]:
+    """The L+1 hidden states of each utterance of ``source`` (B x samples), each n_b x D: valid frames alone, the last
+    layer's after the final norm of a pre-norm encoder."""
+    states = list(model.encode(source, frames).hidden_states)
+    if model.encoder.layer_norm_first:
+        states[-1] = model.encoder.layer_norm(states[-1])
+    return [[state[number, :length] for state in states] for number, length in enumerate(frames.frame_lengths)]

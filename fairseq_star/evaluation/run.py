@@ -10,6 +10,7 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.models import BaseFairseqModel
 from omegaconf import DictConfig, OmegaConf
 
+import fairseq_star
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub
 from fairseq_star.safety.reading import read_checkpoint
@@ -58,6 +59,7 @@ def load_run(
     cfg.task.teacher_cache = None  # a pass or two over one manifest are not worth its disk space
     cfg.task.save_dir = None  # nothing goes on from there
 
+    fairseq_star.register()
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)

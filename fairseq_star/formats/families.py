@@ -13,12 +13,24 @@ from fairseq_star.formats.hf_folder import CONFIG
 FORMATS = (microsoft, student, s3prl, dphubert, torchaudio)
 
 
-def load_teacher(path: str, *, valid_group_norm: bool = True, option: str = "task.teacher") -> FrozenEncoder:
-    """Load a teacher: a frozen encoder of any format; see :func:`load_encoder`."""
+def load_teacher(
+    path: str | os.PathLike, *, valid_group_norm: bool = True, option: str = "task.teacher"
+) -> FrozenEncoder:
+    """Load a teacher: a frozen encoder of any format; arguments and what is raised: :func:`load_encoder`.
+
+    >>> import torch
+    >>> from fairseq_star import load_teacher
+    >>> teacher = load_teacher("assets/demo_teacher/demo_hubert.pt")
+    >>> teacher.family, teacher.num_layers, teacher.embed_dim, teacher.sample_rate
+    ('HuBERT (fairseq)', 6, 256, 16000)
+    >>> [states] = teacher.hidden_states([torch.randn(16_000)], sample_rate=16_000)  # of one second
+    >>> len(states), states[-1].shape  # layers + 1, each frames x width
+    (7, torch.Size([49, 256]))
+    """
     return load_encoder(path, valid_group_norm=valid_group_norm, option=option)
 
 
-def load_encoder(path: str, *, valid_group_norm: bool = True, option: str) -> FrozenEncoder:
+def load_encoder(path: str | os.PathLike, *, valid_group_norm: bool = True, option: str) -> FrozenEncoder:
     """Load the encoder in a file or folder, frozen, its format told from the content of ``path``, never from its name.
 
     Args:
@@ -34,7 +46,7 @@ def load_encoder(path: str, *, valid_group_norm: bool = True, option: str) -> Fr
     Raises:
         StarError: the file cannot be read, is unsafe, or is no speech model that is known; an id cannot be fetched.
     """
-    path = hub.locate(path, option).path
+    path = hub.locate(os.fspath(path), option).path
     if not os.path.exists(path):
         raise StarError(
             f"{option}: {path} is not there; correct the path to a checkpoint or HuggingFace folder, or give a "

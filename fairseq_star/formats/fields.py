@@ -66,7 +66,11 @@ class Section:
         return list(value)
 
     def none_of(self, key: str, why: str, harmless: Any = False) -> None:
-        """Refuse a setting that is switched on and that no encoder here has."""
+        """Refuse a setting that is switched on and that no encoder here has.
+
+        Raises:
+            StarError: it is.
+        """
         value = self.values.get(key)
         if value is not None and value != harmless:
             raise StarError(f"{self.name}: {key}={_short(value)} {why}; take another teacher")
@@ -86,7 +90,11 @@ class Section:
 
 
 def check_divides(config: EncoderConfig, name: str) -> EncoderConfig:
-    """Refuse widths that attention heads or convolution groups do not divide."""
+    """Refuse widths that attention heads or convolution groups do not divide.
+
+    Raises:
+        StarError: ``config`` has one; ``name`` is the file in the message.
+    """
     for what, number in [("attention heads", config.num_heads), ("groups of its positional convolution",
                                                                  config.conv_pos_groups)]:  # fmt: skip
         if config.embed_dim % number:

@@ -1,15 +1,17 @@
 """This project's own checkpoints, read and written; a student, its audio format and what it is built from."""
 
+import os
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
-from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.encoder.frozen import FrozenEncoder, audio_states, check_rate
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import encoder_config, sections
@@ -92,19 +94,44 @@ class Student:
 
     @property
     def num_parameters(self) -> int:
+        """Numbers in all of its weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under fairseq's names, detached."""
         return {key: value.detach() for key, value in self.model.state_dict().items()}
 
+    def hidden_states(self, audio: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[Tensor]]:
+        """All hidden states of whole utterances: what :meth:`FrozenEncoder.hidden_states` says, and every export gives.
+
+        Args:
+            audio: mono utterances of any lengths, each 1-D and of floating point numbers, as they were recorded.
+            sample_rate: theirs, in Hz.
+
+        Returns:
+            For each utterance L+1 states of n_b x D, its own frames alone, the same whatever else is in ``audio``.
+
+        Raises:
+            StarError: another sample rate than the student's, audio of another form, or shorter than one frame.
+        """
+        check_rate(sample_rate, self.sample_rate)
+        return audio_states(self.model, audio, normalize=self.normalize)
+
     def padded(self) -> StarHubertModel:
         """The same model with group norm over the padded batch."""
         return _build(self.config, self.dropouts, self.name, self.weights(), padded_group_norm=True)
 
 
-def load_student(path: str, option: str = "export") -> Student:
+def load_student(path: str | os.PathLike, option: str = "load_student") -> Student:
     """Read a checkpoint of this project: one of a ``star_distillation`` run, or what ``import`` wrote.
+
+    >>> import torch
+    >>> from fairseq_star import load_student
+    >>> student = load_student("student.pt")
+    >>> audio = [torch.randn(16_000), torch.randn(8_000)]  # a second and half a second
+    >>> states, shorter = student.hidden_states(audio, sample_rate=16_000)
+    >>> len(states), states[-1].shape, shorter[-1].shape  # layers + 1, each frames x width
+    (4, torch.Size([49, 16]), torch.Size([24, 16]))
 
     Args:
         path: the file.
@@ -113,6 +140,7 @@ def load_student(path: str, option: str = "export") -> Student:
     Raises:
         StarError: the file cannot be read, is unsafe, or is no student of this project.
     """
+    path = os.fspath(path)
     state, name = read_checkpoint(path, option), f"{option}: {path}"
     if not recognises(state):
         raise StarError(

@@ -3,7 +3,6 @@
 Shapes: B utterances, n_b valid frames of utterance b, D width, L layers.
 """
 
-import argparse
 import importlib
 import importlib.util
 import os
@@ -18,25 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_star.encoder.frames import FrameGeometry, Frames
+from fairseq_star.encoder.frozen import utterance_states
 from fairseq_star.errors import StarError
 from fairseq_star.files import new_output
 from fairseq_star.formats.student import Student
+from fairseq_star.names import TARGETS
 
-# name: (module of fairseq_star.formats, class). Imported when asked for: their libraries are optional.
-TARGETS = {
-    "s3prl": ("s3prl", "S3prl"),
-    "fairseq": ("fairseq", "Fairseq"),
-    "huggingface": ("huggingface", "HuggingFace"),
-    "torchaudio": ("torchaudio", "Torchaudio"),
-    "torchscript": ("torchscript", "TorchScript"),
-    "onnx": ("onnx", "Onnx"),
-}
 # Ragged in samples and frames; the shortest is above s3prl's least length of 0.05 s.
 CHECK_SAMPLES = (16_000, 11_243, 5_477)
 
 
 class Target(ABC):
-    """A format to write students in. Options of a target (such as int8) are arguments of its constructor."""
+    """A format to write students in. Options of a target (such as int8) are arguments of its constructor
+    and lie in ``names.TARGET_OPTIONS``."""
 
     title: ClassVar[str]  # for people, such as "HuggingFace folder"
     requires: ClassVar[dict[str, str]] = {}  # module -> how to install it, of the library that loads the export
@@ -44,10 +37,6 @@ class Target(ABC):
     measure: str = "largest difference"  # what `difference` gives, for people
     is_folder: ClassVar[bool] = False
     padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
-
-    @classmethod  # noqa: B027 (no options is the rule)
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Options of ``fairseq-star export --to`` this target; their names are the constructor's."""
 
     @abstractmethod
     def write(self, student: Student, path: Path) -> None:
@@ -137,7 +126,11 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
 
 
 def compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
-    """The largest difference of any hidden state: of utterances by themselves, and of a ragged padded batch."""
+    """The largest difference of any hidden state: of utterances by themselves, and of a ragged padded batch.
+
+    Raises:
+        StarError: ``target`` gives states of another number or shape than the student.
+    """
     # Normalizers add different epsilons to the variance (fairseq 1e-5, transformers 1e-7), nothing beside that of loud
     # audio. Without a normalizer, the audio is as loud as it is.
     sources = [source * (30 if student.normalize else 1) for source in check_sources()]
@@ -195,20 +188,13 @@ def student_states(student: Student, sources: Sequence[Tensor], target: Target |
     Each utterance by itself; with ``target`` in one padded batch, the group norm and the valid frames as the target
     takes them.
     """
+    if target is None:
+        return [student.hidden_states([source], student.sample_rate)[0] for source in sources]
     if student.normalize:
         sources = [F.layer_norm(source, source.shape) for source in sources]
-    if target is None:
-        return [_states(student.model(source[None]), student.model, [None])[0] for source in sources]
     num_samples = [len(source) for source in sources]
     batch, _ = pad(sources)
     model = student.padded() if target.padded_group_norm else student.model
     frame_lengths = target.frame_lengths(model.geometry, num_samples)
     padding_mask = torch.arange(max(frame_lengths)) >= torch.tensor(frame_lengths)[:, None]
-    return _states(model(batch, Frames(num_samples, frame_lengths, padding_mask)), model, frame_lengths)
-
-
-def _states(encoding, model, frame_lengths) -> list[list[Tensor]]:
-    states = list(encoding.hidden_states)
-    if model.encoder.layer_norm_first:
-        states[-1] = model.encoder.layer_norm(states[-1])
-    return [[state[number, :length] for state in states] for number, length in enumerate(frame_lengths)]
+    return utterance_states(model, batch, Frames(num_samples, frame_lengths, padding_mask))

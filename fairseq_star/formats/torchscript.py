@@ -6,7 +6,6 @@
 int8 is torch's dynamic quantization of all linear layers: a third of the size, less exact, for CPUs only.
 """
 
-import argparse
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +38,6 @@ class TorchScript(Target):
         self.int8 = int8
         if int8:
             self.title, self.tolerance, self.measure = "TorchScript program (int8)", 1 - INT8_COSINE, "1 - cosine"
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--int8", action="store_true", help="linear layers in 8 bit: smaller, for CPUs, less exact")
 
     def write(self, student: Student, path: Path) -> None:
         with _quiet():

@@ -1,9 +1,9 @@
-"""fairseq's `hubert_ctc`, made buildable, and told in one line what it cannot be built on.
+"""fairseq's ``hubert_ctc``, made buildable, and told in one line what it cannot be built on.
 
-`HubertEncoder` asks for `cfg.autoregressive`, which `HubertCtcConfig` lacks, so that no `hubert_ctc` can be built or
-loaded (facebookresearch/fairseq#4916, open; 0.12.3 of fairseq-fixed has it too). Where the option is missing, the
-registered config is replaced by one with it. `model.w2v_path` is looked at before fairseq reads it; nothing else of the
-model is touched.
+``HubertEncoder`` asks for ``cfg.autoregressive``, which ``HubertCtcConfig`` lacks, so that no ``hubert_ctc`` can be
+built or loaded (facebookresearch/fairseq#4916, open; 0.12.3 of fairseq-fixed has it too). Where the option is missing,
+the registered config is replaced by one with it. ``model.w2v_path`` is looked at before fairseq reads it; nothing else
+of the model is touched.
 """
 
 import shlex

@@ -114,6 +114,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: StarHubertConfig, task=None) -> "StarHubertModel":
+        """Build a student, as fairseq asks for it; a value that cannot be ends the program in one line."""
         with told_in_one_line():
             return cls(cfg)
 
@@ -149,6 +150,9 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
             mask: must be False; the student has no mask embedding.
             ret_conv: the convolutional features instead.
             output_layer: 1-based; the last layer (after the final norm of a pre-norm encoder) when None.
+
+        Raises:
+            StarError: ``mask`` is asked for.
         """
         if mask:
             raise StarError("starhubert has no mask embedding: call extract_features with mask=False")

@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairseq_star.audio.file import open_audio
+from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
 from fairseq_star.threads import map_on_cores
-from fairseq_star.torchaudio_import import import_torchaudio
 
 LARGEST = 65_504.0  # of float16
 
@@ -29,7 +29,8 @@ LARGEST = 65_504.0  # of float16
 class Extractor(Protocol):
     """Features of one utterance: T x L x D, and their mean over time for utterance-level tasks, L x D."""
 
-    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Both of ``samples``, 1-D audio of ``SAMPLE_RATE`` Hz, on the CPU."""
 
 
 class SpectralFeatures:
@@ -56,6 +57,7 @@ class SpectralFeatures:
         }[kind]
 
     def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Extractor`; L is 1, and the mean of features of mean 0 is given as 0."""
         window, shift = self.geometry.receptive_field, self.geometry.downsample_rate
         static = self.compute(
             samples[None],
@@ -81,6 +83,7 @@ class EncoderFeatures:
         self.encoder, self.device = encoder.to(device), device
 
     def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Extractor`; every hidden state is a layer, audio normalized where the encoder hears it so."""
         source = F.layer_norm(samples, samples.shape) if self.encoder.normalize else samples
         encoding = self.encoder(source[None].to(self.device), [len(samples)])
         states = torch.cat([state.float() for state in encoding.hidden_states]).transpose(0, 1).cpu()  # T x L x D

@@ -47,6 +47,7 @@ class WeightedSumHead(nn.Module):
 
     @property
     def layer_weights(self) -> Tensor:
+        """The share of each layer in the sum: [L], above 0, together 1."""
         return self.layer_logits.softmax(0)
 
     def forward(self, x: Tensor) -> Tensor:

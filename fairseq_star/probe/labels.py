@@ -16,9 +16,9 @@ from fairseq_star.audio.utterances import original_name, place_of
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from fairseq_star.names import KEYWORD, PHONE, PROBE_TASKS, SPEAKER
 
-PHONE, KEYWORD, SPEAKER = "phone", "keyword", "speaker"
-TASKS = (PHONE, KEYWORD, SPEAKER)
+TASKS = PROBE_TASKS
 EXTENSION = {PHONE: "phn", KEYWORD: "keyword", SPEAKER: "speaker"}
 TRAIN_SPLIT, TEST_SPLIT = "train", "valid"
 DEV_SHARE = 0.1  # of the training speakers (utterances where none are known), to stop the head's training
@@ -47,6 +47,7 @@ class TaskData:
 
     @property
     def utterances(self) -> list[Utterance]:
+        """Those of all three parts."""
         return [*self.train, *self.dev, *self.test]
 
     def class_numbers(self, utterance: Utterance) -> list[int]:

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 
 from fairseq_star.formats import hub
 from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.names import HUBERT_BASE
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.profiling.speed import Speed, measure_speed
-from fairseq_star.profiling.subjects import HUBERT_BASE, load_subject
+from fairseq_star.profiling.subjects import load_subject
 
 
 @dataclass

@@ -11,9 +11,9 @@ from fairseq_star.errors import StarError
 from fairseq_star.formats import hub, load_encoder
 from fairseq_star.formats.hf_folder import read_weights
 from fairseq_star.formats.student import ARCHITECTURES, student_config
+from fairseq_star.names import HUBERT_BASE
 from fairseq_star.safety.reading import read_checkpoint
 
-HUBERT_BASE = "hubert_base"
 # HuBERT Base's published 94.7 M: mask embedding, final_proj (768 to 256) and label_embs_concat (504 units) counted.
 HUBERT_BASE_PRETRAINING = 768 + (768 * 256 + 256) + 504 * 256
 

@@ -77,6 +77,7 @@ def read_checkpoint(path: str, option: str) -> dict:
         kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
         raise StarError(f"{option}: {path} is {kind}; give a checkpoint of HuBERT, wav2vec 2.0 or WavLM")
     size = os.path.getsize(path)
+    allow_checkpoint_classes()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

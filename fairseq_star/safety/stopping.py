@@ -50,6 +50,7 @@ class StopRequest:
         self._wish(number, frame)
 
     def reduce(self, logging_outputs: Sequence[dict]) -> None:
+        """Note, after an update, whether any worker was asked to stop; all of them see the same logs."""
         self.agreed = sum(log.get(self.KEY, 0) for log in logging_outputs) > 0
 
 

@@ -35,6 +35,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass
 class StarDistillationConfig(FairseqDataclass):
+    """Options of ``task=star_distillation``."""
+
     data: str = field(default=MISSING, metadata={"help": "folder of the manifests, {split}.tsv"})
     teacher: Optional[str] = field(
         default=None,

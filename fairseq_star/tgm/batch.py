@@ -27,9 +27,9 @@ class Group:
     padding: Tensor | None = None
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
-        """State `index` as X: N x T' x D_t and Y: N x T' x D_s with zeros in padded rows.
+        """State ``index`` as X: N x T' x D_t and Y: N x T' x D_s with zeros in padded rows.
 
-        Zeroing is by `masked_fill`, not by a product: padded rows may hold NaN. On the CPU both come in the
+        Zeroing is by ``masked_fill``, not by a product: padded rows may hold NaN. On the CPU both come in the
         accumulation precision (a view where they have it already); elsewhere they keep theirs.
         """
         pair = []
@@ -48,7 +48,7 @@ class Group:
         return (~self.padding).sum(dim=1, keepdim=True).to(self.dtype)
 
     def ones(self, like: Tensor) -> Tensor:
-        """1 in valid rows and 0 in padded ones: N x T' x 1 in the precision of `like`."""
+        """1 in valid rows and 0 in padded ones: N x T' x 1 in the precision of ``like``."""
         if self.padding is None:
             return like.new_ones(self.size, self.num_frames, 1)
         return (~self.padding).to(like.dtype)
@@ -75,9 +75,9 @@ def groups(
 ) -> Iterator[Group]:
     """Split a batch for computation.
 
-    Without `batched` (on the CPU) every utterance is a group of its own, cut to its frames: padding costs nothing. With
-    it (on accelerators) the batch is one group with zeroed padding, cut to the longest utterance where the host knows
-    it: launches cost more than padded rows there, and nothing is read back from the device.
+    Without ``batched`` (on the CPU) every utterance is a group of its own, cut to its frames: padding costs nothing.
+    With it (on accelerators) the batch is one group with zeroed padding, cut to the longest utterance where the host
+    knows it: launches cost more than padded rows there, and nothing is read back from the device.
     """
     num_utterances, num_frames, _ = student_states[0].shape
     if not batched:

@@ -1,4 +1,4 @@
-"""What `tgm_loss` refuses, each with one sentence; no check reads anything back from an accelerator."""
+"""What ``tgm_loss`` refuses, each with one sentence; no check reads anything back from an accelerator."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def check_states(
     """M of B x T x D_t and M of B x T x D_s with M >= 2, floating point, on one device.
 
     Raises:
-        StarError: they aren't, or `first_layerwise_state` isn't the index of a state.
+        StarError: they aren't, or ``first_layerwise_state`` isn't the index of a state.
     """
     if len(teacher_states) != len(student_states):
         raise StarError(

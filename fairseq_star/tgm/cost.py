@@ -13,8 +13,8 @@ an operation called from Python as CALL_COST multiply-adds:
     gram    passes over A, R, S (norms, weights) and over X, Y (centring), calls per state
     tiled   passes over the T x T blocks, calls per block
 
-Memory never decides on its own: `workspace` of both forms is linear in T and small beside the states (that is what the
-tests hold them to), the stacked T x T form isn't a candidate.
+Memory never decides on its own: ``workspace`` of both forms is linear in T and small beside the states (that is what
+the tests hold them to), the stacked T x T form isn't a candidate.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ CALL_COST = 5e5
 
 
 class FormCost(NamedTuple):
-    """Cost of one utterance's loss; forms are compared by `time`."""
+    """Cost of one utterance's loss; forms are compared by ``time``."""
 
     operations: float  # multiply-adds in matrix products
     entries: float  # matrix entries read or written outside of products
@@ -108,7 +108,7 @@ def choose_form(
     intra_layer: bool = True,
     with_gradient: bool = True,
 ) -> str:
-    """The cheaper form of the mse loss by `FormCost.time`: ``gram`` or ``tiled``. Arguments as of `form_cost`.
+    """The cheaper form of the mse loss by ``FormCost.time``: ``gram`` or ``tiled``. Arguments as of ``form_cost``.
 
     HuBERT Base (768) to 432 with 13 states changes to ``gram`` at about 500 frames, 10 s of audio.
     """

@@ -14,7 +14,7 @@ state has no layer-wise term. A_l, R_l, S_l serve the layer-wise term and both n
 stream through a window of two, so memory doesn't grow with M either.
 
 The identity subtracts sums as large as the Gram matrices' norms. It is applied to *centred* states, whose norms are
-a small part of that (frames of a Transformer layer have most in common); `center.py` has the exact rest.
+a small part of that (frames of a Transformer layer have most in common); ``center.py`` has the exact rest.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -
     Args:
         group: the utterances.
         terms: which states, with which weights.
-        gradients: M of N x T' x D_s in `group.dtype`, zeros, overwritten with d(weighted sum)/dY_l; None to skip the
+        gradients: M of N x T' x D_s in ``group.dtype``, zeros, overwritten with d(weighted sum)/dY_l; None to skip the
             work.
 
     Returns:
@@ -103,7 +103,7 @@ def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -
 
 
 def _load(group: Group, index: int) -> _State:
-    """State `index`, centred, with its three products."""
+    """State ``index``, centred, with its three products."""
     x, y = group.load(index)
     means = None
     if group.dtype in (x.dtype, y.dtype):

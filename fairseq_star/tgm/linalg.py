@@ -17,7 +17,7 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def _bmm_takes_out_dtype() -> bool:
-    """Whether `torch.bmm` has `out_dtype` (torch >= 2.8): half inputs, float32 result, on CUDA only."""
+    """Whether ``torch.bmm`` has ``out_dtype`` (torch >= 2.8): half inputs, float32 result, on CUDA only."""
     return any(
         argument.name == "out_dtype"
         for overload in torch.ops.aten.bmm.overloads()
@@ -33,7 +33,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         right: N x K x J, the same.
 
     Returns:
-        N x I x J in `accumulation_dtype`. Two half inputs on CUDA use the half-precision units with a float32 result
+        N x I x J in ``accumulation_dtype``. Two half inputs on CUDA use the half-precision units with a float32 result
         where torch can; everywhere else half inputs are converted first, which is exact.
     """
     dtype = accumulation_dtype(left.dtype, right.dtype)

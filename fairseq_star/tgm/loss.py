@@ -1,4 +1,4 @@
-"""`tgm_loss`: checks, choice of the form, and the connection of a gradient formed in the forward pass to autograd."""
+"""``tgm_loss``: checks, choice of the form, and the connection of a gradient formed in the forward pass to autograd."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ CANCELLATION = 5e-4
 
 
 class TGMLoss(NamedTuple):
-    """The loss of each utterance of a batch; see `tgm_loss`."""
+    """The loss of each utterance of a batch; see ``tgm_loss``."""
 
     total: Tensor  # [B], differentiable: layerwise_weight * layerwise + intra_layer_weight * intra_layer
     layerwise: Tensor  # [B], detached, unweighted
@@ -34,7 +34,7 @@ class _Attach(torch.autograd.Function):
 
     A chain of these, one per state, rather than one function of all states: autograd frees each stored gradient as it
     hands out its product, so that both are never there for all M states. The stored gradient is float32 (float64) and
-    unscaled; a loss scale in `incoming` is applied before the product is rounded to the state's float16.
+    unscaled; a loss scale in ``incoming`` is applied before the product is rounded to the state's float16.
     """
 
     @staticmethod
@@ -64,6 +64,17 @@ def tgm_loss(
 ) -> TGMLoss:
     """STaR's layer-wise and intra-layer TGM distillation loss, per utterance.
 
+    >>> import torch
+    >>> from fairseq_star import tgm_loss
+    >>> teacher_states = [torch.randn(2, 49, 768) for _ in range(13)]  # of 2 utterances, a second and less
+    >>> student_states = [torch.randn(2, 49, 432, requires_grad=True) for _ in range(13)]
+    >>> loss = tgm_loss(teacher_states, student_states, frame_lengths=[49, 24])
+    >>> loss.total.shape
+    torch.Size([2])
+    >>> loss.total.sum().backward()
+    >>> student_states[0].grad[1, 24:].any()  # frames past an utterance's end learn nothing
+    tensor(False)
+
     With X_l, Y_l teacher's and student's state l of an utterance of n valid frames (arXiv 2312.09040, section 2):
 
         layerwise    mean over l in first_layerwise_state..M-1 of  1/n^2 ||X_l X_l^T - Y_l Y_l^T||_F^2
@@ -90,13 +101,13 @@ def tgm_loss(
         first_layerwise_state: first state with a layer-wise term. 1: the paper's convention, states are
             ``hidden_states[0..L]``. 0: the re-implementation's, states are projected features and layers 1..L.
         distance: ``mse`` (STaR), ``l1`` or ``kl``.
-        form: ``auto`` chooses by `choose_form` (per utterance on the CPU, per batch elsewhere). ``gram``: D x D
+        form: ``auto`` chooses by ``choose_form`` (per utterance on the CPU, per batch elsewhere). ``gram``: D x D
             matrices, mse only. ``tiled``: blocks of T x T matrices. ``reference``: all T x T matrices, stacked.
 
     Returns:
-        `TGMLoss` of three [B] tensors in float32 (float64). ``gram`` subtracts large sums, and the value (not the
+        ``TGMLoss`` of three [B] tensors in float32 (float64). ``gram`` subtracts large sums, and the value (not the
         gradient) has fewer digits than ``tiled`` has where teacher and student nearly agree. ``auto`` computes an
-        utterance whose loss is under `CANCELLATION` of those sums again with ``tiled``, on the CPU.
+        utterance whose loss is under ``CANCELLATION`` of those sums again with ``tiled``, on the CPU.
 
     Raises:
         StarError: numbers of states, shapes, devices, counts, weights or names that don't fit.
@@ -144,14 +155,14 @@ def tgm_loss(
 
 
 def _batched(device: torch.device) -> bool:
-    """Whether the batch is computed as one group (see `groups`)."""
+    """Whether the batch is computed as one group (see ``groups``)."""
     return device.type != "cpu"
 
 
 def _evaluate(
     group: Group, terms: Terms, gradients: list[Tensor] | None, distance: str, form: str
 ) -> tuple[Tensor, Tensor]:
-    """Both sums of one group, its gradients written into their rows of `gradients`."""
+    """Both sums of one group, its gradients written into their rows of ``gradients``."""
     if gradients is not None:
         gradients = [gradient[group.utterances, : group.num_frames] for gradient in gradients]
     chosen = form

@@ -1,6 +1,6 @@
 """The TGM loss as its definition reads, in loops, and as the re-implementation stacks it; for tests and benchmarks.
 
-`loop_tgm_loss` is what every form's value and gradient are held to, `stacked_tgm_loss` what speed and memory are.
+``loop_tgm_loss`` is what every form's value and gradient are held to, ``stacked_tgm_loss`` what speed and memory are.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def loop_tgm_loss(
     first_layerwise_state: int = 1,
     distance: str = "mse",
 ) -> Tensor:
-    """`tgm_loss`, by loops over utterances, states and, for kl, rows; differentiated by autograd.
+    """``tgm_loss``, by loops over utterances, states and, for kl, rows; differentiated by autograd.
 
     Args:
         teacher_states: M of B x T x D_t.
         student_states: M of B x T x D_s.
         frame_lengths: n_b, valid frames of each utterance.
-        layerwise_weight, intra_layer_weight, first_layerwise_state, distance: as `tgm_loss` takes them.
+        layerwise_weight, intra_layer_weight, first_layerwise_state, distance: as ``tgm_loss`` takes them.
 
     Returns:
         [B], the loss of each utterance in the states' own precision.

@@ -16,7 +16,7 @@ def reference_terms(
     terms: Terms,
     distance: str,
 ) -> tuple[Tensor, Tensor]:
-    """The sums `tiled_terms` computes, differentiable: ([B] layer-wise, [B] intra-layer).
+    """The sums ``tiled_terms`` computes, differentiable: ([B] layer-wise, [B] intra-layer).
 
     Args:
         teacher_states: M of B x T x D_t.

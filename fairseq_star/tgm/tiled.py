@@ -33,8 +33,8 @@ def tiled_terms(
     Args:
         group: the utterances.
         terms: which states, with which weights.
-        gradients: M of N x T' x D_s in `group.dtype`, zeros, added to; None to skip the work.
-        distance: one of `DISTANCES`.
+        gradients: M of N x T' x D_s in ``group.dtype``, zeros, added to; None to skip the work.
+        distance: one of ``DISTANCES``.
 
     Returns:
         layerwise: [N] float64, sum over states, unweighted.

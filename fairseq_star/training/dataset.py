@@ -67,6 +67,7 @@ class DistillationDataset(FileAudioDataset):
             )
 
     def set_epoch(self, epoch: int) -> None:
+        """Crop at this epoch's places from here on."""
         self.epoch = epoch
 
     def size(self, index: int) -> int:
@@ -144,6 +145,11 @@ class DistillationDataset(FileAudioDataset):
         return None
 
     def postprocess(self, feats: Tensor, curr_sample_rate: int) -> Tensor:
+        """Samples just read as fairseq gives them on, normalized if asked for.
+
+        Raises:
+            StarError: they are not mono.
+        """
         if feats.dim() != 1:
             raise StarError(f"an audio file of {self.root_dir} has {feats.size(-1)} channels; it must be mono")
         return super().postprocess(feats, curr_sample_rate)
@@ -160,6 +166,7 @@ class DistillationDataset(FileAudioDataset):
         return source[start : start + self.max_sample_size]
 
     def collater(self, samples: list[dict]) -> dict:
+        """A padded batch (``net_input``) of what could be read, its sample counts and paths, and what could not."""
         good = [sample for sample in samples if sample["source"] is not None]
         batch = super().collater(good)
         batch["bad_audio"] = [sample["bad_audio"] for sample in samples if sample["source"] is None]

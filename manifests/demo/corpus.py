@@ -3,9 +3,9 @@
     python manifests/demo/corpus.py OUT [--minutes 50] [--seed 0]
 
 OUT/{train,dev}/<speaker>/<chapter>/*.flac and *.trans.txt as in LibriSpeech, SPEAKERS.TXT, labels/ (labels.py),
-train.tsv, valid.tsv, and the labels of `fairseq-star probe` (probe.py). No dev speaker's voice variant occurs in
+train.tsv, valid.tsv, and the labels of ``fairseq-star probe`` (probe.py). No dev speaker's voice variant occurs in
 train. The same arguments give the same audio, byte for byte (with the same versions of espeakng-loader, torchaudio and
-libsndfile). Needs `pip install "fairseq-star[demo]"`.
+libsndfile). Needs ``pip install "fairseq-star[demo]"``.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
-from fairseq_star.torchaudio_import import import_torchaudio
 from manifests.demo.espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
 from manifests.demo.labels import Segment, phone_segments, word_segments, write_segments
 from manifests.demo.probe import write_probe_labels
@@ -118,7 +118,7 @@ def _make_all(out: Path, speakers: list[Speaker], seconds: float, seed: int) -> 
 
 
 def _make_speaker(out: Path, speaker: Speaker, seconds: float, seed: int) -> list[_Made]:
-    """One speaker's utterances, written as FLAC, until `seconds` are reached."""
+    """One speaker's utterances, written as FLAC, until ``seconds`` are reached."""
     import soundfile
 
     rng = np.random.default_rng([seed, int(speaker.speaker)])
@@ -168,7 +168,7 @@ def resampled(utterance: Utterance) -> np.ndarray:
 
 
 def recorded(clean: np.ndarray, rng: np.random.Generator, lowest_snr: float = 15.0) -> np.ndarray:
-    """int16 samples with a microphone's tilt, coloured noise `lowest_snr` to 40 dB below, at -32 to -18 dBFS."""
+    """int16 samples with a microphone's tilt, coloured noise ``lowest_snr`` to 40 dB below, at -32 to -18 dBFS."""
     clean = _shape(clean, rng.uniform(-0.25, 0.25))
     noise = _shape(rng.standard_normal(len(clean)), rng.uniform(-1.0, 0.0))
     level, snr = rng.uniform(-32, -18), rng.uniform(lowest_snr, 40)

@@ -1,11 +1,11 @@
 """eSpeak NG through ctypes: text to 22.05 kHz PCM with the sample at which each phoneme and word begins.
 
-Library and voices come from the package `espeakng-loader`. The declarations follow eSpeak NG's public C header
-`speak_lib.h` (events, initialization options, parameters).
+Library and voices come from the package ``espeakng-loader``. The declarations follow eSpeak NG's public C header
+``speak_lib.h`` (events, initialization options, parameters).
 
-eSpeak NG carries state from one utterance to the next (the same text twice gives different samples), so `speak` runs it
-in a process of its own: the same arguments then always give the same samples, whatever was spoken before. This file is
-that process's program too, hence no import here that takes time.
+eSpeak NG carries state from one utterance to the next (the same text twice gives different samples), so ``speak`` runs
+it in a process of its own: the same arguments then always give the same samples, whatever was spoken before. This file
+is that process's program too, hence no import here that takes time.
 """
 
 import base64
@@ -35,7 +35,7 @@ class EspeakError(RuntimeError):
 class Utterance(NamedTuple):
     """What was spoken.
 
-    pcm: 16-bit little-endian mono samples at `SYNTHESIS_RATE`.
+    pcm: 16-bit little-endian mono samples at ``SYNTHESIS_RATE``.
     phones: (first sample, eSpeak NG mnemonic without stress marks, "sil" for a pause), in order.
     words: (first sample, the word as it stands in the text), in order.
     """

@@ -6,7 +6,7 @@ OUT/train/<word>/<speaker>_nohash_<n>.wav of one second, ten keywords and ten ot
 validation_list.txt, testing_list.txt, and OUT/test/<class>/ with _unknown_ and _silence_, as in the two archives of
 Speech Commands v0.01. Words begin anywhere in the second, in noise 0 to 40 dB below them. No speaker is in two parts,
 and no voice variant of the test's is in training. A speaker's name has the hash by which readers of Speech Commands
-tell the parts. The same arguments give the same audio. Needs `pip install "fairseq-star[demo]"`.
+tell the parts. The same arguments give the same audio. Needs ``pip install "fairseq-star[demo]"``.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The demo corpus's label files: plain text, one item a line, fields parted by tabs, `#` opens a comment.
+"""The demo corpus's label files: plain text, one item a line, fields parted by tabs, ``#`` opens a comment.
 
     labels/phones.txt      utterance  start  end  phone    every sample of an utterance lies in exactly one phone
     labels/words.txt       utterance  start  end  word     a word ends where the next one, or a pause, begins
     labels/utterances.txt  utterance  subset  speaker  num_samples
 
-`start` and `end` count samples of 16 kHz audio, `end` excluded. Phones are eSpeak NG's mnemonics without stress, a few
-rare variants folded (`FOLDED`), `sil` for pauses and the silence at both ends.
+``start`` and ``end`` count samples of 16 kHz audio, ``end`` excluded. Phones are eSpeak NG's mnemonics without stress,
+a few rare variants folded (``FOLDED``), ``sil`` for pauses and the silence at both ends.
 """
 
 import os
@@ -42,8 +42,8 @@ class UtteranceInfo(NamedTuple):
 
 
 def phone_segments(marks: Sequence[tuple[int, str]], num_samples: int) -> list[Segment]:
-    """(first sample, mnemonic) marks to segments that cover [0, num_samples): folded, neighbours alike in `sil` merged,
-    those of no length dropped, silence before the first mark."""
+    """(first sample, mnemonic) marks to segments that cover [0, num_samples): folded, neighbours alike in ``sil``
+    merged, those of no length dropped, silence before the first mark."""
     starts = [(0, SILENCE), *((start, FOLDED.get(phone, phone)) for start, phone in marks)]
     segments: list[Segment] = []
     for index, (start, phone) in enumerate(starts):
@@ -69,14 +69,14 @@ def word_segments(marks: Sequence[tuple[int, str]], phones: Sequence[Segment]) -
 def frame_labels(
     segments: Sequence[Segment], num_frames: int, downsample_rate: int = 320, receptive_field: int = 400
 ) -> list[str]:
-    """The label at each frame's middle sample; frame t covers `receptive_field` samples from `t * downsample_rate`."""
+    """The label at each frame's middle; frame t covers ``receptive_field`` samples from ``t * downsample_rate``."""
     centres = np.arange(num_frames) * downsample_rate + receptive_field // 2
     indices = np.searchsorted([segment.end for segment in segments], centres, side="right")
     return [segments[index].label for index in np.minimum(indices, len(segments) - 1)]
 
 
 def write_segments(path: str | os.PathLike, what: str, segments: dict[str, list[Segment]]) -> None:
-    """Writes `phones.txt` or `words.txt`: segments by utterance, sorted."""
+    """Writes ``phones.txt`` or ``words.txt``: segments by utterance, sorted."""
     lines = [f"# utterance\tstart\tend\t{what}\n"]
     for utterance in sorted(segments):
         lines += [f"{utterance}\t{start}\t{end}\t{label}\n" for start, end, label in segments[utterance]]
@@ -84,7 +84,7 @@ def write_segments(path: str | os.PathLike, what: str, segments: dict[str, list[
 
 
 def read_segments(path: str | os.PathLike) -> dict[str, list[Segment]]:
-    """Reads `phones.txt` or `words.txt`: utterance to its segments in order of time.
+    """Reads ``phones.txt`` or ``words.txt``: utterance to its segments in order of time.
 
     Raises:
         StarError: the file is missing, or a line has not its four fields; names file and line.
@@ -96,7 +96,7 @@ def read_segments(path: str | os.PathLike) -> dict[str, list[Segment]]:
 
 
 def read_utterances(path: str | os.PathLike) -> dict[str, UtteranceInfo]:
-    """Reads `utterances.txt`: utterance to its subset, speaker and length, in the file's order.
+    """Reads ``utterances.txt``: utterance to its subset, speaker and length, in the file's order.
 
     Raises:
         StarError: the file is missing, or a line has not its four fields; names file and line.

@@ -1,7 +1,7 @@
-"""Label files of a demo corpus as `fairseq-star probe` reads them, from the labels that are there.
+"""Label files of a demo corpus as ``fairseq-star probe`` reads them, from the labels that are there.
 
-`{train,valid}.phn` (a phone a frame) and `.speaker` beside the manifests; `keyword/` holds clips of ten words cut from
-the corpus, with manifests, `.keyword` and `.speaker` of their own: one word a clip, as in keyword spotting.
+``{train,valid}.phn`` (a phone a frame) and ``.speaker`` beside the manifests; ``keyword/`` holds clips of ten words cut
+from the corpus, with manifests, ``.keyword`` and ``.speaker`` of their own: one word a clip, as in keyword spotting.
 """
 
 import os
@@ -21,7 +21,7 @@ MARGIN = 0.05  # s of what surrounds a word, on either side
 
 
 def write_probe_labels(corpus: Path) -> None:
-    """Writes what is missing; `corpus` was made by corpus.py.
+    """Writes what is missing; ``corpus`` was made by corpus.py.
 
     Raises:
         StarError: the corpus lacks its manifests or labels.

@@ -65,7 +65,7 @@ _TEMPLATES = [line.split() for line in TEMPLATES.strip().splitlines()]
 
 
 def make_sentence(rng: np.random.Generator, num_words: int) -> str:
-    """Clauses joined until about `num_words` words are reached (the last clause may exceed it by a few).
+    """Clauses joined until about ``num_words`` words are reached (the last clause may exceed it by a few).
 
     Args:
         rng: decides everything.

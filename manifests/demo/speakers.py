@@ -21,7 +21,7 @@ DEV_VARIANTS = {"F": ["f5", "Annie", "steph3"], "M": ["m7", "Denis", "Hugo", "da
 
 
 class Speaker(NamedTuple):
-    """`speaker` is the identity (four digits: 1xxx train, 2xxx dev), the rest how eSpeak NG speaks it (espeak.py)."""
+    """``speaker`` is the identity (four digits: 1xxx train, 2xxx dev), the rest how eSpeak NG speaks it (espeak.py)."""
 
     speaker: str
     subset: str

@@ -92,7 +92,7 @@ def _train(work: Path, max_update: int, seed: int) -> None:
 
 
 def _override(option: str, path: Path) -> str:
-    """hydra's `option=value`, quoted: its grammar gives blanks, brackets and letters beyond ASCII a meaning or none."""
+    """hydra's ``option=value``, quoted: its grammar gives blanks, brackets and other letters a meaning or none."""
     quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"{option}='{quoted}'"
 
@@ -102,7 +102,7 @@ def export(checkpoint: str | os.PathLike, out: Path) -> int:
     the weights as float16 (fairseq copies them into float32 parameters on loading). The optimizer's state stays behind.
 
     Args:
-        checkpoint: written by fairseq's `hubert_pretraining` task.
+        checkpoint: written by fairseq's ``hubert_pretraining`` task.
         out: file to write.
 
     Returns:

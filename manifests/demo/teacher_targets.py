@@ -1,8 +1,8 @@
-"""Frame targets for the demo teacher's pretraining, as fairseq's `hubert_pretraining` reads them.
+"""Frame targets for the demo teacher's pretraining, as fairseq's ``hubert_pretraining`` reads them.
 
-Two streams at 50 Hz: `phn`, the phone at the middle of the frame (from the synthesizer, exact), and `km`, the k-means
-cluster of the frame's MFCC (HuBERT's first iteration; here with mean and variance normalized per utterance). A target
-folder holds `{train,valid}.{phn,km}` (an utterance a line, in the manifest's order) and `dict.{phn,km}.txt`.
+Two streams at 50 Hz: ``phn``, the phone at the middle of the frame (from the synthesizer, exact), and ``km``, the
+k-means cluster of the frame's MFCC (HuBERT's first iteration; here with mean and variance normalized per utterance). A
+target folder holds ``{train,valid}.{phn,km}`` (an utterance a line, in the manifest's order) and ``dict.{phn,km}.txt``.
 """
 
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest
-from fairseq_star.torchaudio_import import import_torchaudio
 from manifests.demo.labels import frame_labels, read_segments
 
 DOWNSAMPLE_RATE, RECEPTIVE_FIELD = 320, 400  # samples; of HuBERT's convolutions
@@ -45,7 +45,7 @@ def mfcc_features(path: str | os.PathLike) -> np.ndarray:
 
 
 def write_targets(corpus: Path, out: Path, seed: int) -> None:
-    """Writes the target folder `out` of a demo corpus.
+    """Writes the target folder ``out`` of a demo corpus.
 
     Args:
         corpus: made by corpus.py.

@@ -108,7 +108,7 @@ def test_a_log_file_hears_of_progress_now_and_then(monkeypatch, capsys):
 
 
 def test_what_macos_leaves_beside_a_file_is_not_read(tmp_path):
-    """`._NAME`, a resource fork: libsndfile reads it, and fails, when it is handed the file's name."""
+    """``._NAME``, a resource fork: libsndfile reads it, and fails, when it is handed the file's name."""
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.1, 0.1, 32_000), 16_000)
     places = struct.pack(">4I", 256, 256, 0, 30)
     fork = places + bytes(240) + places + bytes(6) + struct.pack(">3h", 28, 30, -1)

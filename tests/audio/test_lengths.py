@@ -28,7 +28,7 @@ MORE_KINDS = ["WAV/PCM_U8", "WAV/PCM_24", "WAV/FLOAT", "WAV/ULAW", "WAV/MS_ADPCM
 
 @functools.cache
 def written(kind: str, num_samples: int) -> bytes:
-    """Noise as a file of a format, or of `format/subtype`."""
+    """Noise as a file of a format, or of ``format/subtype``."""
     file = io.BytesIO()
     format, _, subtype = kind.partition("/")
     noise = np.random.default_rng(num_samples).uniform(-0.5, 0.5, num_samples)

@@ -9,7 +9,7 @@ from tests.support import tiny
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_soak_smoke(tmp_path, teacher_path, monkeypatch):
-    """`benchmarks/soak.py` for a moment: it runs, stops the run by SIGTERM, and writes a table and a picture."""
+    """``benchmarks/soak.py`` for a moment: it runs, stops the run by SIGTERM, and writes a table and a picture."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from benchmarks import soak
 

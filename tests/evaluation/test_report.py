@@ -28,7 +28,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def probe_result() -> dict:
-    """What `fairseq-star probe --json` prints, for one task."""
+    """What ``fairseq-star probe --json`` prints, for one task."""
     rows = [
         {"task": "phone", "features": name, "accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.03}
         for name, accuracy in (("FBANK", 0.421), (HOSTILE, 0.5), ("student", 0.637), ("teacher", 0.7))
@@ -37,7 +37,7 @@ def probe_result() -> dict:
 
 
 def profile_result() -> ProfileResult:
-    """What `fairseq-star profile --json` prints, times invented."""
+    """What ``fairseq-star profile --json`` prints, times invented."""
     rows = [
         ProfileRow("a/teacher.pt", "HuBERT", 4000, 5000, 0.5, 111.0, 1.0, 0.0234, 12.0),
         ProfileRow("b/student.pt", "STaRHuBERT", 1000, 1000, 0.2, 30.0, 0.27, 0.0111, 7.0),

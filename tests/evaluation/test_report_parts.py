@@ -66,7 +66,7 @@ class Stub(nn.Module):
 
 
 class StubRun:
-    """What `compare` and the maps use of a run."""
+    """What ``compare`` and the maps use of a run."""
 
     def __init__(self, teacher, teacher_layers):
         self.task = self.criterion = self

@@ -17,7 +17,7 @@ CASES += [("reference", "l1", "each"), ("reference", "kl", "each")]
 
 
 def computed(path):
-    """Context in which the loss takes `path`, "each" or "batched"."""
+    """Context in which the loss takes ``path``, "each" or "batched"."""
     return mock.patch.object(loss_module, "_batched", return_value=path == "batched")
 
 
@@ -35,7 +35,8 @@ def make_states(frames, *, utterances=2, dims=(6, 4), states=4, dtype=torch.floa
 
 
 def near_states(frames, noise, *, dims=(48, 32), states=4, offset=0.0, seed=0):
-    """A student whose Gram matrices are its teacher's up to `noise`: the teacher is the student, rotated and embedded.
+    """A student whose Gram matrices are its teacher's up to ``noise``: the teacher is the student, rotated and
+    embedded.
 
     Returns:
         M of 1 x T x D_t and M of 1 x T x D_s, float32.

@@ -1,4 +1,4 @@
-"""Fine-tuning with fairseq's own hubert_ctc: `configs/finetune_ctc.yaml` on labels that manifests/labels.py wrote."""
+"""Fine-tuning with fairseq's own hubert_ctc: ``configs/finetune_ctc.yaml`` on labels that manifests/labels.py wrote."""
 
 import re
 import sys

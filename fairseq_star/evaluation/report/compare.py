@@ -32,6 +32,7 @@ class Students:
 
     @classmethod
     def of(cls, run: "Run", device: str) -> "Students":
+        """Both students of ``run``, on ``device``; the run's own model becomes the trained one."""
         before = run.task.build_model(run.cfg.model, from_checkpoint=True)  # the teacher stays as it is
         before.load_state_dict(run.model.state_dict())
         run.load_trained()
@@ -40,7 +41,7 @@ class Students:
 
 @dataclass
 class Similarity:
-    """Student against teacher, as a mean over some utterances; `before` is of the untrained student."""
+    """Student against teacher, as a mean over some utterances; ``before`` is of the untrained student."""
 
     num_utterances: int
     num_frames: int

@@ -53,7 +53,11 @@ def read_losses(run_dir: Path, tensorboard_logdir: str | None) -> Losses | None:
 
 
 def read_events(folder: Path) -> Losses:
-    """Read the event files that fairseq's TensorBoard logging writes: ``train_inner``, ``train``, ``valid``."""
+    """Read the event files that fairseq's TensorBoard logging writes: ``train_inner``, ``train``, ``valid``.
+
+    Raises:
+        StarError: there is no TensorBoard to read them with.
+    """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:

@@ -87,7 +87,11 @@ def report(
 
 
 def find_checkpoint(run_dir: Path) -> Path:
-    """The best checkpoint of a run, or its last."""
+    """The best checkpoint of a run, or its last.
+
+    Raises:
+        StarError: there is no such folder, or neither of them in it.
+    """
     if not run_dir.is_dir():
         raise StarError(f"report: {run_dir} is no folder; give a run's checkpoint.save_dir, such as demo/run")
     for name in CHECKPOINTS:

@@ -1,4 +1,4 @@
-"""Profile and probe of a run, as `fairseq-star profile --json` and `fairseq-star probe --json` leave them."""
+"""Profile and probe of a run, as ``fairseq-star profile --json`` and ``fairseq-star probe --json`` leave them."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,11 @@ PROFILE, PROBE = "profile.json", "probe.json"
 
 
 def read_profile(run_dir: Path, checkpoint: str, teacher: str) -> ProfileResult:
-    """The profile in ``run_dir``; without one, parameters and MACs counted now (no time is measured)."""
+    """The profile in ``run_dir``; without one, parameters and MACs counted now (no time is measured).
+
+    Raises:
+        StarError: what is there is no profile.
+    """
     path = run_dir / PROFILE
     if not path.is_file():
         return profile([checkpoint], teacher=teacher, speed=False)

@@ -55,8 +55,8 @@ def utterance_maps(
 
 
 def read_phones(manifest: str, line: int, num_frames: int) -> list[tuple[int, int, str]]:
-    """The first ``num_frames`` labels of an utterance in the `.phn` beside its manifest (a label a frame, as probes and
-    fairseq use it), equal neighbours as one; nothing where there is no such file or it doesn't fit."""
+    """The first ``num_frames`` labels of an utterance in the ``.phn`` beside its manifest (a label a frame, as probes
+    and fairseq use it), equal neighbours as one; nothing where there is no such file or it doesn't fit."""
     try:
         lines = Path(manifest).with_suffix(".phn").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -69,7 +69,7 @@ def read_phones(manifest: str, line: int, num_frames: int) -> list[tuple[int, in
 
 
 def read_transcript(audio: Path) -> str:
-    """What is said, where a `.trans.txt` as LibriSpeech's lies beside the file; else nothing."""
+    """What is said, where a ``.trans.txt`` as LibriSpeech's lies beside the file; else nothing."""
     for path in audio.parent.glob("*.trans.txt"):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             utterance, _, text = line.partition(" ")

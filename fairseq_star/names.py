@@ -1,0 +1,29 @@
+"""Names that users type, of commands' options and of what is registered: here because this imports nothing."""
+
+# The students, and the encoder whose cost others are compared with.
+ARCHITECTURES = ("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs")
+HUBERT_BASE = "hubert_base"
+
+# What `probe` asks features for.
+PHONE, KEYWORD, SPEAKER = PROBE_TASKS = ("phone", "keyword", "speaker")
+
+# What `export` writes for -> (module of fairseq_star.formats, class). Imported when asked for: their libraries are
+# optional.
+TARGETS = {
+    "s3prl": ("s3prl", "S3prl"),
+    "fairseq": ("fairseq", "Fairseq"),
+    "huggingface": ("huggingface", "HuggingFace"),
+    "torchaudio": ("torchaudio", "Torchaudio"),
+    "torchscript": ("torchscript", "TorchScript"),
+    "onnx": ("onnx", "Onnx"),
+}
+# Options of targets that have some -> argparse's settings of each. An option is an argument of the class.
+TARGET_OPTIONS = {
+    "torchscript": {
+        "int8": {
+            "action": "store_true",
+            "default": False,
+            "help": "linear layers in 8 bit: smaller, for CPUs, less exact",
+        }
+    },
+}
