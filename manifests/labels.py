@@ -2,7 +2,7 @@
 
     python manifests/labels.py DIR/train.tsv DIR/valid.tsv [--text FILE ...] [--subwords N] [--out DIR]
 
-    {split}.ltr    letters, ``|`` after each word      T H E | C A T |        dict.ltr.txt
+    {split}.ltr    letters, ``|`` after each word  T H E | C A T |        dict.ltr.txt
     {split}.wrd    words                             THE CAT
     {split}.spm    sentencepiece subwords, with --subwords N                dict.spm.txt, spm.model
 

@@ -33,7 +33,8 @@ def read_list(path: Path) -> Iterator[Found | StarError]:
 def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarError]:
     """The rows of ``read_rows`` that name audio: ``file_path,length`` as s3prl's ``len_for_bucket`` and the
     re-implementation have it, HuggingFace's metadata.csv and .jsonl with ``file_name``, and the like; other columns do
-    not matter.""" for where, row in read_rows(path):
+    not matter."""
+    for where, row in read_rows(path):
         if isinstance(row, StarError):
             yield row
             continue
