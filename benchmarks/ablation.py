@@ -19,8 +19,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 import fairseq_star  # noqa: F401  (lets torch read fairseq's checkpoints)
@@ -206,8 +204,7 @@ def _train(method: str, seed: int, folder: Path, options: argparse.Namespace) ->
 
 
 def _recipe(options: argparse.Namespace) -> dict:
-    with initialize_config_dir(str(options.config.resolve().parent), version_base="1.1"):
-        return OmegaConf.to_container(compose(options.config.stem))
+    return yaml.safe_load(options.config.read_text(encoding="utf-8"))
 
 
 def _is_finished(checkpoint: Path, updates: int) -> bool:
