@@ -1,13 +1,15 @@
 """The end of a process in which fairseq still loads ahead; stopping by signals: ``test_faults.py``."""
 
-import subprocess
 import sys
 
 import pytest
 
+from tests.support import runs
+
 # Loads in torch's code all the time, as a collater does; nearly always in it when the interpreter ends.
 LOADING = """
-import time, torch
+import time, torch, warnings
+warnings.simplefilter("ignore")  # torch's own are none of ours
 from fairseq.data.iterators import BufferedIterator
 from fairseq_star.safety.stopping import end_loading_at_exit
 
@@ -38,7 +40,6 @@ raise SystemExit({status})
 )
 def test_the_status_is_the_runs_own(size, pause, status):
     program = LOADING.format(size=size, pause=pause, status=status)
-    quietly = [sys.executable, "-W", "ignore", "-c", program]  # torch's own warnings are none of ours
-    finished = subprocess.run(quietly, capture_output=True, text=True, timeout=100)
+    finished = runs.run([sys.executable, "-c", program])
     assert finished.returncode == status, finished.stderr
     assert finished.stderr == ""

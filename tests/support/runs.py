@@ -7,6 +7,7 @@ from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -24,10 +25,12 @@ GLOO = [
 
 
 def recipe(name: str) -> dict:
-    """A recipe of configs/ as hydra composes it; what its command must name stays open."""
+    """A recipe of configs/ in one piece, as hydra composes it; what its command must name stays open."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.1"):
-        return OmegaConf.to_container(compose(name))
+        composed = OmegaConf.to_container(compose(name))
+    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text(encoding="utf-8"))
+    return {**composed, "hydra": base["hydra"]}  # which ``compose`` leaves out
 
 
 def hydra_arguments(
