@@ -8,9 +8,6 @@ from subprocess import PIPE, CompletedProcess, Popen
 
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from tests.support import ROOT, tiny
 from tests.support.preloaded import Process
@@ -25,12 +22,8 @@ GLOO = [
 
 
 def recipe(name: str) -> dict:
-    """A recipe of configs/ in one piece, as hydra composes it; what its command must name stays open."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.1"):
-        composed = OmegaConf.to_container(compose(name))
-    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text(encoding="utf-8"))
-    return {**composed, "hydra": base["hydra"]}  # which ``compose`` leaves out
+    """A recipe of configs/."""
+    return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def hydra_arguments(
