@@ -58,7 +58,7 @@ if sys.argv[1] == "bound":
     bound_primitive_cache()
 convolution = torch.nn.Conv1d(64, 64, 8)
 for number in range(46):
-    convolution(torch.randn(2, 64, 8000 + 37 * number, requires_grad=True)).sum().backward()
+    convolution(torch.randn(2, 64, 4000 + 37 * number, requires_grad=True)).sum().backward()
     if number == 5:
         before = psutil.Process().memory_info().rss
 print((psutil.Process().memory_info().rss - before) / 2**20)

@@ -31,7 +31,7 @@ def _uri(data: bytes, kind: str = "image/png") -> str:
 
 def page(title: str, body: Sequence[str]) -> str:
     """A whole page around the parts of its body."""
-    styles = resources.files("fairseq_star.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    styles = resources.files("fairseq_star.evaluation.report").joinpath("page.css").read_text(encoding="utf-8")
     parts = "\n".join(body)
     return f"""<!doctype html>
 <html lang="en">
