@@ -57,11 +57,14 @@ ablation: setup-demo
 demo-teacher: setup-demo
 	$(BIN)/python manifests/demo/teacher.py demo/teacher
 
+# Two processes of one thread each; files are kept whole, for what their tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
