@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import fairseq_star  # noqa: F401  (lets torch read fairseq's checkpoints)
 from benchmarks.measure import ROOT, environment
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
@@ -31,7 +32,6 @@ from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures
 from fairseq_star.probe.head import Trained
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize
-from fairseq_star.safety.reading import read_checkpoint
 from manifests.preparing import run_script
 
 WEIGHTS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")

@@ -16,7 +16,7 @@ def register() -> None:
     fairseq itself imports ``tasks/`` and ``models/`` of a user dir, but not ``criterions/``, and nothing of a user dir
     that is imported already. Once is enough; more do no harm.
     """
-    from fairseq_star.safety.reading import allow_checkpoint_classes
+    from fairseq_star.checkpoint import allow_checkpoint_classes
 
     allow_checkpoint_classes()
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fairseq_star.audio.file import probe_audio
+from fairseq_star.audio.threads import map_in_threads, show_progress
 from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
-from fairseq_star.threads import map_in_threads, show_progress
 from manifests.finding import LeftOut
 from manifests.splits import compare_splits
 from manifests.spool import Spool

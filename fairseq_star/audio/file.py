@@ -13,9 +13,9 @@ from typing import BinaryIO
 import soundfile
 
 from fairseq_star.audio.lengths import check_length, cut_short, find_mpeg_audio, states_length, to_its_end
+from fairseq_star.audio.threads import map_in_threads, show_progress
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, parse_archive_entry
-from fairseq_star.threads import map_in_threads, show_progress
 
 # fairseq takes a path with any other extension for an archive entry as soon as it contains a colon.
 _PLAIN_EXTENSIONS = {".npy", ".wav", ".flac", ".ogg"}

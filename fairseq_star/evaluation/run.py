@@ -11,9 +11,9 @@ from fairseq.models import BaseFairseqModel
 from omegaconf import DictConfig, OmegaConf
 
 import fairseq_star
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub
-from fairseq_star.safety.reading import read_checkpoint
 from fairseq_star.tasks.star_distillation import StarDistillationTask
 
 

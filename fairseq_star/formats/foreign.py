@@ -3,9 +3,9 @@
 import shlex
 from typing import Mapping
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats.inert import read_inert
-from fairseq_star.safety.reading import read_checkpoint
 
 
 def is_lightning(state: Mapping) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder, audio_states, check_rate
 from fairseq_star.errors import StarError
@@ -18,7 +19,6 @@ from fairseq_star.formats.fairseq_config import encoder_config, sections
 from fairseq_star.formats.fields import Section
 from fairseq_star.models import starhubert
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.safety.reading import read_checkpoint
 
 ARCHITECTURES = {
     "starhubert": starhubert.StarHubertConfig,

@@ -20,8 +20,8 @@ from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.probe.cores import map_on_cores
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
-from fairseq_star.threads import map_on_cores
 
 LARGEST = 65_504.0  # of float16
 

@@ -9,17 +9,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
 from fairseq_star.evaluation.run import locate
 from fairseq_star.formats import hub, load_encoder
+from fairseq_star.probe.cores import map_on_cores
 from fairseq_star.probe.features import EncoderFeatures, Extractor, FeatureStore, SpectralFeatures
 from fairseq_star.probe.head import Trained, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.probe.result import Comparison, ProbeResult, ProbeRow
-from fairseq_star.safety.reading import read_checkpoint
-from fairseq_star.threads import map_on_cores
 
 FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
 RANDOM, STUDENT, TEACHER = "random init", "student", "teacher"

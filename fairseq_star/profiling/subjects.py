@@ -4,6 +4,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder import config as encoder_config
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.modules import SpeechEncoder
@@ -12,7 +13,6 @@ from fairseq_star.formats import hub, load_encoder
 from fairseq_star.formats.hf_folder import read_weights
 from fairseq_star.formats.student import ARCHITECTURES, student_config
 from fairseq_star.names import HUBERT_BASE
-from fairseq_star.safety.reading import read_checkpoint
 
 # HuBERT Base's published 94.7 M: mask embedding, final_proj (768 to 256) and label_embs_concat (504 units) counted.
 HUBERT_BASE_PRETRAINING = 768 + (768 * 256 + 256) + 504 * 256

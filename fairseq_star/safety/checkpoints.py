@@ -21,10 +21,10 @@ import torch.distributed as dist
 from fairseq import checkpoint_utils
 from omegaconf import DictConfig, OmegaConf
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.files import replacing
 from fairseq_star.safety.host import settle_on_host
-from fairseq_star.safety.reading import read_checkpoint
 from fairseq_star.safety.signal_stack import handle_signals_on_a_stack_of_their_own
 from fairseq_star.safety.stopping import end_loading_at_exit, stop_when_asked
 from fairseq_star.training.preflight import LAST, Start, check_options, check_save_dir, starting_point

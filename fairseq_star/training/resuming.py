@@ -7,11 +7,11 @@ from typing import Any, Iterator
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import student
 from fairseq_star.formats.fairseq_config import sections
 from fairseq_star.formats.student import model_values, student_config
-from fairseq_star.safety.reading import read_checkpoint
 from fairseq_star.training.preflight import Start
 
 PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves, and restores from

@@ -6,11 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.criterions.frame_matching import FrameMatchingConfig, FrameMatchingCriterion
 from fairseq_star.evaluation.evaluate import evaluate
 from fairseq_star.formats import load_teacher
 from fairseq_star.models.starhubert import StarHubertConfig
-from fairseq_star.safety.reading import read_checkpoint
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
 from tests.support import tiny
 

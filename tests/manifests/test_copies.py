@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from fairseq_star.audio.threads import map_in_threads
 from fairseq_star.audio.utterances import utterance_key
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
-from fairseq_star.threads import map_in_threads
 from manifests import audio_folder, audio_list, copies, resampling
 
 

@@ -5,10 +5,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-
-import torch
 
 from fairseq_star.errors import StarError
 
@@ -52,37 +50,6 @@ def map_in_threads(
         finally:  # broken off: do not work through what nobody will see
             for _, future in pending:
                 future.cancel()
-
-
-def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function's results, in order: as many items at once as torch has threads, each computed by one of them.
-
-    Many small operations are computed faster side by side than each by all threads together. Few items are held.
-
-    Args:
-        function: of one item; thread-safe. Gradient mode is torch's default in it, whatever it is outside.
-        items: any iterable.
-
-    Raises:
-        Exception: the first that the function raised; what has not begun by then never does.
-    """
-    num_threads = torch.get_num_threads()
-    pending: deque[Future[Result]] = deque()
-    torch.set_num_threads(1)  # threads that begin from here on take this number over
-    try:
-        with ThreadPoolExecutor(num_threads) as pool:
-            try:
-                for item in items:
-                    pending.append(pool.submit(function, item))
-                    if len(pending) > num_threads:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def show_progress(items: Iterable[Item], what: str, total: int | None = None, progress: bool = True) -> Iterator[Item]:
