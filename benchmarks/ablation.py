@@ -26,8 +26,10 @@ from benchmarks.measure import ROOT, environment
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import student_config
+from fairseq_star.manifest import write_lines
 from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures
 from fairseq_star.probe.head import Trained
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
@@ -113,9 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("ablation.json", json.dumps({"environment": about, **result.to_dict()}, indent=1)),
         ("ablation.md", text),
     ]:
-        part = options.out / f".{name}.part"
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, options.out / name)
+        write_lines(options.out / name, [content])
     print(text)
 
 
@@ -215,10 +215,9 @@ def _is_finished(checkpoint: Path, updates: int) -> bool:
 
 def _save(path: Path, heads: dict) -> None:
     """Heads as plain values and tensors, atomically."""
-    part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(_mapped(heads, lambda head: head._asdict()), part)
-    os.replace(part, path)
+    with replacing(path) as temporary:
+        torch.save(_mapped(heads, lambda head: head._asdict()), temporary)
 
 
 def _load(path: Path) -> dict:

@@ -7,11 +7,12 @@ import numpy as np
 import soundfile
 import torch
 
-from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
+from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import parse_conv_layers
 from fairseq_star.encoder.untrained import untrained
+from fairseq_star.formats import student
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
-from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
+from fairseq_star.models.starhubert import StarHubertConfig
 
 QUICK_TEACHER = replace(
     HUBERT_BASE,
@@ -35,12 +36,10 @@ def write_teacher(path: Path, config: EncoderConfig = HUBERT_BASE) -> Path:
 
 def write_student(path: Path, **settings: object) -> Path:
     """A checkpoint of a ``starhubert`` with other ``settings``, where there are any, as a run writes it."""
-    architecture = StarHubertConfig(**settings, padded_group_norm=False)
-    model = {**EncoderConfig.of_student(architecture).fairseq_settings(), "_name": "starhubert"}
-    torch.manual_seed(0)
-    weights = StarHubertModel(architecture).state_dict()
-    audio = {"sample_rate": SAMPLE_RATE, "normalize": False}
-    torch.save({"cfg": {"model": model, "task": {}}, "model": weights, "task_state": audio}, path)
+    architecture = StarHubertConfig(**settings)
+    dropouts = {name: getattr(architecture, name) for name in DROPOUTS}
+    encoder = untrained(EncoderConfig.of_student(architecture))
+    student.write_student(student.student_of(encoder, dropouts=dropouts, name="starhubert", origin="random"), path)
     return path
 
 

@@ -20,6 +20,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def untrained(student: Student) -> Student:
     """A student of the same size with first weights."""
     torch.manual_seed(0)
     first = StarHubertModel(student.model.cfg).requires_grad_(False).eval()
-    return Student(**{**vars(student), "model": first})
+    return replace(student, model=first)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -28,7 +28,7 @@ def replacing(
     """
     path = Path(path)
     if temporary is None:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
         os.close(handle)
         os.chmod(temporary, 0o644)  # mkstemp makes 0600: a shared data folder must stay readable
     temporary = Path(temporary)

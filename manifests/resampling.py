@@ -2,8 +2,6 @@
 
 import errno
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 from fairseq_star.audio.file import open_to_the_end, probe_audio
 from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry
 from manifests.copies import Source, copied_samples, copy_path
 
@@ -41,20 +40,14 @@ def convert_into(folder: Path, source: str, name: str) -> ManifestEntry:
     target = copy_path(folder, found, name)
     if (num_samples := copied_samples(target, found)) is not None:
         return ManifestEntry(str(target), num_samples)
-    temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".part", prefix=".", dir=target.parent)
-        os.close(handle)
-        num_samples = _write(source, temporary, found.comment())
-        if Source.look(source, name) != found:
-            raise StarError(f"{source}: was changed while it was converted; run this again")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException as error:
-        if temporary:
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+        with replacing(target) as temporary:
+            num_samples = _write(source, str(temporary), found.comment())
+            if Source.look(source, name) != found:
+                raise StarError(f"{source}: was changed while it was converted; run this again")
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
             raise StarError(f"{source}: cannot be copied to {target} ({error.strerror}); rename it") from error
         raise
     return ManifestEntry(str(target), num_samples)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from fairseq_star.errors import StarError
@@ -29,26 +29,41 @@ def map_in_threads(
         num_workers: threads; by default four a core, at most 32, which suits reading headers.
     """
 
-    def run(item: Item) -> Result | StarError:
+    def run(item: Item) -> tuple[Item, Result | StarError]:
         try:
-            return function(item)
+            return item, function(item)
         except StarError as error:
-            return error
+            return item, error
 
     num_workers = num_workers or min(32, 4 * (os.cpu_count() or 1))
-    pending: deque = deque()
+    return in_order(run, items, num_workers, held=16 * num_workers)
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, held: int
+) -> Iterator[Result]:
+    """The function's results, in the items' order, from a pool of threads.
+
+    Args:
+        function: of one item.
+        items: any iterable; taken from it as results are handed on.
+        num_workers: threads.
+        held: items at most that are begun, waiting or done and not handed on yet.
+
+    Raises:
+        Exception: the first that the function raised; what has not begun by then never does.
+    """
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_workers) as pool:
         try:
             for item in items:
-                pending.append((item, pool.submit(run, item)))
-                if len(pending) >= 16 * num_workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
+                pending.append(pool.submit(function, item))
+                if len(pending) >= held:
+                    yield pending.popleft().result()
             while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
+                yield pending.popleft().result()
         finally:  # broken off: do not work through what nobody will see
-            for _, future in pending:
+            for future in pending:
                 future.cancel()
 
 

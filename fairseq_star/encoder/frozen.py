@@ -12,7 +12,60 @@ from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from fairseq_star.errors import StarError
 
 
-class FrozenEncoder(nn.Module):
+class Hearer:
+    """What has a ``model`` and knows the audio it hears: a frozen encoder, or a student."""
+
+    model: SpeechEncoder
+    sample_rate: int  # Hz
+    normalize: bool  # whether it hears audio of zero mean and unit variance
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all of its weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def hidden_states(self, audio: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[Tensor]]:
+        """All hidden states of whole utterances, the audio normalized where the model hears it so.
+
+        Args:
+            audio: mono utterances of any lengths, each 1-D and of floating point numbers, as they were recorded.
+            sample_rate: theirs, in Hz.
+
+        Returns:
+            For each utterance L+1 states of n_b x D, its own n_b frames alone (50 a second for HuBERT), the same
+            whatever else is in ``audio``: the first layer's input, then every layer's output, that of the last layer
+            after a pre-norm encoder's final norm. On the model's device and in its precision.
+
+        Raises:
+            StarError: another sample rate than the model's, audio of another form, or shorter than one frame.
+        """
+        if sample_rate != self.sample_rate:
+            raise StarError(
+                f"the audio has {sample_rate} Hz and this encoder hears {self.sample_rate} Hz; resample it, for "
+                "example with torchaudio.functional.resample"
+            )
+        parameter, geometry = next(self.model.parameters()), self.model.geometry
+        sources = []
+        for number, utterance in enumerate(audio):
+            source = torch.as_tensor(utterance)
+            if source.ndim != 1 or not source.is_floating_point():
+                raise StarError(
+                    f"audio[{number}] has shape {tuple(source.shape)} and type {source.dtype}; give a sequence of mono "
+                    "utterances, each 1-D and of floating point numbers from -1 to 1"
+                )
+            if len(source) < geometry.receptive_field:
+                raise StarError(
+                    f"audio[{number}] has {len(source)} samples, fewer than the {geometry.receptive_field} of one frame"
+                )
+            source = source.to(parameter.device, torch.float32)
+            sources.append(F.layer_norm(source, source.shape) if self.normalize else source)
+        if not sources:
+            return []
+        batch = nn.utils.rnn.pad_sequence(sources, batch_first=True).to(parameter.dtype)  # B x samples
+        return utterance_states(self.model, batch, Frames.of(geometry, [len(source) for source in sources], batch))
+
+
+class FrozenEncoder(Hearer, nn.Module):
     """A frozen speech encoder, always in eval mode: no dropout, no layer drop, no masking, no gradient.
 
     A teacher belongs to the task, not to model or criterion, so that no checkpoint, optimizer or DDP wrapper ever sees
@@ -30,8 +83,7 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.config, self.geometry = model.config, model.geometry
-        self.sample_rate = sample_rate  # Hz
-        self.normalize = normalize  # whether it was trained on audio of zero mean and unit variance
+        self.sample_rate, self.normalize = sample_rate, normalize
         self.family = family  # for people, such as "HuBERT (fairseq)"
         self.eval()
 
@@ -49,11 +101,6 @@ class FrozenEncoder(nn.Module):
     def num_heads(self) -> int:
         """Attention heads of a layer."""
         return self.config.num_heads
-
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in all of its weights."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in eval mode, whatever the module it is part of does."""
@@ -79,61 +126,6 @@ class FrozenEncoder(nn.Module):
         frames = Frames.of(self.geometry, num_samples, source)
         dtype = next(self.parameters()).dtype
         return self.model.encode(source.to(dtype), frames, last_layer=last_layer, attention_layers=attention_layers)
-
-    def hidden_states(self, audio: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[Tensor]]:
-        """All hidden states of whole utterances, the audio normalized where the encoder hears it so.
-
-        Args:
-            audio: mono utterances of any lengths, each 1-D and of floating point numbers, as they were recorded.
-            sample_rate: theirs, in Hz.
-
-        Returns:
-            For each utterance L+1 states of n_b x D, its own n_b frames alone (50 a second for HuBERT): the first
-            layer's input, then every layer's output, that of the last layer after a pre-norm encoder's final norm.
-
-        Raises:
-            StarError: another sample rate than the encoder's, audio of another form, or shorter than one frame.
-        """
-        check_rate(sample_rate, self.sample_rate)
-        return audio_states(self.model, audio, normalize=self.normalize)
-
-
-def check_rate(given: int, expected: int) -> None:
-    """See that audio of ``given`` Hz is what an encoder of ``expected`` Hz hears.
-
-    Raises:
-        StarError: it is not.
-    """
-    if given != expected:
-        raise StarError(
-            f"the audio has {given} Hz and this encoder hears {expected} Hz; resample it, for example with "
-            "torchaudio.functional.resample"
-        )
-
-
-def audio_states(model: SpeechEncoder, audio: Sequence[Tensor | np.ndarray], *, normalize: bool) -> list[list[Tensor]]:
-    """:meth:`FrozenEncoder.hidden_states` of a bare encoder, on its device and in its precision.
-
-    Raises:
-        StarError: audio that is not 1-D and floating point, or shorter than one frame.
-    """
-    parameter, shortest = next(model.parameters()), model.geometry.receptive_field
-    sources = []
-    for number, utterance in enumerate(audio):
-        source = torch.as_tensor(utterance)
-        if source.ndim != 1 or not source.is_floating_point():
-            raise StarError(
-                f"audio[{number}] has shape {tuple(source.shape)} and type {source.dtype}; give a sequence of mono "
-                "utterances, each 1-D and of floating point numbers from -1 to 1"
-            )
-        if len(source) < shortest:
-            raise StarError(f"audio[{number}] has {len(source)} samples, fewer than the {shortest} of one frame")
-        source = source.to(parameter.device, torch.float32)
-        sources.append(F.layer_norm(source, source.shape) if normalize else source)
-    if not sources:
-        return []
-    batch = nn.utils.rnn.pad_sequence(sources, batch_first=True).to(parameter.dtype)  # B x samples
-    return utterance_states(model, batch, Frames.of(model.geometry, [len(source) for source in sources], batch))
 
 
 @torch.no_grad()

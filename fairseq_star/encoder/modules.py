@@ -8,6 +8,7 @@ layer asked for.
 Shapes: B utterances, T frames, D embedding dimension, L layers.
 """
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -69,7 +70,9 @@ class SpeechEncoder(nn.Module):
         self.layer_norm = LayerNorm(channels) if config.input_norm else nn.Identity()
         self.post_extract_proj = nn.Linear(channels, config.embed_dim) if config.projection else None
         self.dropout_input = nn.Dropout(dropouts["dropout_input"])
-        self.encoder = self.transformer(_transformer_settings(config, dropouts, checkpoint_activations))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
+            self.encoder = self.transformer(_transformer_settings(config, dropouts, checkpoint_activations))
         # The extractor's norms and the positional stack's keep torch's own epsilon in every library.
         for part in (self.layer_norm, self.encoder.layer_norm, *self.encoder.layers.modules()):
             if isinstance(part, nn.LayerNorm):

@@ -1,7 +1,5 @@
 """Encoders with random weights: what training is compared with, and what cost is measured on."""
 
-import warnings
-
 import torch
 
 from fairseq_star.encoder.config import EncoderConfig
@@ -15,8 +13,7 @@ def untrained(config: EncoderConfig, *, seed: int = 0, normalize: bool = False) 
 
     The caller's random numbers are left as they are.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SpeechEncoder.of(config)
     return FrozenEncoder(model, sample_rate=SAMPLE_RATE, normalize=normalize, family="random weights")

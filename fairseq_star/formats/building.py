@@ -1,6 +1,5 @@
 """A frozen encoder of a stranger's config and weights: checked before it is built, every key accounted for."""
 
-import warnings
 from typing import Collection, Mapping
 
 import torch
@@ -44,8 +43,7 @@ def build_frozen(
     _refuse([problem for key, shape in _decisive(config).items() if (problem := _differs(wanted, key, shape))], name)
 
     # The student's first weights shall not depend on the teacher's size.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
+    with torch.random.fork_rng(devices=[]):
         try:
             model = SpeechEncoder.of(config, valid_statistics=valid_group_norm)
         except (ImportError, OSError) as error:

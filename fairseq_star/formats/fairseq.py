@@ -38,7 +38,7 @@ from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import config_of, encoder_config, sections
 from fairseq_star.formats.fields import Section
 from fairseq_star.formats.student import Student, model_values
-from fairseq_star.formats.target import Target, pad
+from fairseq_star.formats.target import Target, batches
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.training.overrides import override
 
@@ -171,13 +171,12 @@ class Fairseq(Target):
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
         [model], _, task = load_model_ensemble_and_task([str(path)])
         model.eval()
-        if task.cfg.normalize:  # which fairseq leaves to its datasets
-            sources = [nn.functional.layer_norm(source, source.shape) for source in sources]
         utterances = []
-        for batch in [list(sources)] if padded else [[source] for source in sources]:
-            source, padding_mask = pad(batch)
-            states, frame_mask = _states(model, source, padding_mask if padded else None)
-            kept = [slice(None)] * len(batch) if frame_mask is None else ~frame_mask
+        # fairseq leaves it to its datasets to normalize.
+        for source, num_samples in batches(sources, padded=padded, normalize=task.cfg.normalize):
+            padding_mask = torch.arange(source.size(1)) >= num_samples[:, None] if padded else None
+            states, frame_mask = _states(model, source, padding_mask)
+            kept = [slice(None)] * len(source) if frame_mask is None else ~frame_mask
             utterances += [[state[number, frames] for state in states] for number, frames in enumerate(kept)]
         return utterances
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fairseq_star.encoder.config import DROPOUTS, HUBERT_CONVOLUTIONS, EncoderConfig
+from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE, HUBERT_CONVOLUTIONS, EncoderConfig
 from fairseq_star.encoder.frames import parse_conv_layers
 from fairseq_star.errors import StarError
 from fairseq_star.formats.fields import ACTIVATIONS, EXTRACTOR_MODES, MAX_LAYERS, Section, check_divides
@@ -49,7 +49,7 @@ def encoder_config(model: Section) -> EncoderConfig:
     model.none_of("layer_type", "is not the plain Transformer", harmless="transformer")
     model.none_of("conv_pos_batch_norm", "makes features depend on the batch")
     model.none_of("quantize_input", "feeds quantized audio to its layers")
-    width = model.whole("encoder_embed_dim", 768)
+    width = model.whole("encoder_embed_dim", HUBERT_BASE.embed_dim)
     try:
         conv_layers = parse_conv_layers(model.values.get("conv_feature_layers", HUBERT_CONVOLUTIONS), width)
     except StarError as error:
@@ -57,11 +57,11 @@ def encoder_config(model: Section) -> EncoderConfig:
     config = EncoderConfig(
         conv_layers=conv_layers,
         embed_dim=width,
-        ffn_embed_dim=model.whole("encoder_ffn_embed_dim", 3072),
-        num_layers=model.whole("encoder_layers", 12, at_most=MAX_LAYERS),
-        num_heads=model.whole("encoder_attention_heads", 12),
-        conv_pos=model.whole("conv_pos", 128),
-        conv_pos_groups=model.whole("conv_pos_groups", 16),
+        ffn_embed_dim=model.whole("encoder_ffn_embed_dim", HUBERT_BASE.ffn_embed_dim),
+        num_layers=model.whole("encoder_layers", HUBERT_BASE.num_layers, at_most=MAX_LAYERS),
+        num_heads=model.whole("encoder_attention_heads", HUBERT_BASE.num_heads),
+        conv_pos=model.whole("conv_pos", HUBERT_BASE.conv_pos),
+        conv_pos_groups=model.whole("conv_pos_groups", HUBERT_BASE.conv_pos_groups),
         extractor_mode=model.choice("extractor_mode", "default", EXTRACTOR_MODES),
         conv_bias=model.flag("conv_bias", False),
         activation_fn=model.choice("activation_fn", "gelu", ACTIVATIONS),

@@ -71,7 +71,12 @@ def format_of(state: dict, path: str, option: str) -> ModuleType:
     Raises:
         StarError: a known one that no encoder is read from.
     """
-    found = next((one for one in FORMATS if one.recognises(state)), None)
+    found = recognised(state)
     if found is None:
         foreign.refuse(state, path, option)
     return found or fairseq
+
+
+def recognised(state: dict) -> ModuleType | None:
+    """The module of :data:`FORMATS` whose layout a checkpoint has; None for fairseq's, and for anything else."""
+    return next((one for one in FORMATS if one.recognises(state)), None)

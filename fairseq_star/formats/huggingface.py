@@ -114,7 +114,7 @@ def _encoder_config(config: Section, model_type: str) -> EncoderConfig:
     data2vec = model_type == "data2vec-audio"
     # data2vec's extractor is always of the layer-norm kind, and its number of positional embeddings a depth.
     norm = "layer" if data2vec else config.choice("feat_extract_norm", "group", ("group", "layer"))
-    conv_pos, depth = config.whole("num_conv_pos_embeddings", 5 if data2vec else 128), 1
+    conv_pos, depth = config.whole("num_conv_pos_embeddings", 5 if data2vec else HUBERT_BASE.conv_pos), 1
     if data2vec:
         depth, kernel = conv_pos, config.whole("conv_pos_kernel_size", 19)
         if not 2 <= depth <= 16 or kernel < 3:
@@ -132,7 +132,7 @@ def _encoder_config(config: Section, model_type: str) -> EncoderConfig:
         num_layers=config.whole("num_hidden_layers", HUBERT_BASE.num_layers, at_most=MAX_LAYERS),
         num_heads=config.whole("num_attention_heads", HUBERT_BASE.num_heads),
         conv_pos=conv_pos,
-        conv_pos_groups=config.whole("num_conv_pos_embedding_groups", 16),
+        conv_pos_groups=config.whole("num_conv_pos_embedding_groups", HUBERT_BASE.conv_pos_groups),
         extractor_mode="layer_norm" if norm == "layer" else "default",
         conv_bias=config.flag("conv_bias", False),
         activation_fn=config.choice("hidden_act", "gelu", ACTIVATIONS),

@@ -8,7 +8,7 @@ import torch
 from fairseq_star.errors import StarError
 from fairseq_star.files import new_output
 from fairseq_star.formats import foreign, hub, huggingface, lightning, student
-from fairseq_star.formats.families import FORMATS, format_of
+from fairseq_star.formats.families import format_of, recognised
 from fairseq_star.formats.fields import Section
 from fairseq_star.formats.hf_folder import CONFIG, read_json
 from fairseq_star.formats.inert import read_inert
@@ -36,7 +36,7 @@ def read_student(path: str, config: str | None = None) -> Student:
         values = Section(read_json(os.path.join(path, CONFIG), OPTION), f"{OPTION}: {path}")
         return student_of(encoder, dropouts=huggingface.dropouts(values), name="starhubert", origin=path)
     state, name = read_inert(path, OPTION), f"{OPTION}: {path}"
-    known = next((one for one in FORMATS if one.recognises(state)), None)
+    known = recognised(state)
     if foreign.is_lightning(state) and known is None:
         foreign.refuse_dphubert_training(state, name)
         if config is None:

@@ -1,18 +1,16 @@
 """This project's own checkpoints, read and written; a student, its audio format and what it is built from."""
 
 import os
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
-from fairseq_star.encoder.frozen import FrozenEncoder, audio_states, check_rate
+from fairseq_star.encoder.frozen import FrozenEncoder, Hearer
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import encoder_config, sections
@@ -77,7 +75,7 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
 
 
 @dataclass
-class Student:
+class Student(Hearer):
     """A finished student, frozen and in eval mode.
 
     ``model`` takes the statistics of its group norm over an utterance's own samples; :meth:`padded` gives the same
@@ -85,7 +83,6 @@ class Student:
     """
 
     model: StarHubertModel
-    config: EncoderConfig  # plain, checked values: sizes, convolutions, pre- or post-norm
     dropouts: dict[str, float]  # of training, for whoever trains it on: fairseq's names, DROPOUTS
     sample_rate: int  # Hz
     normalize: bool  # whether it hears audio of zero mean and unit variance
@@ -93,29 +90,13 @@ class Student:
     origin: str  # the file it was read from
 
     @property
-    def num_parameters(self) -> int:
-        """Numbers in all of its weights."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+    def config(self) -> EncoderConfig:
+        """Sizes, convolutions, pre- or post-norm."""
+        return self.model.config
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under fairseq's names, detached."""
         return {key: value.detach() for key, value in self.model.state_dict().items()}
-
-    def hidden_states(self, audio: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[Tensor]]:
-        """All hidden states of whole utterances: what :meth:`FrozenEncoder.hidden_states` says, and every export gives.
-
-        Args:
-            audio: mono utterances of any lengths, each 1-D and of floating point numbers, as they were recorded.
-            sample_rate: theirs, in Hz.
-
-        Returns:
-            For each utterance L+1 states of n_b x D, its own frames alone, the same whatever else is in ``audio``.
-
-        Raises:
-            StarError: another sample rate than the student's, audio of another form, or shorter than one frame.
-        """
-        check_rate(sample_rate, self.sample_rate)
-        return audio_states(self.model, audio, normalize=self.normalize)
 
     def padded(self) -> StarHubertModel:
         """The same model with group norm over the padded batch."""
@@ -182,7 +163,6 @@ def student_of(encoder: FrozenEncoder, *, dropouts: dict[str, float], name: str,
             raise StarError(f"{origin}: an encoder with {what} is no student of this project and cannot become one")
     return Student(
         model=_build(config, dropouts, name, weights),
-        config=config,
         dropouts=dropouts,
         sample_rate=encoder.sample_rate,
         normalize=encoder.normalize,
@@ -225,8 +205,7 @@ def _build(
     config: EncoderConfig, dropouts: dict[str, float], name: str, weights: dict[str, Tensor], *, padded_group_norm=False
 ) -> StarHubertModel:
     settings = ARCHITECTURES[name](**model_values(config, dropouts), padded_group_norm=padded_group_norm)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
+    with torch.random.fork_rng(devices=[]):
         model = StarHubertModel(settings)
     model.load_state_dict(weights)
     return model.requires_grad_(False).eval()

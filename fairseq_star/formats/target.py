@@ -174,13 +174,6 @@ def valid_frames(states: Sequence[Tensor], frame_lengths: Tensor) -> list[list[T
     return [[state[number, :length] for state in states] for number, length in enumerate(frame_lengths.tolist())]
 
 
-def pad(sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged audio as one batch: B x samples, padded with zeros, and its mask, True where padded."""
-    batch = torch.nn.utils.rnn.pad_sequence(list(sources), batch_first=True)
-    num_samples = torch.tensor([len(source) for source in sources])
-    return batch, torch.arange(batch.size(1)) >= num_samples[:, None]
-
-
 @torch.no_grad()
 def student_states(student: Student, sources: Sequence[Tensor], target: Target | None = None) -> list[list[Tensor]]:
     """The student's own hidden states, as :meth:`Target.hidden_states` gives them.
@@ -190,10 +183,8 @@ def student_states(student: Student, sources: Sequence[Tensor], target: Target |
     """
     if target is None:
         return [student.hidden_states([source], student.sample_rate)[0] for source in sources]
-    if student.normalize:
-        sources = [F.layer_norm(source, source.shape) for source in sources]
-    num_samples = [len(source) for source in sources]
-    batch, _ = pad(sources)
+    [(batch, lengths)] = batches(sources, padded=True, normalize=student.normalize)
+    num_samples = lengths.tolist()
     model = student.padded() if target.padded_group_norm else student.model
     frame_lengths = target.frame_lengths(model.geometry, num_samples)
     padding_mask = torch.arange(max(frame_lengths)) >= torch.tensor(frame_lengths)[:, None]

@@ -18,6 +18,7 @@ Source: torchaudio, ``models/wav2vec2/model.py``, ``pipelines/_wav2vec2/impl.py`
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Mapping, Sequence
 
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor
 
 from fairseq_star.audio.torchaudio_import import import_torchaudio
-from fairseq_star.encoder.config import HUBERT_CONVOLUTIONS, EncoderConfig
-from fairseq_star.encoder.frames import ConvLayer, parse_conv_layers
+from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
+from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
@@ -126,7 +127,7 @@ def conv_layers(arguments: Section) -> list[ConvLayer]:
     key = "extractor_conv_layer_config"
     value = arguments.values.get(key)
     if value is None:
-        return parse_conv_layers(HUBERT_CONVOLUTIONS)
+        return list(HUBERT_BASE.conv_layers)
     if not isinstance(value, list | tuple) or not 0 < len(value) <= 64:
         raise arguments.refuse(key, value, "a list of (channels, kernel, stride)")
     layers = []
@@ -164,14 +165,12 @@ def published(weights: Mapping, *, name: str, valid_group_norm: bool = True) -> 
         f"{name} has torchaudio's weights alone: taking the strides and {heads} heads of its published model of "
         f"{len(layers)} layers of {width}, {SAMPLE_RATE} Hz, normalize={layer_norm} after its extractor's kind"
     )
-    config = EncoderConfig(
-        conv_layers=parse_conv_layers(HUBERT_CONVOLUTIONS),
+    config = replace(
+        HUBERT_BASE,
         embed_dim=width,
         ffn_embed_dim=inner,
         num_layers=len(layers),
         num_heads=heads,
-        conv_pos=128,
-        conv_pos_groups=16,
         extractor_mode="layer_norm" if layer_norm else "default",
         conv_bias="feature_extractor.conv_layers.0.conv.bias" in weights,
         layer_norm_first=layer_norm,  # so in each of them

@@ -1,11 +1,11 @@
 """Small computations side by side, one for each core."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+
+from fairseq_star.audio.threads import in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,19 +24,8 @@ def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> I
         Exception: the first that the function raised; what has not begun by then never does.
     """
     num_threads = torch.get_num_threads()
-    pending: deque[Future[Result]] = deque()
     torch.set_num_threads(1)  # threads that begin from here on take this number over
     try:
-        with ThreadPoolExecutor(num_threads) as pool:
-            try:
-                for item in items:
-                    pending.append(pool.submit(function, item))
-                    if len(pending) > num_threads:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        yield from in_order(function, items, num_threads, held=num_threads + 1)
     finally:
         torch.set_num_threads(num_threads)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from fairseq_star.encoder.frames import FrameGeometry
-from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, read_manifest, write_manifest
+from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, read_manifest, write_lines, write_manifest
 from manifests.demo.labels import frame_labels, read_segments
 from manifests.preparing import speaker_of
 
@@ -70,6 +70,4 @@ def _write_keywords(corpus: Path, split: str, out: Path) -> None:
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(part, path)
+    write_lines(path, (line + "\n" for line in lines))

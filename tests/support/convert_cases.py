@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from fairseq_star.formats import Student, load_student
+from fairseq_star.formats import Student, Target, load_student, load_target
 from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.models.starhubert import StarHubertModel
 from tests.support import tiny, tiny_teachers
@@ -44,6 +44,19 @@ def student(folder: Path, case: str) -> Student:
 
 def tiny_student(folder: Path, **settings: object) -> Student:
     return load_student(str(write_checkpoint(folder / "tiny.pt", **{**tiny.STUDENT, **settings})))
+
+
+def careless(name: str, error: float) -> Target:
+    """A target that writes a student of which one number is off by ``error``."""
+
+    class Careless(load_target(name)):
+        def write(self, student, path):
+            weight = student.model.encoder.layers[-1].fc2.bias
+            weight[3] += error
+            super().write(student, path)
+            weight[3] -= error
+
+    return Careless()
 
 
 def equal(one: Student, other: Student) -> bool:
