@@ -130,6 +130,9 @@ def test_hidden_states_are_those_of_each_utterance_alone(tmp_path, settings, nor
         ([torch.zeros(16_000, dtype=torch.int16)], 16_000, r"audio\[0\] has shape \(16000,\) and type torch.int16"),
         ([torch.zeros(16_000), torch.zeros(2, 16_000)], 16_000, r"audio\[1\] has shape \(2, 16000\)"),
         (torch.zeros(16_000), 16_000, r"audio\[0\] has shape \(\)"),  # not in a list
+        (["speech.flac"], 16_000, r"audio\[0\] has shape \(\) and type <U11"),
+        ([None], 16_000, r"audio\[0\] has shape \(\) and type object"),
+        ([np.zeros(16_000, np.int16)], 16_000, r"audio\[0\] has shape \(16000,\) and type int16"),
         ([torch.zeros(399)], 16_000, r"audio\[0\] has 399 samples, fewer than the 400 of one frame"),
     ],
 )
@@ -138,6 +141,17 @@ def test_audio_of_another_form_is_refused(tmp_path, audio, sample_rate, told):
     for encoder in (load_student(path), load_teacher(path)):
         with pytest.raises(StarError, match=told):
             encoder.hidden_states(audio, sample_rate)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [">f4", "<f4", "f8", "longdouble"])
+def test_any_array_of_floating_point_numbers_is_heard(tmp_path, kind):
+    student = load_student(write(tmp_path / "student.pt"))
+    samples = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    given = samples[::-1].astype(kind)[::-1]  # runs backwards through memory
+    given.flags.writeable = False
+    [expected], [got] = (student.hidden_states([audio], 16_000) for audio in (torch.from_numpy(samples), given))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_what_is_no_student_is_told_in_the_words_of_python(tmp_path):

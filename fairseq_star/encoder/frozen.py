@@ -47,12 +47,17 @@ class Hearer:
         parameter, geometry = next(self.model.parameters()), self.model.geometry
         sources = []
         for number, utterance in enumerate(audio):
-            source = torch.as_tensor(utterance)
-            if source.ndim != 1 or not source.is_floating_point():
+            given = utterance if isinstance(utterance, Tensor) else np.asarray(utterance)
+            numbers = (
+                given.is_floating_point() if isinstance(given, Tensor) else np.issubdtype(given.dtype, np.floating)
+            )
+            if given.ndim != 1 or not numbers:
                 raise StarError(
-                    f"audio[{number}] has shape {tuple(source.shape)} and type {source.dtype}; give a sequence of mono "
+                    f"audio[{number}] has shape {tuple(given.shape)} and type {given.dtype}; give a sequence of mono "
                     "utterances, each 1-D and of floating point numbers from -1 to 1"
                 )
+            # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
+            source = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
             if len(source) < geometry.receptive_field:
                 raise StarError(
                     f"audio[{number}] has {len(source)} samples, fewer than the {geometry.receptive_field} of one frame"

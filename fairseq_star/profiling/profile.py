@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from fairseq_star.errors import StarError
 from fairseq_star.formats import hub
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.names import HUBERT_BASE
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.profiling.speed import Speed, measure_speed
 from fairseq_star.profiling.subjects import load_subject
+
+LONGEST = 86_400  # seconds of audio, far more than any model is given at once
 
 
 @dataclass
@@ -92,8 +95,10 @@ def profile(
         rounds: timed runs, of which the median is given.
 
     Raises:
-        StarError: no such architecture or file, or one that cannot be loaded.
+        StarError: no such architecture or file, or one that cannot be loaded; ``seconds`` that cannot be.
     """
+    if not 0 < seconds <= LONGEST:
+        raise StarError(f"--seconds {seconds:g}: must be above 0 and at most {LONGEST:,}, a day; correct it")
     teacher, *subjects = (hub.locate(name, "profile").name for name in (teacher, *subjects))
     names = [teacher, *(subject for subject in subjects if subject != teacher)]
     loaded = [load_subject(name) for name in names]

@@ -114,6 +114,9 @@ def test_what_cannot_be_profiled_is_told_in_one_line(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"nothing")
     with pytest.raises(SystemExit, match="is no torch checkpoint"):
         main(["profile", str(tmp_path / "x.pt"), "--no-speed"])
+    for seconds in ("nan", "inf", "-3", "0", "1e300"):
+        with pytest.raises(SystemExit, match=rf"^fairseq-star: --seconds {seconds[0]}\S*: must be above 0"):
+            main(["profile", "starhubert", f"--seconds={seconds}", "--no-speed"])
     onnx = tmp_path / "x.onnx"
     onnx.write_bytes(b"nothing")
     with pytest.raises(SystemExit, match=r"^fairseq-star: profile: measuring .*x\.onnx failed"):
