@@ -53,6 +53,7 @@ demo-long: setup-demo
 ablation: setup-demo
 	$(BIN)/python manifests/demo/corpus.py demo/corpus
 	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks.ablation --suite objectives --out demo/objectives --noisy --snrs 20 10 0
 
 demo-teacher: setup-demo
 	$(BIN)/python manifests/demo/teacher.py demo/teacher

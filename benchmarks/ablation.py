@@ -1,27 +1,37 @@
-"""What each loss gives: the paper's ablation on the demo corpus, with a frame-matching baseline, judged by probes.
+"""What each way of distilling gives on the demo corpus, judged by probes.
 
-    python -m benchmarks.ablation [--out demo/ablation] [--updates 150] [--seeds 1 2 3] [--jobs 2] [--threads 1]
+    python -m benchmarks.ablation [--suite losses] [--out demo/ablation] [--updates 150] [--seeds 1 2 3] [--jobs 2]
+    python -m benchmarks.ablation --suite objectives --noisy --snrs 20 10 0
 
-Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the same updates, batches and
-learning rate, from the same first weights for a seed; none is tuned. Each student is probed as by ``fairseq-star
-probe``, with one head a student. Losses that need no attention map share a teacher cache. Finished runs are kept in OUT
-and not done again, broken ones go on where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json.
+``losses`` is the paper's ablation with a frame-matching baseline; ``objectives`` what the student hears and is asked
+for (docs/objectives.md). Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the
+same updates, batches and learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each
+has a twin that hears its speech in noise and rooms. Each student is probed as by ``fairseq-star probe``, with one head
+a student; with ``--snrs`` its phones also in noise of kinds never trained on, the head trained on clean speech. Methods
+that need no attention map share a teacher cache. Finished runs are kept in OUT and not done again, broken ones go on
+where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
 import fairseq_star  # noqa: F401  (lets torch read fairseq's checkpoints)
+from benchmarks.ablation_methods import NOISY, STAR, SUITES, UNITS_FILE, Method, in_noise
 from benchmarks.measure import ROOT, environment
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.untrained import untrained
@@ -29,35 +39,27 @@ from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import student_config
-from fairseq_star.manifest import write_lines
+from fairseq_star.manifest import SAMPLE_RATE, write_lines
 from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures
 from fairseq_star.probe.head import Trained
-from fairseq_star.probe.labels import TASKS, TaskData, read_task
+from fairseq_star.probe.labels import PHONE, TASKS, TaskData, Utterance, read_task
 from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize
+from fairseq_star.units.run import fit_units
+from fairseq_star.view.distortion import Recordings, mix
+from manifests.demo import noise
 from manifests.preparing import run_script
 
-WEIGHTS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
-STAR = "layer-wise + intra-layer"  # the paper's final choice
-
-
-def _weighted(*names: str) -> dict:
-    return {"_name": "star_tgm", **{name: float(name in names) for name in WEIGHTS}}
-
-
-METHODS = {
-    "frame matching": {"_name": "frame_matching"},
-    "last-attn": _weighted("last_attn_weight"),
-    "avg-attn": _weighted("avg_attn_weight"),
-    "layer-wise": _weighted("layerwise_weight"),
-    "intra-layer": _weighted("intra_layer_weight"),
-    STAR: _weighted("layerwise_weight", "intra_layer_weight"),
-    "all three": _weighted("layerwise_weight", "intra_layer_weight", "avg_attn_weight"),
-}
+CLEAN = "clean"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="losses", help="which methods (default %(default)s)")
+    parser.add_argument("--noisy", action="store_true", help="also train each method's student in noise")
+    parser.add_argument(
+        "--snrs", type=float, nargs="*", default=[], help="dB; also test phones in noise (default: not)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "ablation", help="default: demo/ablation")
     parser.add_argument("--data", type=Path, default=ROOT / "demo" / "corpus", help="default: demo/corpus")
     parser.add_argument(
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--updates", type=int, default=150, help="of every run (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--methods", nargs="+", help="of the suite (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default %(default)s)")
     parser.add_argument("--max-utterances", type=int, default=250, help="of each probe part (default %(default)s)")
@@ -80,24 +82,27 @@ def main(arguments: list[str] | None = None) -> None:
         path.resolve() for path in (options.out, options.data, options.teacher)
     )
     task_data = _task_data(options)  # before hours of training: whether the labels are right
+    methods = _methods(options)
 
     heads: dict[str, dict[str, list]] = {}
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), _set_threads, (options.threads,)) as pool:
         jobs = {pool.submit(_references, options): None}
         # Those that need no attention map first: they fill the cache that the others of their kind read.
-        for method in sorted(options.methods, key=lambda name: _needs_maps(METHODS[name])):
-            jobs |= {pool.submit(_student, method, seed, options): (method, seed) for seed in options.seeds}
+        for name, method in sorted(methods.items(), key=lambda item: item[1].needs_maps):
+            jobs |= {pool.submit(_student, name, method, seed, options): (name, seed) for seed in options.seeds}
         done = {}
         for job in tqdm(as_completed(jobs), "ablation", len(jobs), unit="run", disable=None):
             done[jobs[job]] = job.result()
     references = done.pop(None)
     for name in (FBANK, FBANK_RAW, RANDOM):
         heads[name] = references[name]
-    for method in options.methods:
-        heads[method] = {t.task: [done[method, seed][t.task][0] for seed in options.seeds] for t in task_data}
+    for name in methods:
+        heads[name] = {t.task: [done[name, seed][CLEAN][t.task][0] for seed in options.seeds] for t in task_data}
     heads[TEACHER] = references[TEACHER]
 
-    result = summarize(heads, task_data, options.seeds, student=STAR)
+    result = summarize(heads, task_data, options.seeds, student=STAR if STAR in methods else next(iter(methods)))
+    in_noises = [[name, *(_in_noise(done, name, snr, options.seeds) for snr in options.snrs)] for name in methods]
+    seconds = {name: [done[name, seed]["seconds"] for seed in options.seeds] for name in methods}
     about = environment("cpu", " ".join(["python -m benchmarks.ablation", *map(str, sys.argv[1:])]))
     text = "\n".join(
         [
@@ -107,12 +112,20 @@ def main(arguments: list[str] | None = None) -> None:
             "",
             result.to_markdown(),
             "",
+            *_noise_table(in_noises, options.snrs),
+            "Seconds of training, mean over seeds, others running beside: "
+            + ", ".join(f"{name} {sum(of_one) / len(of_one):.0f}" for name, of_one in seconds.items())
+            + ".",
+            "",
             *(f"* {name}: {value}" for name, value in about.items()),
             "",
         ]
     )
     for name, content in [
-        ("ablation.json", json.dumps({"environment": about, **result.to_dict()}, indent=1)),
+        (
+            "ablation.json",
+            json.dumps({"environment": about, "noise": in_noises, "seconds": seconds, **result.to_dict()}, indent=1),
+        ),
         ("ablation.md", text),
     ]:
         write_lines(options.out / name, [content])
@@ -128,20 +141,80 @@ def _set_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _needs_maps(criterion: dict) -> bool:
-    return any(criterion.get(name) for name in ("avg_attn_weight", "last_attn_weight"))
+def _methods(options: argparse.Namespace) -> dict[str, Method]:
+    """The methods by name, with what they need made."""
+    suite = SUITES[options.suite]
+    names = options.methods or list(suite)
+    if unknown := set(names) - set(suite):
+        raise StarError(f"--methods: {min(unknown)!r} is none of the suite's {', '.join(suite)}")
+    folder = options.out / "noise"
+    if (options.noisy or options.snrs) and not (folder / "rooms.tsv").is_file():
+        noise.main([str(folder)])
+    chosen = {name: suite[name] for name in names}
+    if options.noisy:
+        heard = str(folder / "train.tsv"), str(folder / "rooms.tsv")
+        chosen |= {f"{name}{NOISY}": in_noise(method, *heard) for name, method in chosen.items()}
+    units = options.out / "units.npz"
+    if any(method.needs_units for method in chosen.values()) and not units.is_file():
+        options.out.mkdir(parents=True, exist_ok=True)
+        layer = max(load_teacher(str(options.teacher), option="--teacher").num_layers - 1, 1)
+        fit_units(str(options.teacher), str(options.data), layer=layer, clusters=100, out=str(units), frames=200_000)
+    return chosen
 
 
-def _student(method: str, seed: int, options: argparse.Namespace) -> dict[str, list[Trained]]:
-    """Train and probe one student, as far as that is not done yet."""
-    folder = options.out / f"{method.replace(' ', '')}-{seed}-{options.updates}"
-    checkpoint, probed = folder / "checkpoint_last.pt", folder / f"heads-{options.max_utterances}.pt"
-    if not probed.is_file():
-        if not _is_finished(checkpoint, options.updates):
-            _train(method, seed, folder, options)
-        encoder = load_teacher(str(checkpoint), option="ablation")
-        _save(probed, probe_features(EncoderFeatures(encoder, "cpu"), _task_data(options), [seed], folder.name))
-    return _load(probed)
+def _student(name: str, method: Method, seed: int, options: argparse.Namespace) -> dict:
+    """Train and probe one student, as far as that is not done yet: heads by condition, and the seconds it trained."""
+    folder = options.out / f"{name.replace(' ', '')}-{seed}-{options.updates}"
+    checkpoint = folder / "checkpoint_last.pt"
+    wanted = {CLEAN: (_task_data, None)}
+    wanted |= {f"{snr:g}": (_phones, _hears_noise(options, snr)) for snr in options.snrs}
+    done = {}
+    for condition, (tasks, heard) in wanted.items():
+        probed = folder / f"heads-{options.max_utterances}{'' if condition == CLEAN else f'-{condition}dB'}.pt"
+        if not probed.is_file():
+            if not _is_finished(checkpoint, options.updates):
+                _train(method, seed, folder, options)
+            encoder = load_teacher(str(checkpoint), option="ablation")
+            features = EncoderFeatures(encoder, "cpu")
+            _save(probed, probe_features(features, tasks(options), [seed], folder.name, heard))
+        done[condition] = _load(probed)
+    told = re.findall(r"done training in ([\d.]+) seconds", (folder / "train.log").read_text(encoding="utf-8"))
+    return done | {"seconds": sum(map(float, told))}
+
+
+def _phones(options: argparse.Namespace) -> list[TaskData]:
+    return [task for task in _task_data(options) if task.task == PHONE]
+
+
+def _hears_noise(options: argparse.Namespace, snr: float) -> Callable[[Utterance, Tensor], Tensor]:
+    """Test utterances in a piece of noise that their path decides; all others as they are."""
+    recordings = Recordings.of("--snrs", str(options.out / "noise" / "test.tsv"), SAMPLE_RATE)
+    tested = {one.path for task in _phones(options) for one in task.test}
+
+    def heard(utterance: Utterance, samples: Tensor) -> Tensor:
+        if utterance.path not in tested:
+            return samples
+        rng = np.random.default_rng(zlib.crc32(Path(utterance.path).name.encode()))
+        return mix(samples, recordings.piece(rng, len(samples)), [snr, snr], rng)
+
+    return heard
+
+
+def _in_noise(done: dict, name: str, snr: float, seeds: Sequence[int]) -> list[float]:
+    """Phone accuracy of each seed's student at a ratio."""
+    return [float(done[name, seed][f"{snr:g}"][PHONE][0].correct.float().mean()) for seed in seeds]
+
+
+def _noise_table(rows: list[list], snrs: Sequence[float]) -> list[str]:
+    """Lines of Markdown: mean, and in brackets the lowest and highest of the seeds."""
+    if not snrs:
+        return []
+    lines = ["| phones in noise never trained on | " + " | ".join(f"{snr:g} dB" for snr in snrs) + " |"]
+    lines.append("|---|" + "--:|" * len(snrs))
+    for name, *cells in rows:
+        told = (f"{np.mean(cell):.1%} ({min(cell):.1%} to {max(cell):.1%})" for cell in cells)
+        lines.append(f"| {name} | " + " | ".join(told) + " |")
+    return [*lines, ""]
 
 
 def _references(options: argparse.Namespace) -> dict[str, dict[str, list[Trained]]]:
@@ -176,18 +249,22 @@ def _references(options: argparse.Namespace) -> dict[str, dict[str, list[Trained
     return _load(path)
 
 
-def _train(method: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
+def _train(method: Method, seed: int, folder: Path, options: argparse.Namespace) -> None:
     """fairseq-hydra-train in a process of its own, on the recipe with another criterion; resumes what is there."""
     config = _recipe(options)
-    criterion = METHODS[method]
+    units = str(options.out / "units.npz")
+    criterion = method.criterion | {
+        "units": [units if name == UNITS_FILE else name for name in method.criterion.get("units", ())] or None
+    }
     config["common"] |= {"seed": seed, "tensorboard_logdir": None, "user_dir": str(ROOT / "fairseq_star")}
     config["checkpoint"] |= {"save_dir": str(folder), "save_interval_updates": 50}
     config["dataset"] |= {"num_workers": 0, "disable_validation": True}
     config["optimization"]["max_update"] = options.updates
     config["lr_scheduler"]["warmup_updates"] = max(1, options.updates // 10)
-    config["criterion"] = criterion if criterion["_name"] == "frame_matching" else config["criterion"] | criterion
-    config["task"] |= {"data": str(options.data), "teacher": str(options.teacher)}
-    if not _needs_maps(criterion):
+    config["criterion"] |= criterion
+    config["model"] |= method.model
+    config["task"] |= {"data": str(options.data), "teacher": str(options.teacher), **method.task}
+    if not method.needs_maps:
         config["task"]["teacher_cache"] = str(options.out / "teacher_cache")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text("# @package _group_\n" + yaml.safe_dump(config), encoding="utf-8")

@@ -16,6 +16,7 @@ COMMANDS = {
     "profile": "parameters, multiply-accumulates, speed and memory of models",
     "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
     "teacher": "what a checkpoint is, and which layers a student would learn from",
+    "units": "k-means centroids of a teacher layer, whose units a student can learn to predict",
 }
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"  # fairseq's
 MODULES = {"import": "import_checkpoint"}  # where a command's name cannot be a module's

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
+from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
 
 
@@ -84,12 +85,15 @@ class FrozenEncoder(Hearer, nn.Module):
         sample_rate: int,
         normalize: bool,
         family: str = "",
+        unit_heads: Sequence[UnitHead] = (),
     ):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.config, self.geometry = model.config, model.geometry
         self.sample_rate, self.normalize = sample_rate, normalize
         self.family = family  # for people, such as "HuBERT (fairseq)"
+        # What a pretrained HuBERT predicts units with, a head for each set of them.
+        self.unit_heads = nn.ModuleList(unit_heads).requires_grad_(False)
         self.eval()
 
     @property
@@ -119,6 +123,11 @@ class FrozenEncoder(Hearer, nn.Module):
             self.to(device=source.device, dtype=dtype)
 
     @torch.no_grad()
+    def unit_logits(self, states: Tensor, number: int = 0) -> Tensor:
+        """What one of ``unit_heads`` makes of the last layer's states (N x D): logits N x K, float32."""
+        return self.unit_heads[number](self.model.finished(states))
+
+    @torch.no_grad()
     def forward(
         self,
         source: Tensor,
@@ -138,6 +147,5 @@ def utterance_states(model: SpeechEncoder, source: Tensor, frames: Frames) -> li
     """The L+1 hidden states of each utterance of ``source`` (B x samples), each n_b x D: valid frames alone, the last
     layer's after the final norm of a pre-norm encoder."""
     states = list(model.encode(source, frames).hidden_states)
-    if model.encoder.layer_norm_first:
-        states[-1] = model.encoder.layer_norm(states[-1])
+    states[-1] = model.finished(states[-1])
     return [[state[number, :length] for state in states] for number, length in enumerate(frames.frame_lengths)]

@@ -39,7 +39,7 @@ class Encoding:
 
 
 class SpeechEncoder(nn.Module):
-    """An encoder of ``config``, no more: no mask embedding, no quantizer, no head.
+    """An encoder of ``config``, no more: no quantizer, no head, and a mask embedding only after :meth:`learn_mask`.
 
     Args:
         config: its shape.
@@ -73,6 +73,7 @@ class SpeechEncoder(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
             self.encoder = self.transformer(_transformer_settings(config, dropouts, checkpoint_activations))
+        self.register_parameter("mask_emb", None)
         # The extractor's norms and the positional stack's keep torch's own epsilon in every library.
         for part in (self.layer_norm, self.encoder.layer_norm, *self.encoder.layers.modules()):
             if isinstance(part, nn.LayerNorm):
@@ -93,6 +94,10 @@ class SpeechEncoder(nn.Module):
 
         return WavLMEncoder(config, **options)
 
+    def learn_mask(self) -> None:
+        """Give the encoder the vector (D) that stands for hidden frames, drawn as fairseq's HuBERT draws its own."""
+        self.mask_emb = nn.Parameter(torch.empty(self.config.embed_dim).uniform_())
+
     def encode(
         self,
         source: Tensor,
@@ -100,6 +105,8 @@ class SpeechEncoder(nn.Module):
         *,
         last_layer: int | None = None,
         attention_layers: Collection[int] = (),
+        mask_indices: Tensor | None = None,
+        mask_channels: Tensor | None = None,
     ) -> Encoding:
         """Run the encoder over ``source`` (B x samples), its parts as fairseq's ``HubertModel.forward`` runs them.
 
@@ -109,6 +116,9 @@ class SpeechEncoder(nn.Module):
             last_layer: stop after this layer (1-based); all layers when None.
             attention_layers: layers (1-based) whose attention maps are wanted. Every other one runs through
                 ``scaled_dot_product_attention`` and never forms its weights.
+            mask_indices: B x T, True = hidden: these frames' features become the mask embedding, as by HuBERT's
+                ``apply_mask``.
+            mask_channels: B x D, True = zeroed in all frames of the utterance, likewise.
 
         The layers' own dropouts apply in training mode. Layer drop does not: the loss needs every layer.
         """
@@ -118,6 +128,10 @@ class SpeechEncoder(nn.Module):
         if self.post_extract_proj is not None:
             features = self.post_extract_proj(features)  # B x T x D
         features = self.dropout_input(features)
+        if mask_indices is not None:
+            features = torch.where(mask_indices[..., None], self.mask_emb.to(features.dtype), features)
+        if mask_channels is not None:
+            features = features.masked_fill(mask_channels[:, None], 0)
         if padding_mask is not None:
             features = features.masked_fill(padding_mask[..., None], 0)
 
@@ -136,6 +150,10 @@ class SpeechEncoder(nn.Module):
             x, _ = layer(x, self_attn_padding_mask=padding_mask, need_weights=False, **shared)
             hidden_states.append(x.transpose(0, 1))
         return Encoding(frames, features, hidden_states, attention_maps)
+
+    def finished(self, states: Tensor) -> Tensor:
+        """The last layer's ``states`` as whoever uses them takes them: after the final norm of a pre-norm encoder."""
+        return self.encoder.layer_norm(states) if self.encoder.layer_norm_first else states
 
     def positions(self, features: Tensor, padding_mask: Tensor | None) -> Tensor:
         """What the positional convolution adds to ``features`` (B x T x D), whose padded frames are zero: B x T x D."""

@@ -7,8 +7,7 @@ from fairseq import utils
 from tqdm import tqdm
 
 from fairseq_star.evaluation.run import Run, load_run
-
-TERMS = ("loss", "layerwise", "intra_layer", "avg_attn", "last_attn")  # those the criterion logs are told
+from fairseq_star.objectives.terms import TERMS
 
 
 @dataclass

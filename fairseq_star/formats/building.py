@@ -1,6 +1,6 @@
 """A frozen encoder of a stranger's config and weights: checked before it is built, every key accounted for."""
 
-from typing import Collection, Mapping
+from typing import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
 
 
@@ -21,6 +22,7 @@ def build_frozen(
     normalize: bool,
     ignored: Collection[str] = (),
     valid_group_norm: bool = True,
+    unit_heads: Sequence[UnitHead] = (),
 ) -> FrozenEncoder:
     """Build the encoder of ``config`` and load ``weights`` into it, every key accounted for.
 
@@ -32,6 +34,7 @@ def build_frozen(
         normalize: whether it was trained on audio of zero mean and unit variance.
         ignored: beginnings of keys that are of use in pretraining or fine-tuning only.
         valid_group_norm: ``valid_statistics`` of :class:`SpeechEncoder`.
+        unit_heads: what it predicts units with, one for each set of them, where that is known.
 
     Raises:
         StarError: weights and config do not fit each other.
@@ -60,7 +63,7 @@ def build_frozen(
     _refuse(problems + [f"{key[:80]!a} is unknown" for key in wanted if key not in expected], name)
     model.load_state_dict(wanted)
 
-    return FrozenEncoder(model, sample_rate=sample_rate, normalize=normalize, family=family)
+    return FrozenEncoder(model, sample_rate=sample_rate, normalize=normalize, family=family, unit_heads=unit_heads)
 
 
 def _decisive(config: EncoderConfig) -> dict[str, tuple[int, ...]]:

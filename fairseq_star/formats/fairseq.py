@@ -6,8 +6,8 @@ features of, or to fine-tune with ``hubert_ctc``.
 What is written holds plain values and tensors alone, so that fairseq reads it under torch's ``weights_only`` too, which
 refuses the classes in fairseq's own checkpoints. What HuBERT has and a student has not:
 
-* ``mask_emb``, the vector put in place of masked frames in training: zeros, which is what the student sees where audio
-  is padded. Fine-tuning with ``apply_mask`` trains it.
+* ``mask_emb``, the vector put in place of masked frames in training, where the student was trained without any: zeros,
+  which is what it sees where audio is padded. Fine-tuning with ``apply_mask`` trains it.
 * ``final_proj``, of use in pretraining alone: zeros, one wide. ``hubert_ctc`` drops it.
 * ``label_embs_concat`` and the dictionary of units: none. The task's ``dictionaries`` are ``[None]``, which fairseq
   understands as "for fine-tuning", so that no label files are needed.
@@ -25,13 +25,16 @@ from typing import Sequence
 
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.data.dictionary import Dictionary
 from fairseq.models.hubert.hubert import HubertConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.encoder.unit_head import TEMPERATURE, UnitHead
 from fairseq_star.errors import StarError
 from fairseq_star.formats import fairseq_config
 from fairseq_star.formats.building import build_frozen
@@ -121,7 +124,42 @@ def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> Fr
         normalize=audio.flag("normalize", False),
         ignored=family.ignored,
         valid_group_norm=valid_group_norm,
+        unit_heads=_unit_heads(state, model) if registered == "hubert" else (),
     )
+
+
+def _unit_heads(state: dict, model: dict) -> list[UnitHead]:
+    """What a pretrained HuBERT predicts units with, a head for each set of them; none where it has none, or where their
+    parts do not fit each other: few runs need them."""
+    names = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
+    parts = [state["model"].get(name) for name in names]
+    if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts) or model.get("target_glu"):
+        return []
+    if [part.ndim for part in parts] != [2, 2, 1]:
+        return []
+    embeddings, weight, bias = parts
+    recorded = state.get("task_state")
+    dictionaries = recorded.get("dictionaries") if isinstance(recorded, dict) else None
+    counts = [len(one) for one in dictionaries or () if isinstance(one, Dictionary)] or [len(embeddings)]
+    sets = len(counts) if model.get("untie_final_proj") else 1
+    width, temperature = model.get("encoder_embed_dim", HUBERT_BASE.embed_dim), model.get("logit_temp", TEMPERATURE)
+    dim = embeddings.shape[-1]
+    shapes = [(sum(counts), dim), (sets * dim, width), (sets * dim,)]
+    whole = all(part.untyped_storage().nbytes() >= part.numel() * part.element_size() for part in parts)
+    if not whole or [tuple(part.shape) for part in parts] != shapes:
+        return []
+    if not isinstance(temperature, float) or not temperature > 0:
+        return []
+    heads = []
+    with torch.random.fork_rng(devices=[]):
+        for number, of_set in enumerate(embeddings.split(counts)):
+            rows = slice(number * dim, (number + 1) * dim) if sets > 1 else slice(None)
+            head = UnitHead(width, len(of_set), dim, temperature)
+            head.load_state_dict(
+                {"label_embs": of_set, "final_proj.weight": weight[rows], "final_proj.bias": bias[rows]}
+            )
+            heads.append(head)
+    return heads
 
 
 def dropouts(state: dict, name: str) -> dict[str, float]:
@@ -151,7 +189,7 @@ class Fairseq(Target):
             data="", labels=[], label_rate=rate, sample_rate=student.sample_rate, normalize=student.normalize
         )
         pretraining = {
-            "mask_emb": torch.zeros(width),
+            "mask_emb": student.mask_or_zeros(),
             "final_proj.weight": torch.zeros(1, width),
             "final_proj.bias": torch.zeros(1),
         }

@@ -7,9 +7,9 @@ it takes for a value left out stands here, and tests hold it to the installed re
 
 Of what is written ``AutoModel.from_pretrained(FOLDER)`` makes a ``HubertModel`` with the student's hidden states.
 HuBERT always has a projection there: where the student has none, the identity is written, and taken off again when the
-folder is imported. ``masked_spec_embed``, put in place of frames that SpecAugment masks in fine-tuning, is zeros: the
-student has none. Where audio is normalized, transformers adds 1e-7 to its variance and fairseq 1e-5: very quiet audio
-differs.
+folder is imported. ``masked_spec_embed``, put in place of frames that SpecAugment masks in fine-tuning, is zeros for a
+student that was trained without hidden frames. Where audio is normalized, transformers adds 1e-7 to its variance and
+fairseq 1e-5: very quiet audio differs.
 
 Source: transformers, ``models/{hubert,wav2vec2,wavlm,data2vec}/``.
 """
@@ -270,7 +270,7 @@ def _weights(student: Student) -> dict[str, Tensor]:
     if not student.config.projection:
         renamed["feature_projection.projection.weight"] = torch.eye(width)
         renamed["feature_projection.projection.bias"] = torch.zeros(width)
-    renamed["masked_spec_embed"] = torch.zeros(width)
+    renamed["masked_spec_embed"] = student.mask_or_zeros()
     return renamed
 
 
@@ -344,5 +344,5 @@ with torch.no_grad():
     states = model(**inputs, output_hidden_states=True).hidden_states
 ```
 
-{padding}{projection}* `masked_spec_embed`, of use in fine-tuning with SpecAugment only, is zeros.
+{padding}{projection}* `masked_spec_embed`, of use in fine-tuning with SpecAugment only, is zeros if none was learned.
 """

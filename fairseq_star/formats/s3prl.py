@@ -74,7 +74,7 @@ class S3prl(Target):
         check_rates(student)
         width, channels = student.config.embed_dim, student.config.conv_layers[-1].channels
         pretraining = {
-            "mask_emb": torch.zeros(width),
+            "mask_emb": student.mask_or_zeros(),
             "project_q.weight": torch.zeros(FINAL_DIM, channels),
             "project_q.bias": torch.zeros(FINAL_DIM),
             "final_proj.weight": torch.zeros(FINAL_DIM, width),

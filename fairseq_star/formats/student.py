@@ -24,6 +24,8 @@ ARCHITECTURES = {
     "starhubert_s": starhubert.StarHubertSmallConfig,
     "starhubert_xs": starhubert.StarHubertXSmallConfig,
 }
+MASK = "mask_emb"
+"""The vector that stood for hidden frames in training: of use to whoever trains a student on, to nobody else."""
 
 
 def recognises(state: dict) -> bool:
@@ -54,6 +56,7 @@ def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> Fr
         name=name,
         sample_rate=audio.whole("sample_rate", at_most=1_000_000),
         normalize=audio.flag("normalize"),
+        ignored=(MASK,),
         valid_group_norm=valid_group_norm,
     )
 
@@ -88,6 +91,7 @@ class Student(Hearer):
     normalize: bool  # whether it hears audio of zero mean and unit variance
     name: str  # the architecture it is registered by, such as starhubert
     origin: str  # the file it was read from
+    mask_embedding: Tensor | None = None  # D; of a student that was trained with hidden frames
 
     @property
     def config(self) -> EncoderConfig:
@@ -95,8 +99,13 @@ class Student(Hearer):
         return self.model.config
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights under fairseq's names, detached."""
+        """The weights under fairseq's names, detached, without the mask embedding."""
         return {key: value.detach() for key, value in self.model.state_dict().items()}
+
+    def mask_or_zeros(self) -> Tensor:
+        """What other libraries put in place of masked frames in fine-tuning (D): zeros, which is what a student sees
+        where audio is padded, for one that never learned anything else."""
+        return torch.zeros(self.config.embed_dim) if self.mask_embedding is None else self.mask_embedding.float()
 
     def padded(self) -> StarHubertModel:
         """The same model with group norm over the padded batch."""
@@ -134,10 +143,18 @@ def load_student(path: str | os.PathLike, option: str = "load_student") -> Stude
         dropouts={key: model.share(key, getattr(StarHubertConfig, key)) for key in DROPOUTS},
         name=model.values["_name"],
         origin=path,
+        mask_embedding=state["model"].get(MASK),
     )
 
 
-def student_of(encoder: FrozenEncoder, *, dropouts: dict[str, float], name: str, origin: str) -> Student:
+def student_of(
+    encoder: FrozenEncoder,
+    *,
+    dropouts: dict[str, float],
+    name: str,
+    origin: str,
+    mask_embedding: Tensor | None = None,
+) -> Student:
     """A checked encoder, from whichever format, as a student.
 
     A projection of its own width, which HuggingFace's HuBERT must have, goes if it is the identity.
@@ -161,6 +178,8 @@ def student_of(encoder: FrozenEncoder, *, dropouts: dict[str, float], name: str,
     for what, found in unlike.items():
         if found:
             raise StarError(f"{origin}: an encoder with {what} is no student of this project and cannot become one")
+    if mask_embedding is not None and tuple(mask_embedding.shape) != (config.embed_dim,):
+        raise StarError(f"{origin}: its {MASK} is {tuple(mask_embedding.shape)} instead of ({config.embed_dim},)")
     return Student(
         model=_build(config, dropouts, name, weights),
         dropouts=dropouts,
@@ -168,6 +187,7 @@ def student_of(encoder: FrozenEncoder, *, dropouts: dict[str, float], name: str,
         normalize=encoder.normalize,
         name=name,
         origin=origin,
+        mask_embedding=mask_embedding,
     )
 
 
@@ -185,7 +205,8 @@ def write_student(student: Student, path: Path) -> None:
             "task": {"_name": "star_distillation", "data": "", "teacher": None,
                      "sample_rate": student.sample_rate, "normalize": student.normalize},
         },
-        "model": {key: value.clone() for key, value in student.weights().items()},
+        "model": {key: value.clone() for key, value in student.weights().items()}
+        | ({} if student.mask_embedding is None else {MASK: student.mask_embedding}),
         "criterion": None,
         # fairseq takes these for granted in whatever it restores from.
         "optimizer_history": [{"criterion_name": "StarTgmCriterion", "optimizer_name": "FairseqAdam",

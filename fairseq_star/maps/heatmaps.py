@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 MAP, LEFT, RIGHT, STRIP = 3.5, 0.5, 0.12, 0.19
 BOTTOM, SPECTROGRAM, GAP, TOP = 0.95, 0.6, 0.04, 0.3
 PHONE_SIZE = 6.5  # points
+HIDDEN = "#e8590c"  # told from every colour of the maps
 
 TITLES = {
     "teacher": "teacher, layer {layer.teacher_layer}",
     "before": "student before training, layer {layer.student_layer}",
     "student": "student, layer {layer.student_layer}",
+    "masked": "student, parts hidden, layer {layer.student_layer}",
     "difference": "student minus teacher",
 }
 
@@ -52,6 +54,8 @@ def draw_map(theme: Theme, utterance: UtteranceMaps, layer: LayerMaps, which: st
     image = heat.imshow(
         values, cmap=colors, vmin=low, vmax=high, extent=(start, end, end, start), interpolation="nearest"
     )
+    if which == "masked":
+        _mark_hidden(heat, utterance)
     heat.set(xlabel="time (s)")
     heat.spines[:].set_visible(False)
     if strip:
@@ -73,6 +77,15 @@ def draw_map(theme: Theme, utterance: UtteranceMaps, layer: LayerMaps, which: st
     bar.ax.tick_params(length=0)
     figure.text(x / width, 1 - 0.17 / height, TITLES[which].format(layer=layer), va="center", weight="bold")
     return figure
+
+
+def _mark_hidden(heat: "Axes", utterance: UtteranceMaps) -> None:
+    """Bars along the upper and left edge where frames are hidden."""
+    edges = np.flatnonzero(np.diff(utterance.hidden, prepend=False, append=False))
+    for first, last in edges.reshape(-1, 2):
+        start, end = utterance.seconds(first), utterance.seconds(last)
+        heat.axvspan(start, end, ymin=0.975, ymax=1.0, color=HIDDEN, linewidth=0)
+        heat.axhspan(start, end, xmin=0.0, xmax=0.025, color=HIDDEN, linewidth=0)
 
 
 def _draw_phones(theme: Theme, axes: "Axes", utterance: UtteranceMaps, limits: tuple[float, float], upright: bool):

@@ -21,6 +21,7 @@ class LayerMaps:
     teacher: np.ndarray
     student: np.ndarray
     before: np.ndarray | None = None  # the untrained student's
+    masked: np.ndarray | None = None  # the student's where parts of the utterance are hidden from it, as in training
 
 
 @dataclass
@@ -33,6 +34,7 @@ class UtteranceMaps:
     phones: list[tuple[int, int, str]]  # first frame, frame after the last, label; empty without labels
     transcript: str  # empty without one
     layers: list[LayerMaps]
+    hidden: np.ndarray | None = None  # T booleans, the frames that are hidden in `LayerMaps.masked`
 
     def seconds(self, frame: int) -> float:
         """When a frame begins: frames lie side by side, each around the middle of the samples it sees."""

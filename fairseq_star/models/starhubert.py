@@ -1,7 +1,7 @@
 """The student: fairseq's wav2vec 2.0 modules, narrow and as deep as the teacher (STaRHuBERT, paper section 3.1)."""
 
 from dataclasses import dataclass, field
-from typing import Collection, Optional
+from typing import Collection, List, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -44,6 +44,12 @@ class StarHubertConfig(FairseqDataclass):
     dropout_input: float = field(default=0.05, metadata={"help": "dropout of what enters the encoder"})
     checkpoint_activations: bool = field(
         default=False, metadata={"help": "recompute activations in backward to save memory"}
+    )
+    init_layers: Optional[List[int]] = field(
+        default=None, metadata={"help": "teacher layers (1-based) that the first layers begin as; default: at random"}
+    )
+    init_feature_extractor: bool = field(
+        default=False, metadata={"help": "begin with the teacher's feature extractor; off: at random"}
     )
     padded_group_norm: bool = II("task.padded_group_norm")
 
@@ -98,8 +104,8 @@ def _check(cfg: StarHubertConfig) -> None:
 class StarHubertModel(SpeechEncoder, BaseFairseqModel):
     """A :class:`SpeechEncoder` that fairseq trains.
 
-    There is no mask embedding and no unit predictor, and no projection where the last convolution already has D
-    channels.
+    There is no unit predictor, no projection where the last convolution already has D channels, and a mask embedding
+    only where a task hides frames.
     """
 
     def __init__(self, cfg: StarHubertConfig):
@@ -124,8 +130,10 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         frames: Frames | None = None,
         padding_mask: Tensor | None = None,
         attention_layers: Collection[int] = (),
+        mask_indices: Tensor | None = None,
+        mask_channels: Tensor | None = None,
     ) -> Encoding:
-        """Hidden states of ``source`` (B x samples); see :meth:`SpeechEncoder.encode`.
+        """Hidden states of ``source`` (B x samples), masks included; see :meth:`SpeechEncoder.encode`.
 
         Args:
             frames: the valid frames, as the teacher gives them; without them they follow from ``padding_mask``.
@@ -134,7 +142,18 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         if frames is None:
             num_samples = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(1).tolist()
             frames = Frames.of(self.geometry, num_samples, source)
-        return self.encode(source, frames, attention_layers=attention_layers)
+        return self.encode(
+            source, frames, attention_layers=attention_layers, mask_indices=mask_indices, mask_channels=mask_channels
+        )
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """A mask embedding more or less makes no other student; whether a run may go on so, ``resuming`` decides."""
+        super().upgrade_state_dict_named(state_dict, name)
+        key = f"{name}.mask_emb" if name else "mask_emb"
+        if self.mask_emb is None:
+            state_dict.pop(key, None)
+        else:
+            state_dict.setdefault(key, self.mask_emb.detach())
 
     def extract_features(
         self,
@@ -147,7 +166,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         """fairseq's feature interface (``HubertModel.extract_features``): one layer's states and the frame mask.
 
         Args:
-            mask: must be False; the student has no mask embedding.
+            mask: must be False; which frames a student does not hear, its task says.
             ret_conv: the convolutional features instead.
             output_layer: 1-based; the last layer (after the final norm of a pre-norm encoder) when None.
 
@@ -155,16 +174,14 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
             StarError: ``mask`` is asked for.
         """
         if mask:
-            raise StarError("starhubert has no mask embedding: call extract_features with mask=False")
+            raise StarError("starhubert draws no mask by itself: call extract_features with mask=False")
         encoding = self(source, padding_mask=padding_mask)
         if ret_conv:
             features = encoding.projected_features
         elif output_layer is not None:
             features = encoding.hidden_states[output_layer]
         else:
-            features = encoding.hidden_states[-1]
-            if self.encoder.layer_norm_first:
-                features = self.encoder.layer_norm(features)
+            features = self.finished(encoding.hidden_states[-1])
         return features, encoding.frames.padding_mask
 
 

@@ -5,7 +5,7 @@ Shapes: T frames, L layers (1 for FBANK and MFCC), D dimension.
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from fairseq_star.probe.cores import map_on_cores
 from fairseq_star.probe.labels import PHONE, TaskData, Utterance
 
 LARGEST = 65_504.0  # of float16
+Heard = Callable[[Utterance, Tensor], Tensor]
 
 
 class Extractor(Protocol):
@@ -98,12 +99,13 @@ class FeatureStore:
         extract: the features.
         tasks: whose utterances; frames are kept for the phone task alone.
         description: for the progress bar.
+        heard: what is heard of an utterance's samples, noise for example; the samples themselves when None.
 
     Raises:
         StarError: an audio file cannot be read or has not the length the manifest says.
     """
 
-    def __init__(self, extract: Extractor, tasks: Sequence[TaskData], description: str):
+    def __init__(self, extract: Extractor, tasks: Sequence[TaskData], description: str, heard: Heard | None = None):
         self._file = tempfile.TemporaryFile(prefix="fairseq_star_probe_")  # noqa: SIM115
         self._means: dict[str, Tensor] = {}
         self._spans: dict[str, tuple[int, int]] = {}  # first frame, number of frames
@@ -111,7 +113,12 @@ class FeatureStore:
         wanted = {one.path: one for task in tasks for one in task.utterances}
         by_frame = {one.path for task in tasks if task.task == PHONE for one in task.utterances}
         filled = 0
-        extracted = map_on_cores(lambda one: extract(read_samples(one)), wanted.values())
+
+        def features_of(one: Utterance) -> tuple[Tensor, Tensor]:
+            samples = read_samples(one)
+            return extract(heard(one, samples) if heard else samples)
+
+        extracted = map_on_cores(features_of, wanted.values())
         extracted = tqdm(extracted, description, len(wanted), unit="utt", leave=False, disable=None)
         for path, (features, self._means[path]) in zip(wanted, extracted, strict=True):
             if path not in by_frame:

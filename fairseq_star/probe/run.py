@@ -15,7 +15,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.evaluation.run import locate
 from fairseq_star.formats import hub, load_encoder
 from fairseq_star.probe.cores import map_on_cores
-from fairseq_star.probe.features import EncoderFeatures, Extractor, FeatureStore, SpectralFeatures
+from fairseq_star.probe.features import EncoderFeatures, Extractor, FeatureStore, Heard, SpectralFeatures
 from fairseq_star.probe.head import Trained, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import TASKS, TaskData, read_task
@@ -75,10 +75,14 @@ def run_probe(
 
 
 def probe_features(
-    extract: Extractor, task_data: Sequence[TaskData], seeds: Sequence[int], name: str = "features"
+    extract: Extractor,
+    task_data: Sequence[TaskData],
+    seeds: Sequence[int],
+    name: str = "features",
+    heard: Heard | None = None,
 ) -> dict[str, list[Trained]]:
-    """Heads on one kind of features: for each task, one a seed."""
-    store = FeatureStore(extract, task_data, f"features: {name}")
+    """Heads on one kind of features: for each task, one a seed; ``heard`` as of :class:`FeatureStore`."""
+    store = FeatureStore(extract, task_data, f"features: {name}", heard)
     try:
         trained: dict[str, list[Trained]] = {task.task: [] for task in task_data}
         for name, head in map_on_cores(_train, _heads(store, task_data, seeds)):

@@ -8,8 +8,8 @@ from fairseq_star.formats import hub
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.names import HUBERT_BASE
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
+from fairseq_star.profiling.model_facts import model_facts
 from fairseq_star.profiling.speed import Speed, measure_speed
-from fairseq_star.profiling.subjects import load_subject
 
 LONGEST = 86_400  # seconds of audio, far more than any model is given at once
 
@@ -72,7 +72,7 @@ class ProfileResult:
 
 
 def profile(
-    subjects: Sequence[str],
+    models: Sequence[str],
     *,
     teacher: str = HUBERT_BASE,
     seconds: float = 10.0,
@@ -84,7 +84,7 @@ def profile(
     """Count and measure models.
 
     Args:
-        subjects: each the name of an architecture (``starhubert``, ``starhubert_s``, ... or ``hubert_base``), a
+        models: each the name of an architecture (``starhubert``, ``starhubert_s``, ... or ``hubert_base``), a
             checkpoint, HuggingFace folder or id that ``task.teacher`` would take, or an exported TorchScript or ONNX
             file.
         teacher: likewise; what ratios refer to.
@@ -99,15 +99,15 @@ def profile(
     """
     if not 0 < seconds <= LONGEST:
         raise StarError(f"--seconds {seconds:g}: must be above 0 and at most {LONGEST:,}, a day; correct it")
-    teacher, *subjects = (hub.locate(name, "profile").name for name in (teacher, *subjects))
-    names = [teacher, *(subject for subject in subjects if subject != teacher)]
-    loaded = [load_subject(name) for name in names]
+    teacher, *models = (hub.locate(name, "profile").name for name in (teacher, *models))
+    names = [teacher, *(name for name in models if name != teacher)]
+    loaded = [model_facts(name) for name in names]
     rows, speeds = [], []
-    for name, subject in zip(names, loaded, strict=True):
+    for name, facts in zip(names, loaded, strict=True):
         per_second = superb = None
-        if subject.config is not None:
-            per_second = encoder_macs(subject.config, [round(seconds * SAMPLE_RATE)])[0] / seconds / 1e9
-            superb = sum(encoder_macs(subject.config, SUPERB_UTTERANCES)) / 1e9
+        if facts.config is not None:
+            per_second = encoder_macs(facts.config, [round(seconds * SAMPLE_RATE)])[0] / seconds / 1e9
+            superb = sum(encoder_macs(facts.config, SUPERB_UTTERANCES)) / 1e9
         if speed:
             speeds.append(measure_speed(name, seconds, device, num_threads, rounds))
         found = speeds[-1] if speed else Speed(None, None, None)
@@ -115,9 +115,9 @@ def profile(
         rows.append(
             ProfileRow(
                 name=name,
-                family=subject.family,
-                num_parameters=subject.num_parameters,
-                num_parameters_published=subject.num_parameters_published,
+                family=facts.family,
+                num_parameters=facts.num_parameters,
+                num_parameters_published=facts.num_parameters_published,
                 gmacs_per_second=per_second,
                 gmacs_superb=superb,
                 macs_ratio=superb / reference if superb and reference else None,

@@ -22,7 +22,7 @@ from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import load_encoder
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.profiling.memory import peak_extra_bytes, synchronize
-from fairseq_star.profiling.subjects import architecture, exported_kind
+from fairseq_star.profiling.model_facts import architecture, exported_kind
 
 
 @dataclass

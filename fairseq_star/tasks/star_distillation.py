@@ -2,123 +2,35 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
-from typing import Optional, Sequence
+from typing import Sequence
 
 import torch
 import torch.distributed as dist
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II, MISSING
 
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.maps.tensorboard import TensorboardMaps
+from fairseq_star.models.starhubert import StarHubertModel
+from fairseq_star.objectives.batch import bare
 from fairseq_star.safety.checkpoints import guard_runs, kept_teacher
 from fairseq_star.safety.stopping import StopRequest
 from fairseq_star.tgm.layer_plan import match_layers
-from fairseq_star.training.bad_audio import POLICIES, BadAudio, stand_in, without_counts
+from fairseq_star.training.bad_audio import BadAudio, stand_in, without_counts
 from fairseq_star.training.dataset import DistillationDataset, check_manifest
+from fairseq_star.training.first_weights import copy_from_teacher
 from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.training.loss_watch import LossWatch, second_look
+from fairseq_star.training.options import PRECISIONS, StarDistillationConfig
 from fairseq_star.training.preflight import check_frames
 from fairseq_star.training.resuming import TEACHER
-from fairseq_star.training.teacher_cache import STORED_DTYPES, TeacherCache, teacher_digest
+from fairseq_star.training.teacher_cache import TeacherCache, teacher_digest
+from fairseq_star.view.student_view import StudentView, alone, teacher_source
 
 logger = logging.getLogger(__name__)
-
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class StarDistillationConfig(FairseqDataclass):
-    """Options of ``task=star_distillation``."""
-
-    data: str = field(default=MISSING, metadata={"help": "folder of the manifests, {split}.tsv"})
-    teacher: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "checkpoint of the teacher, such as hubert_base_ls960.pt, or a HuggingFace folder or id, such as "
-            "facebook/hubert-base-ls960 or facebook/hubert-base-ls960@REVISION"
-        },
-    )
-    sample_rate: Optional[int] = field(
-        default=None, metadata={"help": "Hz; taken from the teacher, and an error where it contradicts the teacher"}
-    )
-    normalize: Optional[bool] = field(
-        default=None,
-        metadata={"help": "audio to zero mean and unit variance; taken from the teacher, likewise"},
-    )
-    max_sample_size: Optional[int] = field(default=None, metadata={"help": "crop longer utterances to so many samples"})
-    min_sample_size: Optional[int] = field(default=None, metadata={"help": "leave out utterances of fewer samples"})
-    fixed_crop: bool = field(
-        default=False, metadata={"help": "crop to the beginning; off: at random, but repeatably, anew each epoch"}
-    )
-    skip_audio_check: bool = field(
-        default=False,
-        metadata={"help": "do not read every file's header before training (seconds for 100 h) to name bad ones"},
-    )
-    on_bad_audio: ChoiceEnum(POLICIES) = field(
-        default="error",
-        metadata={"help": "a file that turns out unreadable in mid-run: end the run, or name it and go on without it"},
-    )
-    max_bad_share: float = field(
-        default=0.01,
-        metadata={"help": "with on_bad_audio=skip: end the run when more than this share of the utterances is bad"},
-    )
-    padded_group_norm: bool = field(
-        default=False,
-        metadata={
-            "help": "first group norm of teacher and student (and what else mixes padding in) over the padded batch, "
-            "as the libraries do; off: over valid samples, so that features do not depend on the neighbours in a batch"
-        },
-    )
-    teacher_precision: Optional[ChoiceEnum(list(PRECISIONS))] = field(
-        default=None, metadata={"help": "precision the teacher computes in; that of the run when not given"}
-    )
-    compile: bool = field(
-        default=False,
-        metadata={"help": "torch.compile the layers of teacher and student; best with task.pad_to_multiple"},
-    )
-    pad_to_multiple: int = field(
-        default=1,
-        metadata={"help": "pad batches to a multiple of so many samples (16000 say), so that compiled code is reused"},
-    )
-    teacher_cache: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "folder to keep the teacher's hidden states in, so that later epochs and runs skip the teacher; "
-            "the space it takes is told first (about 3.6 GB an hour of audio for HuBERT Base)"
-        },
-    )
-    teacher_cache_dtype: ChoiceEnum(list(STORED_DTYPES)) = field(
-        default="float16", metadata={"help": "precision the hidden states are kept in"}
-    )
-    release_memory: bool = field(
-        default=False,
-        metadata={
-            "help": "without a GPU: give freed memory back to the system at once; off: the process keeps it for its "
-            "next tensors, which saves a step its page faults"
-        },
-    )
-    persistent_workers: bool = field(
-        default=False,
-        metadata={"help": "keep data workers from epoch to epoch; random crops are then those of the first epoch"},
-    )
-    log_tgm_maps: int = field(
-        default=0,
-        metadata={
-            "help": "draw temporal Gram matrices of teacher and student to TensorBoard in the first validation and "
-            "every so many-th after it; 0: never"
-        },
-    )
-    tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
-    save_dir: Optional[str] = II("checkpoint.save_dir")
-    restore_file: Optional[str] = II("checkpoint.restore_file")
-    seed: int = II("common.seed")
 
 
 @register_task("star_distillation", dataclass=StarDistillationConfig)
@@ -148,13 +60,16 @@ class StarDistillationTask(FairseqTask):
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
         if from_checkpoint:
-            return super().build_model(cfg, from_checkpoint)
+            return self._learning_mask(super().build_model(cfg, from_checkpoint))
         with told_in_one_line():
             self._check_manifests_exist()
             path = self._locate_teacher()
             teacher = self._load_teacher(path)
-            model = super().build_model(cfg)
+            model = self._learning_mask(super().build_model(cfg))
             check_frames(teacher, model, self.cfg.max_sample_size)
+            copy_from_teacher(
+                model, teacher, layers=cfg.get("init_layers"), feature_extractor=cfg.get("init_feature_extractor")
+            )
             self.teacher_cache = self._make_cache(teacher, path)
         if self.cfg.compile:
             teacher.model.compile_layers()
@@ -166,6 +81,11 @@ class StarDistillationTask(FairseqTask):
             f"teacher: {teacher.num_parameters:,} parameters, {teacher.num_layers} layers of {teacher.embed_dim}; "
             f"student: {student_parameters:,} ({student_parameters / teacher.num_parameters:.1%})"
         )
+        return model
+
+    def _learning_mask(self, model: StarHubertModel) -> StarHubertModel:
+        if self.cfg.mask_prob:
+            model.learn_mask()
         return model
 
     def _check_manifests_exist(self) -> None:
@@ -237,12 +157,25 @@ class StarDistillationTask(FairseqTask):
                 pad_to_multiple=self.cfg.pad_to_multiple,
                 seed=self.cfg.seed,
                 digests=self.teacher_cache is not None,
+                view=self._view(),
             )
             self.bad_audio.set_split_size(len(self.datasets[split]))
             if not distributed or dist.get_rank() == 0:
                 warn_of_long(split, self.datasets[split])
             if self.teacher_cache is not None:
                 self.teacher_cache.count_in(split, self.datasets[split])
+
+    def _view(self) -> StudentView | None:
+        if self.teacher is None:  # no student is trained
+            return None
+        return StudentView.of(
+            self.cfg,
+            geometry=self.teacher.geometry,
+            num_channels=self.student_dim,
+            sample_rate=self.cfg.sample_rate,
+            normalize=self.cfg.normalize,
+            seed=self.cfg.seed,
+        )
 
     def get_batch_iterator(self, *arguments, **options):
         with told_in_one_line():
@@ -257,7 +190,7 @@ class StarDistillationTask(FairseqTask):
         ``states`` are the numbers of the hidden states the caller will use (-1 for ``projected_features``, all when
         None): a teacher cache keeps and gives no others.
         """
-        source: torch.Tensor = sample["net_input"]["source"]
+        source = teacher_source(sample)
         if self.teacher_cache is None or "audio_digests" not in sample:  # none: a part of a batch, or a stand-in
             return self._run_teacher(source, sample["num_samples"], **wanted)
         with told_in_one_line():
@@ -296,7 +229,7 @@ class StarDistillationTask(FairseqTask):
             bad = self.bad_audio.report(sample)
         counts = "net_input" in sample
         if not counts:  # the other workers wait for this one's part of the gradient
-            sample, ignore_grad = stand_in(self.teacher.geometry, model), True
+            sample, ignore_grad = self._stand_in(model), True
         with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
             loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.losses.remember(update_num, sample["paths"], loss)
@@ -307,12 +240,13 @@ class StarDistillationTask(FairseqTask):
             bad = self.bad_audio.report(sample)
         counts = "net_input" in sample
         with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
-            loss, sample_size, log = super().valid_step(
-                sample if counts else stand_in(self.teacher.geometry, model), model, criterion
-            )
+            loss, sample_size, log = super().valid_step(sample if counts else self._stand_in(model), model, criterion)
         if counts:
             self.maps.draw(self, criterion, sample)
         return loss, *self._counted(counts, sample_size, log, bad)
+
+    def _stand_in(self, model) -> dict:
+        return stand_in(self.teacher.geometry, model, masked=bool(self.cfg.mask_prob))
 
     def _counted(self, counts: bool, sample_size: int, log: dict, bad: int) -> tuple[int, dict]:
         """Sample size and logging output with what this task adds; every worker's has the same keys."""
@@ -321,15 +255,12 @@ class StarDistillationTask(FairseqTask):
 
     def _find_utterance(self, sample: dict, model, criterion, update_num: int) -> None:
         """What became of a batch whose update had no finite gradient; fairseq makes no use of what is returned."""
-        while hasattr(model, "module"):  # no worker's forward pass may wait for another's
-            model = model.module
+        model = bare(model)  # no worker's forward pass may wait for another's
         model._backward_hooks.clear()  # fairseq's NanDetector's, which expects tensors of a model
 
         @torch.no_grad()
         def loss_of(number: int) -> float:
-            n = sample["num_samples"][number]
-            source = sample["net_input"]["source"][number : number + 1, :n]
-            return criterion(model, {"num_samples": [n], "net_input": {"source": source}})[0].item()
+            return criterion(model, alone(sample, number, self.teacher.geometry))[0].item()
 
         with told_in_one_line():
             self.losses.find_utterance(update_num, sample.get("paths", ()), loss_of)

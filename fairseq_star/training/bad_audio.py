@@ -100,16 +100,19 @@ class BadAudio:
             )
 
 
-def stand_in(geometry: FrameGeometry, model: nn.Module) -> dict:
+def stand_in(geometry: FrameGeometry, model: nn.Module, *, masked: bool = False) -> dict:
     """A short batch for a worker that has nothing: it must go forward and backward as the others do.
 
-    Without ``audio_digests``, so that no cache keeps it.
+    Without ``audio_digests``, so that no cache keeps it. Where frames are ``masked`` it has a mask, which hides none.
     """
     num_samples = geometry.receptive_field + (STAND_IN_FRAMES - 1) * geometry.downsample_rate
     parameter = next(model.parameters())
     # Not silence, whose variance of zero a normalization might divide by.
     source = torch.linspace(0, 100, num_samples).sin().to(parameter)[None]
-    return {"num_samples": [num_samples], "paths": [], "net_input": {"source": source}}
+    inputs = {"source": source}
+    if masked:
+        inputs["mask_indices"] = torch.zeros(1, STAND_IN_FRAMES, dtype=torch.bool, device=source.device)
+    return {"num_samples": [num_samples], "paths": [], "net_input": inputs}
 
 
 def without_counts(logging_output: dict) -> dict:

@@ -18,6 +18,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
 from fairseq_star.safety.stopping import outlive_foreign_sigterm
 from fairseq_star.training.bad_audio import what_is_wrong
+from fairseq_star.view.student_view import StudentView
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class DistillationDataset(FileAudioDataset):
 
     A batch is ``{"id", "num_samples", "paths", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a
     list of plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests``
-    there is also ``audio_digests``, a list of :func:`audio_digest`.
+    there is also ``audio_digests``, a list of :func:`audio_digest`. With a ``view`` the source is what the student
+    hears; what else there then is, :mod:`fairseq_star.view.student_view` says.
 
     A file that cannot be read, or is not what the manifest says, raises nothing, since that may happen in a data
     worker: its item has ``source`` None, and its sentence comes in the batch's ``bad_audio``, a list. A batch without
@@ -46,6 +48,7 @@ class DistillationDataset(FileAudioDataset):
         pad_to_multiple: int,
         seed: int,
         digests: bool = False,
+        view: StudentView | None = None,
     ):
         super().__init__(
             manifest_path,
@@ -60,11 +63,14 @@ class DistillationDataset(FileAudioDataset):
         self.pad_to_multiple = pad_to_multiple
         self.seed = seed
         self.digests = digests
+        self.view = view
         self.epoch = 1
         if not len(self):
             raise StarError(
                 f"{manifest_path}: no utterance of at least {min_sample_size} samples (task.min_sample_size) is left"
             )
+        if view is not None:
+            view.check(self.cropped_lengths(), self.path)
 
     def set_epoch(self, epoch: int) -> None:
         """Crop at this epoch's places from here on."""
@@ -108,7 +114,7 @@ class DistillationDataset(FileAudioDataset):
         outlive_foreign_sigterm()
         path = self.path(index)
         try:
-            item = self._beside_leftover(path, index) or super().__getitem__(index)
+            item = self._read(index)
         except Exception as error:  # fairseq raises nothing more exact
             problem = what_is_wrong(path, self.sample_rate, int(self.sizes[index]), error)
             return {"id": index, "source": None, "bad_audio": problem}
@@ -118,7 +124,21 @@ class DistillationDataset(FileAudioDataset):
         item["source"] = self._crop(item["source"], int(index))
         if self.digests:
             item["audio_digest"] = audio_digest(item["source"])
+        if self.view is not None:
+            try:
+                item |= self.view.look(
+                    item["source"], epoch=self.epoch, index=int(index), others=self._other, count=len(self)
+                )
+            except Exception as error:  # of another file, which is read beside this one
+                return {"id": index, "source": None, "bad_audio": f"{path}: nothing can be mixed into it ({error})"}
         return item
+
+    def _read(self, index: int) -> dict:
+        return self._beside_leftover(self.path(index), index) or super().__getitem__(index)
+
+    def _other(self, index: int) -> Tensor:
+        """The samples of an utterance that is mixed into another one."""
+        return self._read(index)["source"]
 
     def _beside_leftover(self, path: str, index: int) -> dict | None:
         """A file beside macOS's leftover ``._NAME``, which libsndfile may read too when it is handed the name."""
@@ -178,6 +198,8 @@ class DistillationDataset(FileAudioDataset):
             source = batch["net_input"]["source"]
             # Not fairseq's buckets: np.percentile lost the argument they need with numpy 2.
             batch["net_input"] = {"source": F.pad(source, (0, -source.size(1) % self.pad_to_multiple))}
+            if self.view is not None:
+                self.view.collate(good, batch)
         return batch
 
 

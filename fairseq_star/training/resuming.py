@@ -11,7 +11,7 @@ from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import student
 from fairseq_star.formats.fairseq_config import sections
-from fairseq_star.formats.student import model_values, student_config
+from fairseq_star.formats.student import MASK, model_values, student_config
 from fairseq_star.training.preflight import Start
 
 PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves, and restores from
@@ -35,10 +35,12 @@ def check_start(start: Start, trainer) -> None:
         )
     if not state.keys() >= PARTS or not state["optimizer_history"]:
         raise StarError(f"{name} lacks parts of a run (one of {', '.join(sorted(PARTS))}); give a run's own checkpoint")
-    _check_architecture(state, name, trainer)
-    criterion = trainer.get_criterion().state_dict()
-    if criterion and _shapes(criterion) != _shapes(state.get("criterion")):
-        raise StarError(f"{name} has no weights for the heads of this run's criterion; {ANEW}")
+    _check_architecture(state, name, trainer, start.weights_alone)
+    criterion = trainer.get_criterion()
+    if _shapes(criterion.state_dict()) != _shapes(state.get("criterion")):
+        if not start.weights_alone:
+            raise StarError(f"{name} has no weights for the heads of this run's criterion; {ANEW}, or {WEIGHTS_ALONE}")
+        criterion.begin_anew = True
     recorded = state.get("task_state")
     teacher = recorded.get(TEACHER) if isinstance(recorded, dict) else None
     task = trainer.task
@@ -49,7 +51,7 @@ def check_start(start: Start, trainer) -> None:
         )
 
 
-def _check_architecture(state: dict, name: str, trainer) -> None:
+def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) -> None:
     wanted = OmegaConf.to_container(trainer.cfg.model, resolve=True, enum_to_str=True)
     had, now = (
         model_values(student_config(options, name), dropouts={}) for options in (sections(state["cfg"])[0], wanted)
@@ -61,6 +63,11 @@ def _check_architecture(state: dict, name: str, trainer) -> None:
         told = ", ".join(f"model.{option}={value} (now {now[option]})" for option, value in differing.items())
         raise StarError(f"{name} is of another student, with {told}; give the same options to go on, or {ANEW}")
     shapes, expected = _shapes(state["model"]), _shapes(trainer.get_model().state_dict())
+    if (MASK in shapes) != (MASK in expected):
+        if not weights_alone:
+            had = "with" if MASK in shapes else "without"
+            raise StarError(f"{name} is of a run {had} hidden frames (task.mask_prob); {ANEW}, or {WEIGHTS_ALONE}")
+        shapes.pop(MASK, None), expected.pop(MASK, None)
     wrong = [key for key in {**expected, **shapes} if shapes.get(key) != expected.get(key)]
     if wrong:
         raise StarError(

@@ -25,6 +25,7 @@ from fairseq_star.files import replacing
 from fairseq_star.formats.hf_folder import teacher_files
 from fairseq_star.training.dataset import DistillationDataset
 from fairseq_star.training.state_store import StateStore
+from fairseq_star.view.student_view import teacher_source
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class TeacherCache:
             states = range(PROJECTED_FEATURES, (last_layer or self.num_layers) + 1)
         states = sorted(set(states))
         store = self._store(precision, states)
-        source, num_samples, digests = sample["net_input"]["source"], sample["num_samples"], sample["audio_digests"]
+        source, num_samples, digests = teacher_source(sample), sample["num_samples"], sample["audio_digests"]
         frames = Frames.of(self.geometry, num_samples, source)
         # S x B x T x D: one piece for one copy to the device, in which each state of the batch is contiguous.
         shape = (len(states), len(num_samples), self.geometry.num_frames(source.size(1)), self.width)

@@ -2,23 +2,46 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from benchmarks import ablation
+from benchmarks.ablation_methods import LOSSES, OBJECTIVES, STAR
+from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
+from fairseq_star.objectives.centroids import Centroids
+from fairseq_star.training.resuming import TEACHER
 from tests.support import labelled, runs, tiny
+from tests.support.steps import batch_of, build
 
 
 def test_methods_are_the_papers_and_the_baseline():
-    assert list(ablation.METHODS) == [
+    assert list(LOSSES) == [
         "frame matching", "last-attn", "avg-attn", "layer-wise", "intra-layer", "layer-wise + intra-layer", "all three",
     ]  # fmt: skip
-    assert [name for name, criterion in ablation.METHODS.items() if ablation._needs_maps(criterion)] == [
-        "last-attn", "avg-attn", "all three",
-    ]  # fmt: skip
+    assert [name for name, method in LOSSES.items() if method.needs_maps] == ["last-attn", "avg-attn", "all three"]
+    assert not any(method.needs_maps for method in OBJECTIVES.values())
+    assert STAR in OBJECTIVES
     with pytest.raises(StarError, match="must be 1 or more"):
         ablation.main(["--updates", "0"])
+
+
+def test_every_objective_is_one_that_can_be_trained(corpus, teacher_path, tmp_path):
+    """With three layers instead of the demo's six."""
+    units = tmp_path / "units.npz"
+    for name, method in OBJECTIVES.items():
+        task, student, _ = build(corpus, teacher_path, **{**method.task, **({"mask_length": 3} if method.task else {})})
+        if not units.exists():
+            Centroids(np.random.default_rng(0).standard_normal((5, 24)), 2, task.state_dict()[TEACHER]).write(units)
+        options = {key: value for key, value in method.criterion.items() if key != "_name"}
+        if method.needs_units:
+            options["units"] = [str(units)]
+        if "frame_layers" in options:
+            options |= {"frame_layers": [1, 2, 3], "frame_student_layers": [3, 3, 3]}
+        loss, _, _ = StarTGMCriterion(task, StarTGMConfig(**options))(student, batch_of(task, [0, 3]))
+        loss.backward()
+        assert loss > 0, name
 
 
 @pytest.mark.slow
@@ -42,10 +65,28 @@ def test_a_row_for_each_method_and_no_work_twice(tmp_path, teacher_path, capsys)
     assert all(len(row["seed_accuracies"]) == 2 for row in result["rows"])
     assert {one["other"] for one in result["comparisons"]} == set(names) - {"layer-wise + intra-layer"}
     (recorded,) = out.glob("framematching-1-2/recipe.yaml")
-    assert yaml.safe_load(recorded.read_text())["criterion"] == {"_name": "frame_matching"}
+    assert yaml.safe_load(recorded.read_text())["criterion"]["_name"] == "frame_matching"
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     assert len(files) == 6 * 2 + 1
     ablation.main([str(argument) for argument in arguments])
     assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     assert capsys.readouterr().out.split("* date")[0] == table.split("* date")[0]
+
+
+@pytest.mark.slow
+def test_objectives_in_noise(tmp_path, teacher_path, capsys):
+    corpus = labelled.write_labelled(tmp_path / "corpus")
+    recipe = runs.recipe("demo")
+    recipe["model"] |= tiny.STUDENT
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [
+        "--suite", "objectives", "--out", tmp_path / "out", "--data", corpus, "--teacher", teacher_path, "--config",
+        tmp_path / "tiny.yaml", "--updates", 2, "--seeds", 1, "--methods", "masked STaR", "STaR + units", "--jobs", 1,
+        "--noisy", "--snrs", 20, 0,
+    ]  # fmt: skip
+    ablation.main([str(argument) for argument in arguments])
+    table = capsys.readouterr().out
+    for name in ("masked STaR", "masked STaR (noisy)", "STaR + units", "STaR + units (noisy)"):
+        assert table.count(f"\n| {name} | ") == 2 + (name != "masked STaR"), name
+    assert "| phones in noise never trained on | 20 dB | 0 dB |" in table

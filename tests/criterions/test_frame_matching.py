@@ -56,11 +56,7 @@ def test_it_is_the_mean_square_of_each_frame_through_a_head_a_layer(parts):
 
 
 def test_the_heads_are_trained_and_saved_apart_from_the_student(train, tmp_path):
-    options = ["~criterion." + name for name in (
-        "layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight", "layer_convention", "distance",
-        "count_padding",
-    )]  # fmt: skip
-    options += ["criterion._name=frame_matching", "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=1"]
+    options = ["criterion._name=frame_matching", "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=1"]
     save_dir = tmp_path / "run"
     first = train(*options, "optimization.max_update=2", save_dir=save_dir)
     assert first.returncode == 0, first.stderr

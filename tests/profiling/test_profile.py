@@ -14,7 +14,7 @@ from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from fairseq_star.profiling import ProfileResult, profile
 from fairseq_star.profiling.macs import SUPERB_UTTERANCES, count_macs, encoder_macs
-from fairseq_star.profiling.subjects import architecture
+from fairseq_star.profiling.model_facts import architecture
 
 
 def macs_by_hand(config: EncoderConfig, num_samples: int) -> int:

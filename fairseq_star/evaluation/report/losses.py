@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
+from fairseq_star.objectives.terms import TERMS
 
-# What the criteria of this package log, as means over utterances.
-TERMS = ("loss", "layerwise", "intra_layer", "avg_attn", "last_attn")
 TRAIN, VALID = ("train_inner", "train"), ("valid",)
 
 Curve = dict[int, float]  # number of updates -> mean over utterances

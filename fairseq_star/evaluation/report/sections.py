@@ -20,19 +20,15 @@ from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.maps.heatmaps import draw_map
 from fairseq_star.maps.matrices import LayerMaps, UtteranceMaps
 from fairseq_star.maps.style import Theme, render
+from fairseq_star.objectives.terms import TERMS
 from fairseq_star.profiling import ProfileResult
 
-TERMS = {
-    "loss": "the sum that training lowers",
-    "layerwise": "how moments relate within each layer",
-    "intra_layer": "how moments relate from the input of a layer to its output",
-    "avg_attn": "where all layers look (attention maps)",
-    "last_attn": "where the last layer looks (attention map)",
-}
 MAPS = {
     "teacher": "What the student should learn.",
     "student": "What it learned: bright and dark should lie where the teacher’s do.",
     "before": "Where it began, with random weights.",
+    "masked": "The trained student’s where the moments marked orange along the edges are hidden from it, as in "
+    "training: what it makes of them comes from those around.",
     "difference": "White: as in the teacher. Orange: the student takes two moments for more alike than the teacher "
     "does; purple: for less. Paler is better.",
 }
@@ -96,7 +92,8 @@ def utterance(kept: Pictures, maps: UtteranceMaps) -> list[str]:
         return kept.figure(f"tgm_layer{layer.student_layer:02d}_{which}", drawn, alt, MAPS[which])
 
     def folded(layer: LayerMaps) -> str:
-        shown = html.pictures([figure(layer, which) for which in MAPS], maps=True)
+        drawn = [which for which in MAPS if which != "masked" or layer.masked is not None]
+        shown = html.pictures([figure(layer, which) for which in drawn], maps=True)
         summary = f"Student layer {layer.student_layer}, teacher layer {layer.teacher_layer}"
         return html.folded(summary, shown, is_open=layer is maps.layers[len(maps.layers) // 2])
 

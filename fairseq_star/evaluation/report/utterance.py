@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from fairseq_star.errors import StarError
 from fairseq_star.evaluation.report.compare import Students, encode_both
@@ -35,14 +36,25 @@ def utterance_maps(
     line = _find(entries, name, manifest)
     # Utterances that are too short for a frame are in the manifest, but not in the dataset.
     index = line - sum(skipped < line for skipped in dataset.skipped_indices)
-    source = dataset[index]["source"][: int(MAX_SECONDS * SAMPLE_RATE)]
+    item = dataset[index]
+    source = item["source"][: int(MAX_SECONDS * SAMPLE_RATE)]
     teacher, before, after = encode_both(run, students, source)
+    hidden, masked = item.get("hidden"), None
+    if hidden is not None:
+        hidden = hidden[: teacher.frames.frame_lengths[0]]
+        with torch.no_grad():
+            device = next(students.after.parameters()).device
+            mask = torch.from_numpy(hidden)[None].to(device)
+            masked = students.after(source[None].to(device), frames=teacher.frames, mask_indices=mask)
 
     def maps(student_layer: int) -> LayerMaps:
         teacher_layer = run.criterion.teacher_layers[student_layer - 1]
         chosen = ((teacher, teacher_layer), (after, student_layer), (before, student_layer))
         grams = (tgm(encoding.hidden_states[layer][0]).cpu().numpy() for encoding, layer in chosen)
-        return LayerMaps(student_layer, teacher_layer, *grams)
+        of_layer = LayerMaps(student_layer, teacher_layer, *grams)
+        if masked is not None:
+            of_layer.masked = tgm(masked.hidden_states[student_layer][0]).cpu().numpy()
+        return of_layer
 
     return UtteranceMaps(
         name=Path(entries[line].path).stem,
@@ -51,6 +63,7 @@ def utterance_maps(
         phones=read_phones(manifest, line, teacher.frames.frame_lengths[0]),
         transcript=read_transcript(Path(root) / entries[line].path),
         layers=[maps(number) for number in layers],
+        hidden=hidden,
     )
 
 

@@ -19,7 +19,7 @@ HUBERT_BASE_PRETRAINING = 768 + (768 * 256 + 256) + 504 * 256
 
 
 @dataclass
-class Subject:
+class ModelFacts:
     """One model, its weights not kept."""
 
     family: str
@@ -28,7 +28,7 @@ class Subject:
     num_parameters_published: int | None  # with mask embedding and heads, where the file has them
 
 
-def load_subject(name: str) -> Subject:
+def model_facts(name: str) -> ModelFacts:
     """What ``name`` is: see :func:`fairseq_star.profiling.profile`.
 
     Raises:
@@ -37,16 +37,16 @@ def load_subject(name: str) -> Subject:
     if (config := architecture(name)) is not None:
         counted = count_parameters(config)
         extra = HUBERT_BASE_PRETRAINING if name == HUBERT_BASE else 0
-        return Subject(f"{name} (architecture)", config, counted, counted + extra)
+        return ModelFacts(f"{name} (architecture)", config, counted, counted + extra)
     if (kind := exported_kind(name)) is not None:
-        return Subject(kind, None, None, None)
+        return ModelFacts(kind, None, None, None)
     name = hub.locate(name, "profile").path
     if not os.path.exists(name):
         known = ", ".join([HUBERT_BASE, *ARCHITECTURES])
         raise StarError(f"profile: there is no file or folder {name}, and no such architecture; they are {known}")
     teacher = load_encoder(name, option="profile")
     weights = read_weights(name, "profile") if os.path.isdir(name) else read_checkpoint(name, "profile")["model"]
-    return Subject(teacher.family, teacher.config, teacher.num_parameters, sum(w.numel() for w in weights.values()))
+    return ModelFacts(teacher.family, teacher.config, teacher.num_parameters, sum(w.numel() for w in weights.values()))
 
 
 def architecture(name: str) -> EncoderConfig | None:

@@ -1,0 +1,64 @@
+"""Which frames a term is taken over: all of an utterance's own, those hidden from the student, or the clear ones.
+
+Shapes: B utterances, T frames of the padded batch, n_b valid frames of utterance b, N selected frames of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALL, MASKED, UNMASKED = "all", "masked", "unmasked"
+WHICH = (ALL, MASKED, UNMASKED)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Frames of a batch, known on the host, so that nobody has to ask the device for them."""
+
+    frames: Sequence[np.ndarray]  # of each utterance, its selected frames' numbers, rising
+
+    @classmethod
+    def of(cls, which: str, frame_lengths: Sequence[int], hidden: Sequence[np.ndarray] | None) -> "Selection":
+        """``which`` of :data:`WHICH`; without ``hidden`` (B arrays of n_b booleans) every frame is clear."""
+        if hidden is None:
+            hidden = [np.zeros(n, dtype=bool) for n in frame_lengths]
+        if which == ALL:
+            return cls([np.arange(n) for n in frame_lengths])
+        return cls([np.flatnonzero(of_one if which == MASKED else ~of_one) for of_one in hidden])
+
+    @property
+    def counts(self) -> list[int]:
+        """How many frames of each utterance are selected."""
+        return [len(numbers) for numbers in self.frames]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def take(self, states: Tensor) -> Tensor:
+        """The selected frames of ``states`` (B x T x D), utterance after utterance: N x D."""
+        flat = np.concatenate([row * states.size(1) + numbers for row, numbers in enumerate(self.frames)])
+        index = torch.from_numpy(flat).to(states.device, non_blocking=True)
+        return states.reshape(-1, states.size(-1)).index_select(0, index)
+
+    def sum_of_means(self, values: Tensor) -> Tensor:
+        """Sum over utterances of the mean over their selected frames' ``values`` (N); of one without any, 0."""
+        counts = self.counts
+        weights = np.repeat([1 / count if count else 0.0 for count in counts], counts)
+        return (values * torch.from_numpy(weights).to(values, non_blocking=True)).sum()
+
+    def packed(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Each of ``states`` (B x T x D) with its selected frames moved to the front, of those utterances that have
+        any: B' x T' x D, with :attr:`counts` above 0 as their lengths. What lies past those is another frame."""
+        rows = [(row, numbers) for row, numbers in enumerate(self.frames) if len(numbers)]
+        longest = max(len(numbers) for _, numbers in rows)
+        total = states[0].size(1)
+        index = np.stack([row * total + np.resize(numbers, longest) for row, numbers in rows])
+        where = torch.from_numpy(index).to(states[0].device, non_blocking=True)
+        # Padding repeats frames, rather than to point to one that gathers the gradient of all.
+        return [
+            state.reshape(-1, state.size(-1)).index_select(0, where.flatten()).view(*where.shape, -1)
+            for state in states
+        ]

@@ -1,0 +1,147 @@
+"""``fairseq-star units``: from a teacher and manifests to a file of centroids, told what it is worth."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.errors import StarError
+from fairseq_star.files import new_output
+from fairseq_star.formats import hub, load_teacher
+from fairseq_star.manifest import read_manifest
+from fairseq_star.objectives.centroids import Centroids
+from fairseq_star.probe.features import read_samples
+from fairseq_star.probe.labels import EXTENSION, PHONE, Utterance
+from fairseq_star.training.teacher_cache import teacher_digest
+from fairseq_star.units import kmeans
+from fairseq_star.units.quality import Quality, quality
+from fairseq_star.units.sample import FrameSample, choose
+
+HELD_OUT = 100_000  # frames of the other split that quality is measured on
+
+
+def fit_units(
+    checkpoint: str,
+    data: str,
+    *,
+    layer: int,
+    clusters: int,
+    out: str,
+    split: str = "train",
+    test_split: str = "valid",
+    frames: int = 1_000_000,
+    seed: int = 0,
+    device: str | None = None,
+    force: bool = False,
+) -> Quality:
+    """Fit centroids to a teacher layer's states and write them to ``out``.
+
+    The sample of frames lies beside ``out`` (``OUT.frames/``, 4 bytes a number) until the centroids are there: the same
+    command goes on where it was broken off. Whole utterances are drawn at random until there are ``frames``.
+
+    Args:
+        checkpoint: the teacher, as ``task.teacher`` takes it.
+        data: folder of the manifests.
+        layer: 1-based; 0 is the first layer's input.
+        clusters: K.
+        split: manifest that the frames are of.
+        test_split: manifest of other utterances, for the quality; phones beside it (``.phn``) are used where they are.
+        device: ``cuda`` where there is one when None.
+
+    Returns:
+        What the centroids are worth.
+
+    Raises:
+        StarError: anything of this that cannot be.
+    """
+    if clusters < 2 or frames < 1:
+        raise StarError(f"--clusters {clusters} must be 2 or more, --frames {frames} 1 or more")
+    located = hub.locate(checkpoint, "units")
+    teacher = load_teacher(located.path, option="units").to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not 0 <= layer <= teacher.num_layers:
+        raise StarError(f"--layer {layer}: the teacher has layers 0 (the first one's input) to {teacher.num_layers}")
+    utterances, test = (_utterances(data, name, teacher) for name in (split, test_split))
+    target = Path(out)
+    with new_output(target, what="file of centroids", force=force) as written:
+        count = teacher.geometry.num_frames
+        chosen = [utterances[number] for number in choose(utterances, count, frames, seed)]
+        digest = teacher_digest(located.path)
+        about = {
+            "teacher": digest, "layer": layer, "split": split, "seed": seed, "frames": frames,
+            "utterances": [[one.path, one.num_samples] for one in chosen],
+        }  # fmt: skip
+        sample = FrameSample(target.with_name(f"{target.name}.frames"), about, teacher.embed_dim)
+        states_of = _states_of(teacher, layer)
+        taken = sample.fill(chosen, states_of)
+        vectors, history = kmeans.fit(taken, clusters, seed)
+        of_test = [test[number] for number in choose(test, count, HELD_OUT, seed)]
+        measured = measure(vectors, of_test, states_of, Path(data) / f"{test_split}.{EXTENSION[PHONE]}", test)
+        fitted = {
+            "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen), "seed": seed,
+            "inertia_of_passes": history, "quality": {"split": test_split, **measured.to_dict()},
+        }  # fmt: skip
+        Centroids(vectors, layer, digest, fitted).write(written)
+        del taken
+    sample.remove()
+    return measured
+
+
+def _utterances(data: str, split: str, teacher: FrozenEncoder) -> list[Utterance]:
+    root, entries = read_manifest(Path(data) / f"{split}.tsv")
+    shortest = teacher.geometry.receptive_field
+    found = [Utterance(str(Path(root) / path), n, (), path) for path, n in entries if n >= shortest]
+    if not found:
+        raise StarError(f"{Path(data) / split}.tsv: no utterance is as long as a frame, {shortest} samples")
+    return found
+
+
+def _states_of(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance], Tensor]:
+    device = next(teacher.parameters()).device
+
+    @torch.no_grad()
+    def states_of(utterance: Utterance) -> Tensor:
+        samples = read_samples(utterance)
+        source = F.layer_norm(samples, samples.shape) if teacher.normalize else samples
+        encoding = teacher(source[None].to(device), [len(samples)], last_layer=layer)
+        return encoding.hidden_states[layer][0]
+
+    return states_of
+
+
+def measure(
+    vectors: np.ndarray,
+    utterances: list[Utterance],
+    states_of: Callable[[Utterance], Tensor],
+    phones: Path,
+    listed: list[Utterance],
+) -> Quality:
+    """The quality of centroids on ``utterances``, with the phones of the file where it has a label for each frame.
+
+    Args:
+        phones: a line for each of ``listed``, a label for each frame; need not be there.
+    """
+    frames = [states_of(one).float().cpu().numpy() for one in utterances]
+    labels = _labels(phones, utterances, listed, [len(of_one) for of_one in frames])
+    whole = np.concatenate(frames)
+    numbers, distances = kmeans.assign(whole, vectors)
+    return quality(numbers, distances, float(whole.var(0, dtype=np.float64).sum()), len(vectors), labels)
+
+
+def _labels(
+    path: Path, utterances: list[Utterance], listed: list[Utterance], num_frames: list[int]
+) -> list[str] | None:
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return None
+    if len(lines) != len(listed):
+        return None
+    of_path = {one.path: labels for one, labels in zip(listed, lines, strict=True)}
+    chosen = [of_path[one.path] for one in utterances]
+    if any(len(labels) != count for labels, count in zip(chosen, num_frames, strict=True)):
+        return None
+    return [label for labels in chosen for label in labels]
