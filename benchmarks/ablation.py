@@ -55,37 +55,13 @@ CLEAN = "clean"
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, default="losses", help="which methods (default %(default)s)")
-    parser.add_argument("--noisy", action="store_true", help="also train each method's student in noise")
-    parser.add_argument(
-        "--snrs", type=float, nargs="*", default=[], help="dB; also test phones in noise (default: not)"
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "demo" / "ablation", help="default: demo/ablation")
-    parser.add_argument("--data", type=Path, default=ROOT / "demo" / "corpus", help="default: demo/corpus")
-    parser.add_argument(
-        "--teacher", type=Path, default=ROOT / "assets" / "demo_teacher" / "demo_hubert.pt",
-        help="default: the embedded one",
-    )  # fmt: skip
-    parser.add_argument(
-        "--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="default: configs/demo.yaml"
-    )
-    parser.add_argument("--updates", type=int, default=150, help="of every run (default %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--methods", nargs="+", help="of the suite (default: all)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each run (default %(default)s)")
-    parser.add_argument("--max-utterances", type=int, default=250, help="of each probe part (default %(default)s)")
-    options = parser.parse_args(arguments)
-    if min(options.updates, options.jobs, options.threads, options.max_utterances) < 1:
-        raise StarError("--updates, --jobs, --threads and --max-utterances must be 1 or more")
-    options.out, options.data, options.teacher = (
-        path.resolve() for path in (options.out, options.data, options.teacher)
-    )
+    add_arguments(parser)
+    options = check(parser.parse_args(arguments))
     task_data = _task_data(options)  # before hours of training: whether the labels are right
-    methods = _methods(options)
+    methods = methods_of(options)
 
     heads: dict[str, dict[str, list]] = {}
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _set_threads, (options.threads,)) as pool:
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), set_threads, (options.threads,)) as pool:
         jobs = {pool.submit(_references, options): None}
         # Those that need no attention map first: they fill the cache that the others of their kind read.
         for name, method in sorted(methods.items(), key=lambda item: item[1].needs_maps):
@@ -132,16 +108,55 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of whatever trains and probes these methods."""
+    parser.add_argument("--suite", choices=SUITES, default="losses", help="which methods (default %(default)s)")
+    parser.add_argument("--noisy", action="store_true", help="also train each method's student in noise")
+    parser.add_argument(
+        "--snrs", type=float, nargs="*", default=[], help="dB; also test phones in noise (default: not)"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "demo" / "ablation", help="default: demo/ablation")
+    parser.add_argument("--data", type=Path, default=ROOT / "demo" / "corpus", help="default: demo/corpus")
+    parser.add_argument("--train-data", type=Path, help="manifests to train on, such as real speech (default: --data)")
+    parser.add_argument(
+        "--teacher", type=Path, default=ROOT / "assets" / "demo_teacher" / "demo_hubert.pt",
+        help="default: the embedded one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="default: configs/demo.yaml"
+    )
+    parser.add_argument("--updates", type=int, default=150, help="of every run (default %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("--methods", nargs="+", help="of the suite (default: all)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each run (default %(default)s)")
+    parser.add_argument("--max-utterances", type=int, default=250, help="of each probe part (default %(default)s)")
+
+
+def check(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with whole paths.
+
+    Raises:
+        StarError: a number that cannot be.
+    """
+    if min(options.updates, options.jobs, options.threads, options.max_utterances) < 1:
+        raise StarError("--updates, --jobs, --threads and --max-utterances must be 1 or more")
+    options.train_data = options.train_data or options.data
+    for name in ("out", "data", "train_data", "teacher"):
+        setattr(options, name, getattr(options, name).resolve())
+    return options
+
+
 def _task_data(options: argparse.Namespace) -> list[TaskData]:
     geometry = load_teacher(str(options.teacher), option="--teacher").geometry
     return [read_task(options.data, task, geometry, options.max_utterances) for task in TASKS]
 
 
-def _set_threads(num_threads: int) -> None:
+def set_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _methods(options: argparse.Namespace) -> dict[str, Method]:
+def methods_of(options: argparse.Namespace) -> dict[str, Method]:
     """The methods by name, with what they need made."""
     suite = SUITES[options.suite]
     names = options.methods or list(suite)
@@ -167,29 +182,28 @@ def _student(name: str, method: Method, seed: int, options: argparse.Namespace) 
     folder = options.out / f"{name.replace(' ', '')}-{seed}-{options.updates}"
     checkpoint = folder / "checkpoint_last.pt"
     wanted = {CLEAN: (_task_data, None)}
-    wanted |= {f"{snr:g}": (_phones, _hears_noise(options, snr)) for snr in options.snrs}
+    wanted |= {f"{snr:g}": (phones, _hears_noise(options, snr)) for snr in options.snrs}
     done = {}
     for condition, (tasks, heard) in wanted.items():
         probed = folder / f"heads-{options.max_utterances}{'' if condition == CLEAN else f'-{condition}dB'}.pt"
         if not probed.is_file():
-            if not _is_finished(checkpoint, options.updates):
-                _train(method, seed, folder, options)
+            train(method, seed, folder, options)
             encoder = load_teacher(str(checkpoint), option="ablation")
             features = EncoderFeatures(encoder, "cpu")
-            _save(probed, probe_features(features, tasks(options), [seed], folder.name, heard))
-        done[condition] = _load(probed)
+            save(probed, probe_features(features, tasks(options), [seed], folder.name, heard))
+        done[condition] = load(probed)
     told = re.findall(r"done training in ([\d.]+) seconds", (folder / "train.log").read_text(encoding="utf-8"))
     return done | {"seconds": sum(map(float, told))}
 
 
-def _phones(options: argparse.Namespace) -> list[TaskData]:
+def phones(options: argparse.Namespace) -> list[TaskData]:
     return [task for task in _task_data(options) if task.task == PHONE]
 
 
 def _hears_noise(options: argparse.Namespace, snr: float) -> Callable[[Utterance, Tensor], Tensor]:
     """Test utterances in a piece of noise that their path decides; all others as they are."""
     recordings = Recordings.of("--snrs", str(options.out / "noise" / "test.tsv"), SAMPLE_RATE)
-    tested = {one.path for task in _phones(options) for one in task.test}
+    tested = {one.path for task in phones(options) for one in task.test}
 
     def heard(utterance: Utterance, samples: Tensor) -> Tensor:
         if utterance.path not in tested:
@@ -233,7 +247,7 @@ def _references(options: argparse.Namespace) -> dict[str, dict[str, list[Trained
             )
             for seed in seeds
         ]
-        _save(
+        save(
             path,
             {
                 name: probe_features(
@@ -246,24 +260,32 @@ def _references(options: argparse.Namespace) -> dict[str, dict[str, list[Trained
                 TEACHER: probe_features(EncoderFeatures(teacher, "cpu"), task_data, seeds, TEACHER),
             },
         )
-    return _load(path)
+    return load(path)
 
 
-def _train(method: Method, seed: int, folder: Path, options: argparse.Namespace) -> None:
-    """fairseq-hydra-train in a process of its own, on the recipe with another criterion; resumes what is there."""
+def train(
+    method: Method, seed: int, folder: Path, options: argparse.Namespace, *, every: int = 50, keep: int = 1
+) -> None:
+    """fairseq-hydra-train in a process of its own, on the recipe as the method changes it; resumes what is there.
+
+    Args:
+        every, keep: updates between two saves, and how many of them stay beside the last (-1: all).
+    """
+    if _is_finished(folder / "checkpoint_last.pt", options.updates):
+        return
     config = _recipe(options)
     units = str(options.out / "units.npz")
     criterion = method.criterion | {
         "units": [units if name == UNITS_FILE else name for name in method.criterion.get("units", ())] or None
     }
     config["common"] |= {"seed": seed, "tensorboard_logdir": None, "user_dir": str(ROOT / "fairseq_star")}
-    config["checkpoint"] |= {"save_dir": str(folder), "save_interval_updates": 50}
+    config["checkpoint"] |= {"save_dir": str(folder), "save_interval_updates": every, "keep_interval_updates": keep}
     config["dataset"] |= {"num_workers": 0, "disable_validation": True}
     config["optimization"]["max_update"] = options.updates
     config["lr_scheduler"]["warmup_updates"] = max(1, options.updates // 10)
     config["criterion"] |= criterion
     config["model"] |= method.model
-    config["task"] |= {"data": str(options.data), "teacher": str(options.teacher), **method.task}
+    config["task"] |= {"data": str(options.train_data), "teacher": str(options.teacher), **method.task}
     if not method.needs_maps:
         config["task"]["teacher_cache"] = str(options.out / "teacher_cache")
     folder.mkdir(parents=True, exist_ok=True)
@@ -290,14 +312,14 @@ def _is_finished(checkpoint: Path, updates: int) -> bool:
     return read_checkpoint(str(checkpoint), "ablation")["optimizer_history"][-1]["num_updates"] >= updates
 
 
-def _save(path: Path, heads: dict) -> None:
+def save(path: Path, heads: dict) -> None:
     """Heads as plain values and tensors, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(_mapped(heads, lambda head: head._asdict()), temporary)
 
 
-def _load(path: Path) -> dict:
+def load(path: Path) -> dict:
     return _mapped(torch.load(path, weights_only=True), lambda values: Trained(**values))
 
 

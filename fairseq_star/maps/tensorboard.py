@@ -12,6 +12,7 @@ from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.maps.heatmaps import draw_map
 from fairseq_star.maps.matrices import MAX_SECONDS, LayerMaps, UtteranceMaps, choose_layers, tgm
 from fairseq_star.maps.style import DPI, LIGHT, require_matplotlib, themed
+from fairseq_star.view.student_view import teacher_source
 
 SHOWN = ("teacher", "student", "difference")
 
@@ -21,7 +22,8 @@ class TensorboardMaps:
 
     The student's first, middle and last layer and the teacher layers they learn from, as ``tgm_layer03/student`` and so
     on, in ``{logdir}/tgm_maps``. Of several workers the first alone draws. Costs one more forward pass of teacher and
-    student over at most 8 s and about a second of drawing; training is not touched, no random number is drawn.
+    student over at most 8 s of clean audio and about a second of drawing; training is not touched, no random number is
+    drawn.
 
     Args:
         every: draw in the first validation and in each so many-th after it; 0: never.
@@ -67,7 +69,7 @@ class TensorboardMaps:
             return
         self.due = False
         longest = int(MAX_SECONDS * SAMPLE_RATE)
-        source = sample["net_input"]["source"][:1, : min(sample["num_samples"][0], longest)]
+        source = teacher_source(sample)[:1, : min(sample["num_samples"][0], longest)]
         teacher = task.teach({"net_input": {"source": source}, "num_samples": [source.size(1)]})
         student = self.model(source, frames=teacher.frames)
         samples = source[0].float().cpu()

@@ -168,7 +168,7 @@ class StarDistillationTask(FairseqTask):
     def _view(self) -> StudentView | None:
         if self.teacher is None:  # no student is trained
             return None
-        return StudentView.of(
+        view = StudentView.of(
             self.cfg,
             geometry=self.teacher.geometry,
             num_channels=self.student_dim,
@@ -176,6 +176,12 @@ class StarDistillationTask(FairseqTask):
             normalize=self.cfg.normalize,
             seed=self.cfg.seed,
         )
+        if view is not None and self.cfg.persistent_workers:
+            raise StarError(
+                "task.persistent_workers=true keeps data workers from the first epoch on, whose hidden frames and "
+                "noise would come again in every epoch; leave it out"
+            )
+        return view
 
     def get_batch_iterator(self, *arguments, **options):
         with told_in_one_line():

@@ -39,7 +39,7 @@ def check_start(start: Start, trainer) -> None:
     criterion = trainer.get_criterion()
     if _shapes(criterion.state_dict()) != _shapes(state.get("criterion")):
         if not start.weights_alone:
-            raise StarError(f"{name} has no weights for the heads of this run's criterion; {ANEW}, or {WEIGHTS_ALONE}")
+            raise StarError(f"{name} has other heads than this run's criterion, or none; {ANEW}, or {WEIGHTS_ALONE}")
         criterion.begin_anew = True
     recorded = state.get("task_state")
     teacher = recorded.get(TEACHER) if isinstance(recorded, dict) else None
@@ -67,7 +67,8 @@ def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) ->
         if not weights_alone:
             had = "with" if MASK in shapes else "without"
             raise StarError(f"{name} is of a run {had} hidden frames (task.mask_prob); {ANEW}, or {WEIGHTS_ALONE}")
-        shapes.pop(MASK, None), expected.pop(MASK, None)
+        shapes = {key: shape for key, shape in shapes.items() if key != MASK}
+        expected = {key: shape for key, shape in expected.items() if key != MASK}
     wrong = [key for key in {**expected, **shapes} if shapes.get(key) != expected.get(key)]
     if wrong:
         raise StarError(

@@ -64,7 +64,7 @@ def fit_units(
     teacher = load_teacher(located.path, option="units").to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not 0 <= layer <= teacher.num_layers:
         raise StarError(f"--layer {layer}: the teacher has layers 0 (the first one's input) to {teacher.num_layers}")
-    utterances, test = (_utterances(data, name, teacher) for name in (split, test_split))
+    utterances, test = (utterances_of(data, name, teacher) for name in (split, test_split))
     target = Path(out)
     with new_output(target, what="file of centroids", force=force) as written:
         count = teacher.geometry.num_frames
@@ -75,7 +75,7 @@ def fit_units(
             "utterances": [[one.path, one.num_samples] for one in chosen],
         }  # fmt: skip
         sample = FrameSample(target.with_name(f"{target.name}.frames"), about, teacher.embed_dim)
-        states_of = _states_of(teacher, layer)
+        states_of = states_of_layer(teacher, layer)
         taken = sample.fill(chosen, states_of)
         vectors, history = kmeans.fit(taken, clusters, seed)
         of_test = [test[number] for number in choose(test, count, HELD_OUT, seed)]
@@ -90,7 +90,12 @@ def fit_units(
     return measured
 
 
-def _utterances(data: str, split: str, teacher: FrozenEncoder) -> list[Utterance]:
+def utterances_of(data: str, split: str, teacher: FrozenEncoder) -> list[Utterance]:
+    """Those of ``{data}/{split}.tsv`` that are as long as a frame.
+
+    Raises:
+        StarError: there is none, or no manifest.
+    """
     root, entries = read_manifest(Path(data) / f"{split}.tsv")
     shortest = teacher.geometry.receptive_field
     found = [Utterance(str(Path(root) / path), n, (), path) for path, n in entries if n >= shortest]
@@ -99,7 +104,8 @@ def _utterances(data: str, split: str, teacher: FrozenEncoder) -> list[Utterance
     return found
 
 
-def _states_of(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance], Tensor]:
+def states_of_layer(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance], Tensor]:
+    """What gives the states (n x D) of an utterance after ``layer``."""
     device = next(teacher.parameters()).device
 
     @torch.no_grad()

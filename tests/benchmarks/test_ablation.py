@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import ablation
+from benchmarks import ablation, ablation_curve
 from benchmarks.ablation_methods import LOSSES, OBJECTIVES, STAR
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
@@ -90,3 +90,20 @@ def test_objectives_in_noise(tmp_path, teacher_path, capsys):
     for name in ("masked STaR", "masked STaR (noisy)", "STaR + units", "STaR + units (noisy)"):
         assert table.count(f"\n| {name} | ") == 2 + (name != "masked STaR"), name
     assert "| phones in noise never trained on | 20 dB | 0 dB |" in table
+
+
+@pytest.mark.slow
+def test_a_curve_of_long_runs(tmp_path, teacher_path, capsys):
+    corpus = labelled.write_labelled(tmp_path / "corpus")
+    recipe = runs.recipe("demo")
+    recipe["model"] |= tiny.STUDENT
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [
+        "--out", tmp_path / "out", "--data", corpus, "--teacher", teacher_path, "--config", tmp_path / "tiny.yaml",
+        "--updates", 6, "--every", 2, "--methods", STAR, "masked STaR", "--jobs", 1,
+    ]  # fmt: skip
+    ablation_curve.main([str(argument) for argument in arguments])
+    assert "| method | 2 | 4 | 6 |" in capsys.readouterr().out
+    curves = json.loads((tmp_path / "out" / "curve.json").read_text())["curves"]
+    assert [point[0] for point in curves[STAR]] == [2, 4, 6]
+    assert (tmp_path / "out" / "curve.png").read_bytes()[:4] == b"\x89PNG"

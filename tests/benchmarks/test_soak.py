@@ -7,6 +7,7 @@ import pytest
 from tests.support import tiny
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_soak_smoke(tmp_path, teacher_path, monkeypatch):
     """``benchmarks/soak.py`` for a moment: it runs, stops the run by SIGTERM, and writes a table and a picture."""

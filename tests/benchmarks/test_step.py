@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import ROOT
 
 
+@pytest.mark.slow
 def test_step_smoke(tmp_path):
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.step", "--quick", "--threads", "1", "--out", str(tmp_path)],

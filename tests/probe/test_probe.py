@@ -28,6 +28,13 @@ def corpus(tmp_path_factory):
     return labelled.write_labelled(tmp_path_factory.mktemp("labelled") / "corpus", train=30, valid=20)
 
 
+@pytest.fixture
+def short_heads(monkeypatch) -> None:
+    """A sixth of the steps: enough for tones, where it is not about the heads."""
+    monkeypatch.setattr("fairseq_star.probe.head.STEPS", 100)
+    monkeypatch.setattr("fairseq_star.probe.head.JUDGED_AT", (25, 50, 100))
+
+
 def items(count: int, informative: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """N x 3 x 8 features of very different scales; one layer alone tells the four classes."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +153,7 @@ def test_random_weights_are_another_encoder_of_the_same_shape(teacher_path):
     assert not torch.allclose(last[0], last[1])
 
 
-def test_a_model_against_itself(corpus, teacher_path, tmp_path):
+def test_a_model_against_itself(corpus, teacher_path, tmp_path, short_heads):
     """Student and teacher are one file: no difference, all of the margin; and FBANK knows tones."""
     result = run_probe(str(teacher_path), teacher=str(teacher_path), data=corpus, seeds=[0], tasks=["phone", "speaker"])
     assert result.num_classes == {"phone": 3, "speaker": 5}
@@ -174,7 +181,7 @@ def test_a_model_against_itself(corpus, teacher_path, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_takes_teacher_and_data_from_the_run(corpus, train, tmp_path, capsys):
+def test_the_command_takes_teacher_and_data_from_the_run(corpus, train, tmp_path, capsys, short_heads):
     done = train("optimization.max_update=1", data=corpus)
     assert done.returncode == 0, done.stderr
     checkpoint = tmp_path / "run" / "checkpoint_last.pt"

@@ -72,7 +72,10 @@ def test_a_finished_student_goes_on_with_new_heads_and_a_mask_but_no_run_does(tr
     old, new = tmp_path / "old", tmp_path / "new"
     done = train("optimization.max_update=2", "lr_scheduler.warmup_updates=1", save_dir=old)
     assert done.returncode == 0, done.stderr
-    for options, told in ((HIDING, "without hidden frames (task.mask_prob)"), (ASKED, "no weights for the heads")):
+    for options, told in (
+        (HIDING, "without hidden frames (task.mask_prob)"),
+        (ASKED, "other heads than this run's criterion, or none"),
+    ):
         more = [option for option in options if "unit_weight" not in option]
         refused = train(*more, "optimization.max_update=4", save_dir=old)
         assert refused.returncode != 0
@@ -128,3 +131,12 @@ def test_a_student_begins_as_its_teachers_layers(corpus, teacher_path):
         assert torch.equal(value, theirs[key.replace("encoder.layers.1.", "encoder.layers.2.")]), key
     _, random, _ = build(corpus, teacher_path, {"teacher_layers": [1, 3]}, sizes)
     assert not torch.equal(random.state_dict()["encoder.layers.0.fc1.weight"], mine["encoder.layers.0.fc1.weight"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
+def test_half_precisions_on_a_gpu(train, noise, precision):
+    done = train(*HIDING, *ASKED, *noise, f"common.{precision}=true", "common.fp16_init_scale=4")
+    assert done.returncode == 0, done.stderr
+    assert " units=" in done.stdout
+    assert "nan" not in done.stdout.lower()
