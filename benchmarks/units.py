@@ -1,6 +1,6 @@
 """What units of a teacher are worth beside MFCC's, and what k-means of a million frames takes.
 
-    python -m benchmarks.units [--data demo/corpus] [--clusters 100]     # after `make demo`
+    python -m benchmarks.units [--data demo/corpus] [--clusters 100]     # after make demo
     python -m benchmarks.units --quick                                   # a smoke run in seconds, no result to keep
 
 Clusters are fitted to the training manifest's frames and measured on the other one's, whose phones are known by

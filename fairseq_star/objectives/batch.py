@@ -1,4 +1,4 @@
-"""What every term of the loss is handed: both encodings of a batch, and which frames are hidden."""
+"""What every term of the loss is made from and handed: sizes of both encoders; both encodings of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,18 @@ import numpy as np
 from torch import Tensor, nn
 
 from fairseq_star.encoder.modules import Encoding
-from fairseq_star.objectives.selection import Selection
+from fairseq_star.objectives.selection import MASKED, UNMASKED, Selection
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of teacher and student, and which of their layers are matched."""
+
+    teacher_layers: int
+    teacher_dim: int
+    student_layers: int
+    student_dim: int
+    matched: Sequence[int]  # the teacher layer (1-based) that each student layer learns from
 
 
 @dataclass
@@ -16,12 +27,23 @@ class Compared:
 
     teacher: Encoding
     student: Encoding
+    model: nn.Module  # the student
     hidden: Sequence[np.ndarray] | None  # of each utterance, n_b booleans; None: nothing is hidden
     log: dict[str, Tensor] = field(default_factory=dict)
 
     def select(self, which: str) -> Selection:
         """Frames of the batch, ``which`` of :data:`fairseq_star.objectives.selection.WHICH`."""
         return Selection.of(which, self.student.frames.frame_lengths, self.hidden)
+
+    @property
+    def regions(self) -> dict[str, Selection]:
+        """The hidden and the clear frames."""
+        return {region: self.select(region) for region in (MASKED, UNMASKED)}
+
+    def finished_state(self, layer: int) -> Tensor:
+        """The student's state after ``layer`` (1-based), the last one as whoever uses a student takes it: B x T x D."""
+        states = self.student.hidden_states
+        return bare(self.model).finished(states[layer]) if layer == len(states) - 1 else states[layer]
 
 
 def bare(model: nn.Module) -> nn.Module:

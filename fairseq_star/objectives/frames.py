@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_star.errors import StarError
+from fairseq_star.objectives.batch import Compared, Sizes
+from fairseq_star.objectives.options import FRAMES, StarTGMConfig, check_layers
 from fairseq_star.objectives.selection import MASKED, UNMASKED, Selection
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # N x D each -> N
@@ -25,6 +28,56 @@ DISTANCES: dict[str, Distance] = {
     "l1": lambda given, target: (given - target).abs().mean(-1),
     "cosine": lambda given, target: -F.logsigmoid(F.cosine_similarity(given, target, dim=-1)),
 }
+
+
+class FrameCopies:
+    """The weighted frame losses of a batch.
+
+    Args:
+        cfg: weights and layers.
+        sizes: of teacher and student.
+
+    Raises:
+        StarError: layers that there are not.
+    """
+
+    def __init__(self, cfg: StarTGMConfig, sizes: Sizes):
+        matched = list(sizes.matched)
+        layers = matched if cfg.frame_layers is None else cfg.frame_layers
+        layers = check_layers("frame_layers", layers, sizes.teacher_layers, len(layers))
+        students = cfg.frame_student_layers
+        if students is None:
+            if not set(layers) <= set(matched):
+                raise StarError(
+                    f"criterion.frame_layers={layers}: no layers of the student are matched to all of them; name those "
+                    "that predict them in criterion.frame_student_layers"
+                )
+            students = [matched.index(layer) + 1 for layer in layers]
+        self.teacher_states = layers
+        self.student_states = check_layers("frame_student_layers", students, sizes.student_layers, len(layers))
+        self.heads = nn.ModuleList(nn.Linear(sizes.student_dim, sizes.teacher_dim) for _ in layers)
+        self.distances = {name.split("_")[1]: getattr(cfg, name) for name in FRAMES}
+        self.regions = {MASKED: cfg.frame_masked_weight, UNMASKED: cfg.frame_unmasked_weight}
+
+    @classmethod
+    def of(cls, cfg: StarTGMConfig, sizes: Sizes) -> "FrameCopies | None":
+        """As the options say; None where their weights are 0."""
+        return cls(cfg, sizes) if any(getattr(cfg, name) for name in FRAMES) else None
+
+    @property
+    def names(self) -> list[str]:
+        """What is logged."""
+        return ["frames"]
+
+    def __call__(self, batch: Compared) -> Tensor:
+        """The sum over utterances, weighted."""
+        pairs = [
+            (batch.teacher.hidden_states[teacher], batch.student.hidden_states[student], head)
+            for teacher, student, head in zip(self.teacher_states, self.student_states, self.heads, strict=True)
+        ]
+        loss = frame_loss(pairs, batch.regions, distances=self.distances, regions=self.regions)
+        batch.log["frames"] = loss.detach()
+        return loss
 
 
 def frame_loss(

@@ -18,15 +18,18 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
+from fairseq_star.objectives.batch import Compared, Sizes
 from fairseq_star.objectives.centroids import read_centroids
+from fairseq_star.objectives.options import UNITS, StarTGMConfig, check_layers
 from fairseq_star.objectives.selection import MASKED, UNMASKED, Selection
 
 HEAD = "head"
+LOGGED = {MASKED: "units", UNMASKED: "units_unmasked"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,54 @@ def find_units(names: Sequence[str], teacher: FrozenEncoder, digest: str | None,
     return found
 
 
+class UnitPredictions:
+    """The weighted unit losses of a batch.
+
+    Args:
+        cfg: weights, units and layers.
+        sizes: of teacher and student.
+        teacher: whose units are asked for.
+        digest: of the teacher's files, as centroids know it.
+
+    Raises:
+        StarError: units that cannot be had of this teacher, or layers that there are not.
+    """
+
+    def __init__(self, cfg: StarTGMConfig, sizes: Sizes, teacher: FrozenEncoder, digest: str | None):
+        if not cfg.units:
+            raise StarError("criterion.units: name what to predict, 'head' or files of fairseq-star units")
+        if cfg.unit_dim < 1:
+            raise StarError(f"criterion.unit_dim={cfg.unit_dim} must be 1 or more")
+        self.units = find_units(list(cfg.units), teacher, digest, cfg.unit_temperature)
+        layers = cfg.unit_student_layers or [sizes.student_layers] * len(self.units)
+        self.student_states = check_layers("unit_student_layers", layers, sizes.student_layers, len(self.units))
+        self.teacher_states = [unit.layer for unit in self.units]
+        self.heads = nn.ModuleList(UnitHead(sizes.student_dim, unit.num_units, cfg.unit_dim) for unit in self.units)
+        self.regions = {MASKED: cfg.unit_weight, UNMASKED: cfg.unit_unmasked_weight}
+
+    @classmethod
+    def of(
+        cls, cfg: StarTGMConfig, sizes: Sizes, teacher: FrozenEncoder, digest: str | None
+    ) -> "UnitPredictions | None":
+        """As the options say; None where their weights are 0."""
+        return cls(cfg, sizes, teacher, digest) if any(getattr(cfg, name) for name in UNITS) else None
+
+    @property
+    def names(self) -> list[str]:
+        """What is logged, and could be what the best checkpoint is chosen by."""
+        return [LOGGED[region] for region, weight in self.regions.items() if weight]
+
+    def __call__(self, batch: Compared) -> Tensor:
+        """The sum over utterances, weighted."""
+        pairs = [
+            (unit, batch.teacher.hidden_states[unit.layer], batch.finished_state(number), head)
+            for unit, number, head in zip(self.units, self.student_states, self.heads, strict=True)
+        ]
+        loss, logged = unit_loss(pairs, batch.regions, self.regions)
+        batch.log.update(logged)
+        return loss
+
+
 def unit_loss(
     pairs: Sequence[tuple[Units, Tensor, Tensor, UnitHead]],
     selections: Mapping[str, Selection],
@@ -126,7 +177,7 @@ def unit_loss(
     """
     total = torch.zeros((), device=pairs[0][2].device)
     logged: dict[str, Tensor] = {}
-    for region, name in ((MASKED, "units"), (UNMASKED, "units_unmasked")):
+    for region, name in LOGGED.items():
         if not regions[region]:
             continue
         selection, loss, right = selections[region], total.new_zeros(()), total.new_zeros(())

@@ -136,7 +136,7 @@ def test_a_temperature_softens_the_teachers_predictions(corpus, teacher_path):
         task, _, criterion = build(
             corpus, teacher_path, {"unit_unmasked_weight": 1.0, "units": ["head"], "unit_temperature": temperature}
         )
-        targets = criterion.units[0].targets(task.teach(batch_of(task, [0])).hidden_states[-1][0])
+        targets = criterion.objectives[-1].units[0].targets(task.teach(batch_of(task, [0])).hidden_states[-1][0])
         return -(targets * targets.log()).sum(-1).mean().item()
 
     assert entropy(0.5) < entropy(1.0) < entropy(4.0)
