@@ -169,6 +169,22 @@ def test_one_range_of_colours_for_a_layer():
         assert draw_map(DARK, example(), example().layers[0], "difference").get_facecolor()[0] < 0.2
 
 
+def test_hidden_frames_are_marked_where_they_lie():
+    utterance = example()
+    layer = utterance.layers[0]
+    layer.masked = layer.student
+    utterance.hidden = np.zeros(len(layer.teacher), dtype=bool)
+    utterance.hidden[[0, 1, 20, 21, 22, -1]] = True
+    with themed(LIGHT):
+        plain = draw_map(LIGHT, utterance, layer, "student").axes[0]
+        heat = draw_map(LIGHT, utterance, layer, "masked").axes[0]
+    assert not plain.patches
+    across = [patch.get_extents().transformed(heat.transData.inverted()) for patch in heat.patches[::2]]
+    end = len(layer.teacher)
+    for box, span in zip(across, [(0, 2), (20, 23), (end - 1, end)], strict=True):
+        assert (box.x0, box.x1) == pytest.approx([utterance.seconds(frame) for frame in span])
+
+
 def test_maps_in_tensorboard(stub_run, tmp_path):
     """In the first validation and every second one after it, once each, and no random number is drawn."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
