@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from fairseq_star.cli import main
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 from tests.support import ROOT, tiny
-from tests.support.runs import TRAIN, hydra_arguments, run
+from tests.support.runs import TRAIN, hydra_arguments, run, saved
 
 pytest.importorskip("editdistance", reason="editdistance is not installed (extra [finetune])")
 pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (extra [finetune])")
@@ -107,3 +109,24 @@ def test_from_speech_to_an_exported_student_that_spells(tmp_path):
     bits = logged(log, "train_inner", "nll_loss")
     assert sum(bits[-5:]) / 5 < 0.7 * max(bits[:3])
     assert logged(log, "valid", "uer")
+
+
+@pytest.mark.slow
+def test_fine_tuning_hides_frames_with_the_vector_that_the_student_learned(train, data, tmp_path):
+    hiding = ["task.mask_prob=0.5", "task.mask_length=3", "optimization.max_update=3"]
+    done = train(*hiding, save_dir=tmp_path / "student")
+    assert done.returncode == 0, done.stderr
+    exported = tmp_path / "student.pt"
+    main(["export", str(tmp_path / "student" / "checkpoint_last.pt"), "--to", "fairseq", "--out", str(exported)])
+    options = [
+        "task.labels=ltr", "criterion.post_process=letter", "model.apply_mask=true", "model.mask_prob=0.3",
+        "model.mask_length=2", "model.mask_channel_prob=0", "model.layerdrop=0", "model.freeze_finetune_updates=100",
+        "optimization.lr=[0.003]",
+        "lr_scheduler.phase_ratio=[0.1,0.8,0.1]", "dataset.validate_interval=12", "optimization.max_update=12",
+    ]  # fmt: skip
+    tuned = finetune(data, exported, tmp_path / "tuned", *options)
+    assert tuned.returncode == 0, (tuned.stdout + tuned.stderr)[-3000:]
+    learned, weights = saved(exported)["model"]["mask_emb"], saved(tmp_path / "tuned" / "checkpoint_last.pt")["model"]
+    assert learned.any()
+    # Frozen for so few updates: what hides frames is the student's own vector.
+    assert torch.equal(weights["w2v_encoder.w2v_model.mask_emb"], learned)
