@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 import warnings
 
@@ -44,7 +45,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv[1:])
     logging.getLogger().setLevel(logging.WARNING)  # where fairseq is imported already, it has set it lower
     with told_in_one_line():
-        command.run(arguments)
+        try:
+            command.run(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has what it wanted, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
+            raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

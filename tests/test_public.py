@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -187,6 +188,19 @@ def test_a_command_registers_what_it_needs(folder):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "mean over 1 utterances" in done.stdout
+
+
+def test_output_that_nobody_reads_on_is_no_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", ENTRY, "teacher", str(ROOT / TEACHER)],
+        cwd=ROOT, text=True, stdout=writing, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
 
 
 def test_the_command_is_installed_and_the_package_says_that_it_is_typed():
