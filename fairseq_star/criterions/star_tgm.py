@@ -13,7 +13,7 @@ from fairseq_star.objectives.relations import Relations
 from fairseq_star.objectives.selection import MASKED
 from fairseq_star.objectives.terms import TERMS
 from fairseq_star.objectives.units import UnitPredictions
-from fairseq_star.training.resuming import TEACHER
+from fairseq_star.training.resuming import TEACHER, shapes
 from fairseq_star.view.student_view import HIDDEN
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class StarTGMCriterion(FairseqCriterion):
     def __init__(self, task, cfg: StarTGMConfig):
         super().__init__(task)
         self.cfg = cfg
-        self.begin_anew = False  # with heads as they are drawn, whatever the checkpoint of the start has
+        self.weights_alone = False  # whether the run takes over a student alone: heads that do not fit begin anew
         with told_in_one_line():
             check_weights(cfg)
             self.teacher_layers = task.match_layers(cfg.teacher_layers)
@@ -89,8 +89,8 @@ class StarTGMCriterion(FairseqCriterion):
         return total, utterances, logging_output
 
     def load_state_dict(self, state_dict, strict=True):
-        """The heads of a checkpoint, or of none where the run begins with weights alone that know no such heads."""
-        if self.begin_anew:
+        """The heads of a checkpoint; with :attr:`weights_alone` only where they fit."""
+        if self.weights_alone and shapes(state_dict) != shapes(self.state_dict()):
             logger.info("the criterion's heads begin anew: the checkpoint has none that fit")
             return None
         return super().load_state_dict(state_dict, strict)

@@ -57,6 +57,7 @@ def guard_runs(task_class: type) -> None:
             return load(cfg, trainer, **passthrough_args)
         if not trainer.is_fsdp:
             save_safely()
+        trainer.get_criterion().weights_alone = start is not None and start.weights_alone
         trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
         stop_when_asked(trainer.task.stop)
         with told_in_one_line(), mismatch_told(start):

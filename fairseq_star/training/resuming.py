@@ -36,11 +36,8 @@ def check_start(start: Start, trainer) -> None:
     if not state.keys() >= PARTS or not state["optimizer_history"]:
         raise StarError(f"{name} lacks parts of a run (one of {', '.join(sorted(PARTS))}); give a run's own checkpoint")
     _check_architecture(state, name, trainer, start.weights_alone)
-    criterion = trainer.get_criterion()
-    if _shapes(criterion.state_dict()) != _shapes(state.get("criterion")):
-        if not start.weights_alone:
-            raise StarError(f"{name} has other heads than this run's criterion, or none; {ANEW}, or {WEIGHTS_ALONE}")
-        criterion.begin_anew = True
+    if not start.weights_alone and shapes(trainer.get_criterion().state_dict()) != shapes(state.get("criterion")):
+        raise StarError(f"{name} has other heads than this run's criterion, or none; {ANEW}, or {WEIGHTS_ALONE}")
     recorded = state.get("task_state")
     teacher = recorded.get(TEACHER) if isinstance(recorded, dict) else None
     task = trainer.task
@@ -62,21 +59,22 @@ def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) ->
     if differing:
         told = ", ".join(f"model.{option}={value} (now {now[option]})" for option, value in differing.items())
         raise StarError(f"{name} is of another student, with {told}; give the same options to go on, or {ANEW}")
-    shapes, expected = _shapes(state["model"]), _shapes(trainer.get_model().state_dict())
-    if (MASK in shapes) != (MASK in expected):
+    found, expected = shapes(state["model"]), shapes(trainer.get_model().state_dict())
+    if (MASK in found) != (MASK in expected):
         if not weights_alone:
-            had = "with" if MASK in shapes else "without"
+            had = "with" if MASK in found else "without"
             raise StarError(f"{name} is of a run {had} hidden frames (task.mask_prob); {ANEW}, or {WEIGHTS_ALONE}")
-        shapes = {key: shape for key, shape in shapes.items() if key != MASK}
-        expected = {key: shape for key, shape in expected.items() if key != MASK}
-    wrong = [key for key in {**expected, **shapes} if shapes.get(key) != expected.get(key)]
+        found.pop(MASK, None)
+        expected.pop(MASK, None)
+    wrong = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
     if wrong:
         raise StarError(
             f"{name} has weights that its config does not describe ({str(wrong[0])[:60]!a}); take another checkpoint"
         )
 
 
-def _shapes(weights: Any) -> dict:
+def shapes(weights: Any) -> dict:
+    """Shape of each weight of a state dict; empty for what is none."""
     if not isinstance(weights, Mapping):
         return {}
     return {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in weights.items()}

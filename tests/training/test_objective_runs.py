@@ -140,3 +140,14 @@ def test_half_precisions_on_a_gpu(train, noise, precision):
     assert done.returncode == 0, done.stderr
     assert " units=" in done.stdout
     assert "nan" not in done.stdout.lower()
+
+
+def test_two_processes_go_on_from_a_student_of_other_heads(uneven, teacher_path, tmp_path):
+    """Each of them, not only the one that looks at the checkpoint."""
+    few = ["common.cpu=true", "optimization.max_update=2", "lr_scheduler.warmup_updates=1"]
+    finish([runs.start(runs.hydra_arguments(uneven, teacher_path, tmp_path / "old", *few))])
+    options = [*few, *HIDING, *ASKED, f"checkpoint.finetune_from_model={tmp_path / 'old' / 'checkpoint_last.pt'}"]
+    arguments = runs.hydra_arguments(uneven, teacher_path, tmp_path / "new", *options)
+    finish(start_workers(tmp_path / "two", arguments))
+    criterion = saved(tmp_path / "new" / "checkpoint_last.pt")["criterion"]
+    assert {"heads.0.weight", "unit_heads.0.label_embs"} < set(criterion)
