@@ -39,7 +39,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import student_config
-from fairseq_star.manifest import SAMPLE_RATE, write_lines
+from fairseq_star.manifest import write_lines
 from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures
 from fairseq_star.probe.head import Trained
 from fairseq_star.probe.labels import PHONE, TASKS, TaskData, Utterance, read_task
@@ -202,7 +202,7 @@ def phones(options: argparse.Namespace) -> list[TaskData]:
 
 def _hears_noise(options: argparse.Namespace, snr: float) -> Callable[[Utterance, Tensor], Tensor]:
     """Test utterances in a piece of noise that their path decides; all others as they are."""
-    recordings = Recordings.of("--snrs", str(options.out / "noise" / "test.tsv"), SAMPLE_RATE)
+    recordings = Recordings.of("--snrs", str(options.out / "noise" / "test.tsv"))
     tested = {one.path for task in phones(options) for one in task.test}
 
     def heard(utterance: Utterance, samples: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from fairseq_star.objectives.options import RELATIONS
+
 STAR = "layer-wise + intra-layer"  # the paper's final choice
-RELATIONS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
 NOISY = " (noisy)"
 UNITS_FILE = "{units}"  # stands for the centroids, which the ablation fits first
 

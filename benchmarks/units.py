@@ -24,7 +24,8 @@ from benchmarks.measure import MEBIBYTE, ROOT, environment, heading, write_resul
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
 from fairseq_star.probe.features import SpectralFeatures, read_samples
-from fairseq_star.probe.labels import EXTENSION, PHONE, Utterance
+from fairseq_star.probe.labels import Utterance
+from fairseq_star.profiling.memory import process_bytes
 from fairseq_star.units import kmeans
 from fairseq_star.units.quality import Quality
 from fairseq_star.units.run import measure, states_of_layer, utterances_of
@@ -79,7 +80,8 @@ def _row(name: str, one: Quality) -> str:
 def compare(options: argparse.Namespace) -> dict[str, Quality]:
     """Quality of MFCC's clusters and of each layer's."""
     teacher = load_teacher(options.teacher, option="--teacher")
-    train, test = (utterances_of(str(options.data), split, teacher) for split in ("train", "valid"))
+    train = utterances_of(str(options.data), "train", teacher)
+    test = utterances_of(str(options.data), "valid", teacher, phones=True)
     if options.quick:
         train, test = train[:10], test[:5]
     spectral = SpectralFeatures("MFCC", teacher.geometry)
@@ -89,12 +91,11 @@ def compare(options: argparse.Namespace) -> dict[str, Quality]:
 
     features = {MFCC: mfcc}
     features |= {f"layer {layer}": states_of_layer(teacher, layer) for layer in range(1, teacher.num_layers + 1)}
-    listed = utterances_of(str(options.data), "valid", teacher)
     found = {}
     for name, states_of in features.items():
         frames = np.concatenate([states_of(one).float().numpy() for one in train])
         vectors, _ = kmeans.fit(frames, options.clusters, seed=0)
-        found[name] = measure(vectors, test, states_of, options.data / f"valid.{EXTENSION[PHONE]}", listed)
+        found[name] = measure(vectors, test, states_of)
     return found
 
 
@@ -113,12 +114,13 @@ def _cluster_noise(num_frames: int, num_clusters: int) -> dict[str, float]:
             (centres + rng.standard_normal((count, WIDTH))).astype(np.float32).tofile(file)
         file.flush()
         frames = np.memmap(file.name, np.float32, mode="r").reshape(-1, WIDTH)
-        before, began, seen = _anonymous(), time.perf_counter(), []
+        # The process's own, without pages of the file.
+        before, began, seen = process_bytes("RssAnon"), time.perf_counter(), []
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(0.05):
-                seen.append(_anonymous())
+                seen.append(process_bytes("RssAnon"))
 
         watching = threading.Thread(target=watch)
         watching.start()
@@ -131,12 +133,6 @@ def _cluster_noise(num_frames: int, num_clusters: int) -> dict[str, float]:
             "passes": len(history), "before_mib": before / MEBIBYTE,
             "above_mib": (max([before, *seen]) - before) / MEBIBYTE,
         }  # fmt: skip
-
-
-def _anonymous() -> int:
-    """Bytes of this process that are its own, without pages of files."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,6 @@ hypothesis.settings.register_profile("busy", deadline=None, suppress_health_chec
 hypothesis.settings.load_profile("busy")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of long tests first: of two processes that share files, one would else wait for the other at the end."""
-    items.sort(key=lambda item: not {"training", "safety"} & set(item.path.parts))
-
-
 @pytest.fixture(scope="session")
 def teacher_path(tmp_path_factory) -> Path:
     return tiny.write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pt")

@@ -122,6 +122,12 @@ class FrozenEncoder(Hearer, nn.Module):
         if parameter.device != source.device or parameter.dtype != dtype:
             self.to(device=source.device, dtype=dtype)
 
+    def encode_one(self, samples: Tensor, **wanted) -> Encoding:
+        """The encoding of one utterance's samples (1-D, as they were recorded), without padding; ``wanted`` as of
+        :meth:`forward`."""
+        source = F.layer_norm(samples, samples.shape) if self.normalize else samples
+        return self(source[None].to(next(self.parameters()).device), [len(samples)], **wanted)
+
     @torch.no_grad()
     def unit_logits(self, states: Tensor, number: int = 0) -> Tensor:
         """What one of ``unit_heads`` makes of the last layer's states (N x D): logits N x K, float32."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Compared:
         """Frames of the batch, ``which`` of :data:`fairseq_star.objectives.selection.WHICH`."""
         return Selection.of(which, self.student.frames.frame_lengths, self.hidden)
 
-    @property
+    @cached_property
     def regions(self) -> dict[str, Selection]:
         """The hidden and the clear frames."""
         return {region: self.select(region) for region in (MASKED, UNMASKED)}

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,9 +46,10 @@ def read_centroids(path: str, option: str) -> Centroids:
         raise StarError(
             f"{name} cannot be read ({error.strerror or error}); make it with fairseq-star units"
         ) from error
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StarError(f"{name} holds no centroids, or is damaged; make it with fairseq-star units") from error
     fits = isinstance(settings, dict) and settings.get("format") == FORMAT and type(settings.get("layer")) is int
-    if not fits or vectors.ndim != 2 or not np.isfinite(vectors).all() or len(vectors) < 2:
+    fits = fits and isinstance(settings.get("about"), dict) and vectors.dtype == np.float32 and vectors.ndim == 2
+    if not fits or not np.isfinite(vectors).all() or len(vectors) < 2:
         raise StarError(f"{name} holds no centroids of fairseq-star units; make it anew")
-    return Centroids(vectors, settings["layer"], str(settings.get("teacher")), dict(settings.get("about") or {}))
+    return Centroids(vectors, settings["layer"], str(settings.get("teacher")), settings["about"])

@@ -104,8 +104,8 @@ def check_layers(option: str, layers: List[int], most: int, count: int) -> List[
     """``layers`` as plain numbers.
 
     Raises:
-        StarError: they are not ``count``, or one is not of 1 .. ``most``.
+        StarError: they are none or not ``count``, or one is not of 1 .. ``most``.
     """
-    if len(layers) != count or not all(1 <= layer <= most for layer in layers):
-        raise StarError(f"criterion.{option}={list(layers)} must name {count} of the layers 1 .. {most}")
+    if not layers or len(layers) != count or not all(1 <= layer <= most for layer in layers):
+        raise StarError(f"criterion.{option}={list(layers)} must name {max(count, 1)} of the layers 1 .. {most}")
     return list(layers)

@@ -3,8 +3,8 @@
 Shapes: B utterances, T frames of the padded batch, n_b valid frames of utterance b, N selected frames of the batch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ class Selection:
     """Frames of a batch, known on the host, so that nobody has to ask the device for them."""
 
     frames: Sequence[np.ndarray]  # of each utterance, its selected frames' numbers, rising
+    _placed: dict = field(default_factory=dict, repr=False)  # index and weights, which all terms and layers share
 
     @classmethod
     def of(cls, which: str, frame_lengths: Sequence[int], hidden: Sequence[np.ndarray] | None) -> "Selection":
@@ -39,15 +40,28 @@ class Selection:
 
     def take(self, states: Tensor) -> Tensor:
         """The selected frames of ``states`` (B x T x D), utterance after utterance: N x D."""
-        flat = np.concatenate([row * states.size(1) + numbers for row, numbers in enumerate(self.frames)])
-        index = torch.from_numpy(flat).to(states.device, non_blocking=True)
+        total = states.size(1)
+        index = self._once(
+            total,
+            states.device,
+            lambda: np.concatenate([row * total + numbers for row, numbers in enumerate(self.frames)]),
+        )
         return states.reshape(-1, states.size(-1)).index_select(0, index)
 
     def sum_of_means(self, values: Tensor) -> Tensor:
         """Sum over utterances of the mean over their selected frames' ``values`` (N); of one without any, 0."""
         counts = self.counts
-        weights = np.repeat([1 / count if count else 0.0 for count in counts], counts)
-        return (values * torch.from_numpy(weights).to(values, non_blocking=True)).sum()
+        weights = self._once(
+            values.dtype, values.device, lambda: np.repeat([1 / count if count else 0.0 for count in counts], counts)
+        )
+        return (values * weights).sum()
+
+    def _once(self, what: object, device: torch.device, make: Callable[[], np.ndarray]) -> Tensor:
+        """What ``make`` gives, on a device; ``what`` tells it apart, and is its dtype where it is one."""
+        if (what, device) not in self._placed:
+            dtype = what if isinstance(what, torch.dtype) else None
+            self._placed[what, device] = torch.from_numpy(make()).to(device, dtype, non_blocking=True)
+        return self._placed[what, device]
 
     def packed(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Each of ``states`` (B x T x D) with its selected frames moved to the front, of those utterances that have

@@ -130,7 +130,9 @@ class UnitPredictions:
         if cfg.unit_dim < 1:
             raise StarError(f"criterion.unit_dim={cfg.unit_dim} must be 1 or more")
         self.units = find_units(list(cfg.units), teacher, digest, cfg.unit_temperature)
-        layers = cfg.unit_student_layers or [sizes.student_layers] * len(self.units)
+        layers = [sizes.student_layers] * len(self.units)
+        if cfg.unit_student_layers is not None:
+            layers = cfg.unit_student_layers
         self.student_states = check_layers("unit_student_layers", layers, sizes.student_layers, len(self.units))
         self.teacher_states = [unit.layer for unit in self.units]
         self.heads = nn.ModuleList(UnitHead(sizes.student_dim, unit.num_units, cfg.unit_dim) for unit in self.units)

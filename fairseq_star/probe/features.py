@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -81,12 +80,11 @@ class EncoderFeatures:
     """The input of the first layer and the output of each of a frozen encoder, an utterance at a time."""
 
     def __init__(self, encoder: FrozenEncoder, device: str):
-        self.encoder, self.device = encoder.to(device), device
+        self.encoder = encoder.to(device)
 
     def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Extractor`; every hidden state is a layer, audio normalized where the encoder hears it so."""
-        source = F.layer_norm(samples, samples.shape) if self.encoder.normalize else samples
-        encoding = self.encoder(source[None].to(self.device), [len(samples)])
+        encoding = self.encoder.encode_one(samples)
         states = torch.cat([state.float() for state in encoding.hidden_states]).transpose(0, 1).cpu()  # T x L x D
         return states, states.mean(0)
 

@@ -28,16 +28,16 @@ def peak_extra_bytes(function: Callable[[], object], device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = process_bytes("VmRSS")
         function()
-        return _status("VmHWM") - before
+        return process_bytes("VmHWM") - before
     except OSError:  # not Linux, or not allowed: the mark may lie above what is held, so this can only be too small
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def _status(key: str) -> int:
+def process_bytes(key: str) -> int:
     """Bytes of one memory line of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):

@@ -28,6 +28,7 @@ from fairseq_star.training.options import PRECISIONS, StarDistillationConfig
 from fairseq_star.training.preflight import check_frames
 from fairseq_star.training.resuming import TEACHER
 from fairseq_star.training.teacher_cache import TeacherCache, teacher_digest
+from fairseq_star.view.distortion import MANIFESTS
 from fairseq_star.view.student_view import StudentView, alone, teacher_source
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class StarDistillationTask(FairseqTask):
         super().__init__(cfg)
         self.teacher: FrozenEncoder | None = None
         self.teacher_cache: TeacherCache | None = None
+        self.view: StudentView | None = None
         self.student_layers = self.student_dim = 0
         with told_in_one_line():
             self.bad_audio = BadAudio(str(cfg.on_bad_audio), cfg.max_bad_share)
@@ -101,8 +103,7 @@ class StarDistillationTask(FairseqTask):
         name = self.cfg.teacher
         if not name:
             raise StarError("task.teacher: give the teacher's checkpoint, such as task.teacher=hubert_base_ls960.pt")
-        is_first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-        if is_first and hub.names_moving(name) and self.cfg.save_dir:
+        if _rank_and_world_size()[0] == 0 and hub.names_moving(name) and self.cfg.save_dir:
             name = hub.follow_run(name, kept_teacher(self.cfg.save_dir, self.cfg.restore_file))
         located = hub.locate_together(name, "task.teacher")
         self.cfg.teacher = located.name
@@ -138,15 +139,10 @@ class StarDistillationTask(FairseqTask):
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs) -> None:
         """Load ``{data}/{split}.tsv``, refusing a bad line or file before training starts."""
         path = os.path.join(self.cfg.data, f"{split}.tsv")
-        distributed = dist.is_available() and dist.is_initialized()
         with told_in_one_line():
-            check_manifest(
-                path,
-                sample_rate=self.cfg.sample_rate,
-                rank=dist.get_rank() if distributed else 0,
-                world_size=dist.get_world_size() if distributed else 1,
-                headers=not self.cfg.skip_audio_check,
-            )
+            self._check_manifest(path, headers=not self.cfg.skip_audio_check)
+            if self.teacher is not None and self.view is None:  # else no student is trained, or it is there already
+                self.view = self._make_view()
             self.datasets[split] = DistillationDataset(
                 path,
                 sample_rate=self.cfg.sample_rate,
@@ -157,17 +153,19 @@ class StarDistillationTask(FairseqTask):
                 pad_to_multiple=self.cfg.pad_to_multiple,
                 seed=self.cfg.seed,
                 digests=self.teacher_cache is not None,
-                view=self._view(),
+                view=self.view,
             )
             self.bad_audio.set_split_size(len(self.datasets[split]))
-            if not distributed or dist.get_rank() == 0:
+            if _rank_and_world_size()[0] == 0:
                 warn_of_long(split, self.datasets[split])
             if self.teacher_cache is not None:
                 self.teacher_cache.count_in(split, self.datasets[split])
 
-    def _view(self) -> StudentView | None:
-        if self.teacher is None:  # no student is trained
-            return None
+    def _check_manifest(self, path: str, *, headers: bool) -> None:
+        rank, world_size = _rank_and_world_size()
+        check_manifest(path, sample_rate=self.cfg.sample_rate, rank=rank, world_size=world_size, headers=headers)
+
+    def _make_view(self) -> StudentView | None:
         view = StudentView.of(
             self.cfg,
             geometry=self.teacher.geometry,
@@ -181,6 +179,12 @@ class StarDistillationTask(FairseqTask):
                 "task.persistent_workers=true keeps data workers from the first epoch on, whose hidden frames and "
                 "noise would come again in every epoch; leave it out"
             )
+        for name in MANIFESTS:
+            if path := self.cfg[name]:
+                try:
+                    self._check_manifest(path, headers=True)
+                except StarError as error:
+                    raise StarError(f"task.{name}: {error}") from error
         return view
 
     def get_batch_iterator(self, *arguments, **options):
@@ -279,6 +283,12 @@ class StarDistillationTask(FairseqTask):
 
     def max_positions(self):
         return None
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 guard_runs(StarDistillationTask)

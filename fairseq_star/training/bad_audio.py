@@ -22,6 +22,13 @@ logger = logging.getLogger(__name__)
 POLICIES = ("error", "skip")
 FEWEST = 1000  # utterances; a share of fewer says little
 STAND_IN_FRAMES = 8
+NOT_FINITE = "holds samples that are NaN or infinite; restore or remove it"
+
+
+def all_finite(samples: Tensor) -> bool:
+    """Whether no sample is NaN or infinite."""
+    # A sum is finite where all is, and needs no memory; float64 so that large samples do not overflow it.
+    return bool(samples.sum(dtype=torch.float64).isfinite())
 
 
 def what_is_wrong(path: str, sample_rate: int, num_samples: int, reason: object) -> str:

@@ -17,7 +17,7 @@ from fairseq_star.audio.file import check_audio, open_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
 from fairseq_star.safety.stopping import outlive_foreign_sigterm
-from fairseq_star.training.bad_audio import what_is_wrong
+from fairseq_star.training.bad_audio import NOT_FINITE, all_finite, what_is_wrong
 from fairseq_star.view.student_view import StudentView
 
 logger = logging.getLogger(__name__)
@@ -159,10 +159,7 @@ class DistillationDataset(FileAudioDataset):
         """What libsndfile does not object to: a WAV file cut short simply ends earlier."""
         if len(source) != self.sizes[index]:
             return f"holds {len(source)} samples but the manifest says {self.sizes[index]}; restore the file"
-        # A sum is finite where all is, and needs no memory; float64 so that large samples do not overflow it.
-        if not source.sum(dtype=torch.float64).isfinite():
-            return "holds samples that are NaN or infinite; restore or remove it"
-        return None
+        return None if all_finite(source) else NOT_FINITE
 
     def postprocess(self, feats: Tensor, curr_sample_rate: int) -> Tensor:
         """Samples just read as fairseq gives them on, normalized if asked for.

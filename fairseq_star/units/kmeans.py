@@ -47,12 +47,10 @@ def _one_pass(kmeans, frames: np.ndarray, batch: int, rng: np.random.Generator) 
     # Neighbouring frames are alike: a minibatch is drawn from blocks all over the file, which are read whole.
     blocks = rng.permutation(-(-len(frames) // 100))
     total, count = 0.0, 0
-    per_batch = max(batch // 100, 1)
+    per_batch = -(-batch // 100)
     for first in range(0, len(blocks), per_batch):
         chosen = blocks[first : first + per_batch]
         part = np.concatenate([frames[100 * number : 100 * number + 100] for number in chosen])
-        if len(part) < kmeans.n_clusters and not hasattr(kmeans, "cluster_centers_"):
-            part = np.asarray(frames[: kmeans.n_clusters])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of memory leaks on Windows, and of few distinct points
             kmeans.partial_fit(part)

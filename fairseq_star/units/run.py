@@ -1,11 +1,11 @@
 """``fairseq-star units``: from a teacher and manifests to a file of centroids, told what it is worth."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_star.encoder.frozen import FrozenEncoder
@@ -64,7 +64,7 @@ def fit_units(
     teacher = load_teacher(located.path, option="units").to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not 0 <= layer <= teacher.num_layers:
         raise StarError(f"--layer {layer}: the teacher has layers 0 (the first one's input) to {teacher.num_layers}")
-    utterances, test = (utterances_of(data, name, teacher) for name in (split, test_split))
+    utterances, test = utterances_of(data, split, teacher), utterances_of(data, test_split, teacher, phones=True)
     target = Path(out)
     with new_output(target, what="file of centroids", force=force) as written:
         count = teacher.geometry.num_frames
@@ -79,7 +79,7 @@ def fit_units(
         taken = sample.fill(chosen, states_of)
         vectors, history = kmeans.fit(taken, clusters, seed)
         of_test = [test[number] for number in choose(test, count, HELD_OUT, seed)]
-        measured = measure(vectors, of_test, states_of, Path(data) / f"{test_split}.{EXTENSION[PHONE]}", test)
+        measured = measure(vectors, of_test, states_of)
         fitted = {
             "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen), "seed": seed,
             "inertia_of_passes": history, "quality": {"split": test_split, **measured.to_dict()},
@@ -90,15 +90,28 @@ def fit_units(
     return measured
 
 
-def utterances_of(data: str, split: str, teacher: FrozenEncoder) -> list[Utterance]:
+def utterances_of(data: str, split: str, teacher: FrozenEncoder, *, phones: bool = False) -> list[Utterance]:
     """Those of ``{data}/{split}.tsv`` that are as long as a frame.
+
+    Args:
+        phones: give each the line of ``{data}/{split}.phn`` as its labels, where that file is there and has as many.
 
     Raises:
         StarError: there is none, or no manifest.
     """
     root, entries = read_manifest(Path(data) / f"{split}.tsv")
+    lines = [()] * len(entries)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if phones:
+            text = (Path(data) / f"{split}.{EXTENSION[PHONE]}").read_text(encoding="utf-8-sig")
+            told = [tuple(line.split()) for line in text.splitlines()]
+            lines = told if len(told) == len(entries) else lines
     shortest = teacher.geometry.receptive_field
-    found = [Utterance(str(Path(root) / path), n, (), path) for path, n in entries if n >= shortest]
+    found = [
+        Utterance(str(Path(root) / path), num_samples, labels, path)
+        for (path, num_samples), labels in zip(entries, lines, strict=True)
+        if num_samples >= shortest
+    ]
     if not found:
         raise StarError(f"{Path(data) / split}.tsv: no utterance is as long as a frame, {shortest} samples")
     return found
@@ -106,48 +119,14 @@ def utterances_of(data: str, split: str, teacher: FrozenEncoder) -> list[Utteran
 
 def states_of_layer(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance], Tensor]:
     """What gives the states (n x D) of an utterance after ``layer``."""
-    device = next(teacher.parameters()).device
-
-    @torch.no_grad()
-    def states_of(utterance: Utterance) -> Tensor:
-        samples = read_samples(utterance)
-        source = F.layer_norm(samples, samples.shape) if teacher.normalize else samples
-        encoding = teacher(source[None].to(device), [len(samples)], last_layer=layer)
-        return encoding.hidden_states[layer][0]
-
-    return states_of
+    return lambda utterance: teacher.encode_one(read_samples(utterance), last_layer=layer).hidden_states[layer][0]
 
 
-def measure(
-    vectors: np.ndarray,
-    utterances: list[Utterance],
-    states_of: Callable[[Utterance], Tensor],
-    phones: Path,
-    listed: list[Utterance],
-) -> Quality:
-    """The quality of centroids on ``utterances``, with the phones of the file where it has a label for each frame.
-
-    Args:
-        phones: a line for each of ``listed``, a label for each frame; need not be there.
-    """
+def measure(vectors: np.ndarray, utterances: list[Utterance], states_of: Callable[[Utterance], Tensor]) -> Quality:
+    """The quality of centroids on ``utterances``; with phones where each has a label for each of its frames."""
     frames = [states_of(one).float().cpu().numpy() for one in utterances]
-    labels = _labels(phones, utterances, listed, [len(of_one) for of_one in frames])
+    labelled = all(len(one.labels) == len(of_one) for one, of_one in zip(utterances, frames, strict=True))
     whole = np.concatenate(frames)
     numbers, distances = kmeans.assign(whole, vectors)
-    return quality(numbers, distances, float(whole.var(0, dtype=np.float64).sum()), len(vectors), labels)
-
-
-def _labels(
-    path: Path, utterances: list[Utterance], listed: list[Utterance], num_frames: list[int]
-) -> list[str] | None:
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError):
-        return None
-    if len(lines) != len(listed):
-        return None
-    of_path = {one.path: labels for one, labels in zip(listed, lines, strict=True)}
-    chosen = [of_path[one.path] for one in utterances]
-    if any(len(labels) != count for labels, count in zip(chosen, num_frames, strict=True)):
-        return None
-    return [label for labels in chosen for label in labels]
+    phones = [label for one in utterances for label in one.labels] if labelled else None
+    return quality(numbers, distances, float(whole.var(0, dtype=np.float64).sum()), len(vectors), phones)

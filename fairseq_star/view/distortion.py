@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_star.audio.file import check_audio, open_audio
+from fairseq_star.audio.file import open_audio
 from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from fairseq_star.training.bad_audio import NOT_FINITE, all_finite
 from fairseq_star.view.options import ViewConfig
 
+MANIFESTS = ("noise_manifest", "reverb_manifest")
 STREAM = 0x5EED  # sets these draws apart from the crops', which come from the same seed, epoch and utterance
 RANGES = {"noise_snr": None, "babble_snr": None, "gain_db": None, "band_limit_hz": 0.0, "babble_utterances": 0.0}
 
@@ -32,18 +34,16 @@ class Recordings:
     sizes: Sequence[int]  # samples
 
     @classmethod
-    def of(cls, option: str, manifest: str, sample_rate: int) -> "Recordings":
-        """Read a manifest and every file's header.
+    def of(cls, option: str, manifest: str) -> "Recordings":
+        """Read a manifest; whether its files are what it says is the caller's to see.
 
         Raises:
-            StarError: it lists nothing, or a file that is missing, damaged, not mono or of another rate.
+            StarError: it lists nothing.
         """
         try:
             root, entries = read_manifest(manifest)
         except StarError as error:
             raise StarError(f"{option}: {error}") from error
-        for problem in check_audio(root, entries, sample_rate, progress=False):
-            raise StarError(f"{option}: {problem}; listed in {manifest}")
         return cls(option, [os.path.join(root, entry.path) for entry in entries], [n for _, n in entries])
 
     def piece(self, rng: np.random.Generator, num_samples: int) -> Tensor:
@@ -65,6 +65,8 @@ def _read(path: str, start: int, num_samples: int) -> Tensor:
         samples = torch.from_numpy(audio.read(num_samples, dtype="float32"))
     if not len(samples):
         raise StarError(f"{path}: ends before sample {start}; restore it or write its manifest anew")
+    if not all_finite(samples):
+        raise StarError(f"{path}: {NOT_FINITE}")
     return samples
 
 
@@ -105,8 +107,8 @@ class Distortion:
                 " leave it out"
             )
         manifests = {
-            name: Recordings.of(f"task.{name}", getattr(cfg, name), sample_rate) if getattr(cfg, name) else None
-            for name in ("noise_manifest", "reverb_manifest")
+            name: Recordings.of(f"task.{name}", getattr(cfg, name)) if getattr(cfg, name) else None
+            for name in MANIFESTS
         }
         if not (any(manifests.values()) or cfg.babble_prob or cfg.band_limit_prob or cfg.gain_prob):
             return None

@@ -16,6 +16,16 @@ from tests.support import labelled, runs, tiny
 from tests.support.steps import batch_of, build
 
 
+@pytest.fixture
+def tiny_setting(tmp_path, teacher_path) -> list:
+    """Options of a labelled corpus and a recipe of seconds."""
+    recipe = runs.recipe("demo")
+    recipe["model"] |= tiny.STUDENT
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    corpus = labelled.write_labelled(tmp_path / "corpus")
+    return ["--data", corpus, "--teacher", teacher_path, "--config", tmp_path / "tiny.yaml"]
+
+
 def test_methods_are_the_papers_and_the_baseline():
     assert list(LOSSES) == [
         "frame matching", "last-attn", "avg-attn", "layer-wise", "intra-layer", "layer-wise + intra-layer", "all three",
@@ -45,15 +55,11 @@ def test_every_objective_is_one_that_can_be_trained(corpus, teacher_path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_row_for_each_method_and_no_work_twice(tmp_path, teacher_path, capsys):
-    corpus = labelled.write_labelled(tmp_path / "corpus")
-    recipe = runs.recipe("demo")
-    recipe["model"] |= tiny.STUDENT
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+def test_a_row_for_each_method_and_no_work_twice(tmp_path, tiny_setting, capsys):
     out = tmp_path / "out"
     arguments = [
-        "--out", out, "--data", corpus, "--teacher", teacher_path, "--config", tmp_path / "tiny.yaml", "--updates", 2,
-        "--seeds", 1, 2, "--methods", "frame matching", "avg-attn", "layer-wise + intra-layer", "--jobs", 1,
+        "--out", out, *tiny_setting, "--updates", 2, "--seeds", 1, 2, "--jobs", 1, "--methods",
+        "frame matching", "avg-attn", "layer-wise + intra-layer",
     ]  # fmt: skip
     ablation.main([str(argument) for argument in arguments])
     table = capsys.readouterr().out
@@ -75,14 +81,10 @@ def test_a_row_for_each_method_and_no_work_twice(tmp_path, teacher_path, capsys)
 
 
 @pytest.mark.slow
-def test_objectives_in_noise(tmp_path, teacher_path, capsys):
-    corpus = labelled.write_labelled(tmp_path / "corpus")
-    recipe = runs.recipe("demo")
-    recipe["model"] |= tiny.STUDENT
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+def test_objectives_in_noise(tmp_path, tiny_setting, capsys):
     arguments = [
-        "--suite", "objectives", "--out", tmp_path / "out", "--data", corpus, "--teacher", teacher_path, "--config",
-        tmp_path / "tiny.yaml", "--updates", 2, "--seeds", 1, "--methods", "masked STaR", "STaR + units", "--jobs", 1,
+        "--suite", "objectives", "--out", tmp_path / "out", *tiny_setting, "--updates", 2, "--seeds", 1,
+        "--methods", "masked STaR", "STaR + units", "--jobs", 1,
         "--noisy", "--snrs", 20, 0,
     ]  # fmt: skip
     ablation.main([str(argument) for argument in arguments])
@@ -93,14 +95,10 @@ def test_objectives_in_noise(tmp_path, teacher_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_curve_of_long_runs(tmp_path, teacher_path, capsys):
-    corpus = labelled.write_labelled(tmp_path / "corpus")
-    recipe = runs.recipe("demo")
-    recipe["model"] |= tiny.STUDENT
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+def test_a_curve_of_long_runs(tmp_path, tiny_setting, capsys):
     arguments = [
-        "--out", tmp_path / "out", "--data", corpus, "--teacher", teacher_path, "--config", tmp_path / "tiny.yaml",
-        "--updates", 6, "--every", 2, "--methods", STAR, "masked STaR", "--jobs", 1,
+        "--out", tmp_path / "out", *tiny_setting, "--updates", 6, "--every", 2, "--jobs", 1,
+        "--methods", STAR, "masked STaR",
     ]  # fmt: skip
     ablation_curve.main([str(argument) for argument in arguments])
     assert "| method | 2 | 4 | 6 |" in capsys.readouterr().out

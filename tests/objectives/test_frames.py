@@ -57,6 +57,7 @@ def test_distilhuberts_heads(corpus, teacher_path):
     ("options", "told"),
     [
         ({"frame_mse_weight": 1.0, "frame_layers": [4]}, r"criterion.frame_layers=\[4\] must name 1 of the layers"),
+        ({"frame_mse_weight": 1.0, "frame_layers": []}, r"criterion.frame_layers=\[\] must name 1 of the layers"),
         ({"frame_mse_weight": 1.0, "frame_student_layers": [1]}, "criterion.frame_student_layers"),
         ({"frame_mse_weight": -1.0}, "criterion.frame_mse_weight=-1.0 must be a number from 0 on"),
         ({"frame_l1_weight": 1.0, "frame_masked_weight": 0.0, "frame_unmasked_weight": 0.0}, "are both 0; raise one"),

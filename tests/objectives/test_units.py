@@ -11,6 +11,7 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.encoder.unit_head import UnitHead
+from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
 from fairseq_star.objectives.centroids import Centroids, read_centroids
 from fairseq_star.objectives.selection import MASKED, UNMASKED, Selection
@@ -19,7 +20,7 @@ from fairseq_star.training.resuming import TEACHER
 from tests.support import ROOT, tiny
 from tests.support.steps import batch_of, build
 
-ALONE = {"layerwise_weight": 0.0, "intra_layer_weight": 0.0}
+SETTINGS = '{"format": "fairseq-star units 1", "layer": 1, "about": %s}'
 HIDING = {"mask_prob": 0.5, "mask_length": 3}
 
 
@@ -169,6 +170,23 @@ def test_what_cannot_be_asked_ends_in_one_line(corpus, teacher_path, tmp_path):
     for teacher, options, told in cases:
         with pytest.raises(SystemExit, match=re.escape(told)):
             build(corpus, teacher, options)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: np.save(file, np.ones(3)),  # one array instead of several by name
+        lambda file: np.savez(file, settings=SETTINGS % "{}", centroids=np.array([["a", "b"], ["c", "d"]])),
+        lambda file: np.savez(file, settings=SETTINGS % "[1]", centroids=np.ones((3, 24), np.float32)),
+        lambda file: np.savez(file, settings=SETTINGS % "{}", centroids=np.full((3, 24), np.nan, np.float32)),
+        lambda file: np.savez(file, settings="[]", centroids=np.ones((3, 24), np.float32)),
+    ],
+)
+def test_files_that_are_no_centroids_end_in_one_line(tmp_path, write):
+    with open(tmp_path / "odd.npz", "wb") as file:
+        write(file)
+    with pytest.raises(StarError, match="holds no centroids"):
+        read_centroids(str(tmp_path / "odd.npz"), "criterion.units")
 
 
 def test_centroids_come_back_as_they_were_written(tmp_path):

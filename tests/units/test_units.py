@@ -14,6 +14,7 @@ from fairseq_star.objectives.centroids import read_centroids
 from fairseq_star.probe.labels import Utterance
 from fairseq_star.units import kmeans
 from fairseq_star.units.quality import quality
+from fairseq_star.units.run import utterances_of
 from fairseq_star.units.sample import FrameSample, choose
 from tests.support.steps import batch_of, build
 
@@ -115,6 +116,16 @@ def test_the_command_writes_what_a_run_learns_from(corpus, teacher_path, tmp_pat
     loss, _, logged = StarTGMCriterion(task, cfg)(student, batch_of(task, [0, 3]))
     loss.backward()
     assert logged["units_unmasked"] > 0
+
+
+def test_phones_stay_with_their_utterances_where_one_is_too_short(corpus, teacher_path, tmp_path):
+    root, *entries = (corpus / "valid.tsv").read_text().splitlines()
+    (tmp_path / "valid.tsv").write_text("\n".join([root, entries[0], "short.wav\t50", entries[1]]) + "\n")
+    (tmp_path / "valid.phn").write_text("a a a\nx\nb b\n")
+    found = utterances_of(str(tmp_path), "valid", load_teacher(teacher_path), phones=True)
+    assert [one.labels for one in found] == [("a", "a", "a"), ("b", "b")]
+    (tmp_path / "valid.phn").write_text("a a a\n")
+    assert not any(one.labels for one in utterances_of(str(tmp_path), "valid", load_teacher(teacher_path), phones=True))
 
 
 @pytest.mark.parametrize(

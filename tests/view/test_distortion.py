@@ -174,3 +174,13 @@ def test_noise_that_turns_out_unreadable_is_told_as_bad_audio(corpus, teacher_pa
     item = task.dataset("train")[0]
     assert item["source"] is None
     assert "nothing can be mixed into it" in item["bad_audio"]
+
+
+def test_noise_that_is_not_a_number_reaches_no_student(corpus, teacher_path, tmp_path):
+    signal = np.zeros(30_000, np.float32)
+    signal[::100] = np.nan
+    task, _, _ = build(corpus, teacher_path, noise_manifest=manifest(tmp_path / "nan", signal))
+    task.load_dataset("train")
+    item = task.dataset("train")[0]
+    assert item["source"] is None
+    assert "0.wav: holds samples that are NaN or infinite" in item["bad_audio"]
