@@ -53,7 +53,10 @@ demo-long: setup-demo
 ablation: setup-demo
 	$(BIN)/python manifests/demo/corpus.py demo/corpus
 	$(BIN)/python -m benchmarks.ablation
-	$(BIN)/python -m benchmarks.ablation --suite objectives --out demo/objectives --noisy --snrs 20 10 0
+	$(BIN)/python -m benchmarks.ablation --suite objectives --out demo/objectives --noisy --equal-time --snrs 20 10 0
+	$(BIN)/python -m benchmarks.ablation_curve --out demo/objectives
+	$(if $(STAR_REAL_SPEECH),$(BIN)/python -m benchmarks.real_speech $(STAR_REAL_SPEECH))
+	$(if $(STAR_REAL_SPEECH),$(BIN)/python -m benchmarks.ablation --suite objectives --data demo/real --batch-size 2 --noisy --out demo/real-objectives)
 
 demo-teacher: setup-demo
 	$(BIN)/python manifests/demo/teacher.py demo/teacher

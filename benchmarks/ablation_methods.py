@@ -5,7 +5,7 @@ from typing import NamedTuple
 from fairseq_star.objectives.options import RELATIONS
 
 STAR = "layer-wise + intra-layer"  # the paper's final choice
-NOISY = " (noisy)"
+NOISY, EQUAL_TIME = " (noisy)", " (equal time)"
 UNITS_FILE = "{units}"  # stands for the centroids, which the ablation fits first
 
 
