@@ -6,8 +6,8 @@
 ``losses`` is the paper's ablation with a frame-matching baseline; ``objectives`` what the student hears and is asked
 for (docs/objectives.md). Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the
 same updates, batches and learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each
-has a twin that hears its speech in noise and rooms; with ``--equal-time`` one of as many updates as STaR's time
-allows, by the CPU time that the runs of equal updates took. Each student is probed as by ``fairseq-star probe``, with
+has a twin that hears its speech in noise and rooms; with ``--equal-time`` those that take longer or shorter than STaR
+(by over 5 % of CPU time) have one of as many updates as STaR's time allows. Each student is probed as by ``fairseq-star probe``, with
 one head a student; with ``--snrs`` the same head also tells phones in noise of kinds never trained on. Methods
 that need no attention map share a teacher cache. Finished runs are kept in OUT and not done again, broken ones go on
 where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json. Real speech to train on, and its speakers
@@ -50,6 +50,7 @@ from manifests.demo import noise
 from manifests.preparing import run_script
 
 CLEAN = ""  # the condition of an utterance heard as it is
+ALIKE = 0.05  # of STaR's time: runs no further from it are of equal time already
 
 
 class Run(NamedTuple):
@@ -140,7 +141,7 @@ def _train_all(pool: Executor, runs: Mapping[str, Run], options: argparse.Namesp
 
 
 def _of_equal_time(runs: Mapping[str, Run], done: Mapping, seeds: Sequence[int]) -> dict[str, Run]:
-    """Each run but STaR's once more, with the updates that STaR's time is enough for.
+    """Each run that takes another time than STaR's once more, with the updates that STaR's time is enough for.
 
     Raises:
         StarError: they are of an ablation that kept no times.
@@ -153,7 +154,7 @@ def _of_equal_time(runs: Mapping[str, Run], done: Mapping, seeds: Sequence[int])
     return {
         name + EQUAL_TIME: run._replace(updates=max(1, round(run.updates * seconds[STAR] / seconds[name])))
         for name, run in runs.items()
-        if name != STAR
+        if abs(seconds[name] / seconds[STAR] - 1) > ALIKE
     }
 
 

@@ -115,7 +115,8 @@ def test_a_curve_of_long_runs(tmp_path, tiny_setting, capsys):
 
 
 @pytest.mark.slow
-def test_equal_time_is_that_of_star(tmp_path, tiny_setting, capsys):
+def test_equal_time_is_that_of_star(tmp_path, tiny_setting, capsys, monkeypatch):
+    monkeypatch.setattr(ablation, "ALIKE", -1.0)  # not even STaR's own
     arguments = [
         "--suite", "objectives", "--out", tmp_path / "out", *tiny_setting, "--updates", 2, "--seeds", 1,
         "--methods", STAR, "masked STaR", "--jobs", 1, "--equal-time",
@@ -124,7 +125,18 @@ def test_equal_time_is_that_of_star(tmp_path, tiny_setting, capsys):
     result = json.loads((tmp_path / "out" / "ablation.json").read_text())
     expected = 2 * result["seconds"][STAR][0] / result["seconds"]["masked STaR"][0]
     assert result["updates"]["masked STaR (equal time)"] == round(expected)
+    assert result["updates"][STAR + " (equal time)"] == 2
     assert "\n| masked STaR (equal time) | " in capsys.readouterr().out
+
+
+def test_runs_of_about_star_s_time_are_not_done_again():
+    runs = {name: ablation.Run(OBJECTIVES[name], 100) for name in (STAR, "masked STaR", "STaR + units")}
+    seconds = {STAR: 50.0, "masked STaR": 52.0, "STaR + units": 62.5}
+    done = {(name, 1): ablation.Outcome({}, time) for name, time in seconds.items()}
+    more = ablation._of_equal_time(runs, done, [1])
+    assert {name: run.updates for name, run in more.items()} == {"STaR + units (equal time)": 80}
+    with pytest.raises(StarError, match="whose CPU time nobody kept"):
+        ablation._of_equal_time(runs, done | {(STAR, 1): ablation.Outcome({}, 0.0)}, [1])
 
 
 def test_real_speech_is_divided_by_speaker(tmp_path):
