@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from benchmarks import run_s3prl, s3prl_keywords
+from benchmarks import s3prl_keywords
 from fairseq_star.errors import StarError
 from fairseq_star.formats import export, load_target
+from fairseq_star.superb.programs import launch
 from manifests.demo import keywords as demo_keywords
 from tests.support import ROOT, convert_cases
 from tests.support.runs import TRAIN
@@ -28,7 +29,7 @@ def keywords(tmp_path_factory) -> Path:
 
 
 def test_corpus_is_what_s3prl_reads(keywords):
-    run_s3prl.stand_in()
+    launch.stand_in()
     from s3prl.downstream.speech_commands.dataset import CLASSES, SpeechCommandsDataset, SpeechCommandsTestingDataset
     from s3prl.downstream.speech_commands.expert import split_dataset
 
@@ -84,9 +85,9 @@ def test_runner_trains_and_evaluates_an_exported_student(keywords, tmp_path):
 def test_effects_that_need_sox_are_refused(tmp_path):
     soundfile.write(tmp_path / "stereo.wav", [[0.1, 0.2]] * 10, 16_000)
     with pytest.raises(ValueError, match=r"'channels', '1'.* is not there without sox"):
-        run_s3prl.apply_effects_file(tmp_path / "stereo.wav", [["channels", "1"]])
+        launch.apply_effects_file(tmp_path / "stereo.wav", [["channels", "1"]])
     with pytest.raises(ValueError, match="'reverb'"):
-        run_s3prl.apply_effects_file(tmp_path / "stereo.wav", [["reverb"]])
+        launch.apply_effects_file(tmp_path / "stereo.wav", [["reverb"]])
 
 
 @pytest.mark.slow
