@@ -88,7 +88,7 @@ def description(out: Path) -> dict:
         "settings": {
             "all": {"scheduler": None},
             "pr": {
-                **_few_steps(60),
+                **_few_steps(100),
                 "runner.gradient_accumulate_steps": 1,
                 "downstream_expert.corpus.lexicon": [str(speech / "lexicon.txt")],
                 "downstream_expert.corpus.batch_size": 8,
@@ -104,7 +104,7 @@ def description(out: Path) -> dict:
                 "downstream_expert.datarc.dict_path": str(speech / "char.dict"),
                 **{f"downstream_expert.modelrc.{path}": value for path, value in SMALL_RNN.items()},
             },
-            "ks": {**_few_steps(40), "downstream_expert.datarc.num_workers": 0},
+            "ks": {**_few_steps(120), "optimizer.lr": 1e-3, "downstream_expert.datarc.num_workers": 0},
             "qbe": {"downstream_expert.datarc.num_workers": 0, "downstream_expert.max_workers": 1},
             "sid": {
                 **_few_steps(40),
@@ -124,15 +124,16 @@ def description(out: Path) -> dict:
                 "downstream_expert.modelrc.module_config.XVector.agg_dim": 96,
             },
             "sd": {
-                **_few_steps(20),
+                **_few_steps(40),
                 "runner.gradient_accumulate_steps": 1,
+                "optimizer.lr": 1e-3,
                 "downstream_expert.loaderrc.num_workers": 0,
                 "downstream_expert.loaderrc.train_batchsize": 2,
                 "downstream_expert.modelrc.hidden_size": 64,
             },
-            "ic": {**_few_steps(40), "downstream_expert.datarc.num_workers": 0},
+            "ic": {**_few_steps(80), "optimizer.lr": 1e-3, "downstream_expert.datarc.num_workers": 0},
             "sf": {
-                **_few_steps(30),
+                **_few_steps(80),
                 "optimizer.lr": 1e-3,
                 "specaug": None,
                 "downstream_expert.corpus.batch_size": 8,
@@ -141,8 +142,9 @@ def description(out: Path) -> dict:
                 **{f"downstream_expert.model.{path}": value for path, value in SMALL_RNN.items()},
             },
             "er": {
-                **_few_steps(20),
+                **_few_steps(60),
                 "runner.gradient_accumulate_steps": 1,
+                "optimizer.lr": 1e-3,
                 "downstream_expert.datarc.num_workers": 0,
                 "downstream_expert.datarc.meta_data": str(out / "IEMOCAP" / "meta_data"),
             },
