@@ -145,8 +145,6 @@ class Run:
             for kind in ("out", "err"):
                 (self.folder / f"train.{kind}").unlink(missing_ok=True)
         self._phase("train", arguments)
-        if task.best and not (self.expdir / task.best).is_file():
-            self.notes.append(f"nothing on dev was better than nothing: the last checkpoint instead of {task.best}")
 
     def _fresh(self, expdir: Path) -> list[str]:
         task, settings = self.experiment.task, str(self.folder / "settings.yaml")
@@ -164,32 +162,27 @@ class Run:
 
     def _newest(self) -> Path | None:
         """The checkpoint to go on from; one that a kill cut short is removed, and said."""
-        task = self.experiment.task
-        states = sorted(self.expdir.glob("states-*.ckpt"), key=_step, reverse=True)
-        best = [self.expdir / task.best] if task.best else []
-        whole = []
-        for path in [*states, *best]:
-            if not path.is_file():
-                continue
-            if zipfile.is_zipfile(path):  # torch writes a zip's directory at its end
-                whole.append(path)
-            else:
+        for path in self.expdir.glob("*.ckpt"):
+            if not zipfile.is_zipfile(path):  # torch writes a zip's directory at its end
                 print(f"{self.experiment.name}: {path.name} was cut short while it was written; it is removed")
                 path.unlink()
-        return whole[0] if whole else None
+        return max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
 
     def _checkpoint(self) -> Path:
         """What is evaluated."""
         task = self.experiment.task
         best = self.expdir / str(task.best)
-        states = sorted(self.expdir.glob("states-*.ckpt"), key=_step)
         if best.is_file():
             return best
-        if not states:
+        self.notes.append(
+            f"no score on dev was above the worst there is: the last checkpoint, as there is no {task.best}"
+        )
+        newest = max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
+        if newest is None:
             raise StarError(
                 f"{self.experiment.name}: s3prl kept no checkpoint; set runner.save_step to at most its total_steps"
             )
-        return states[-1]
+        return newest
 
     def _evaluate(self) -> dict[str, float]:
         task = self.experiment.task

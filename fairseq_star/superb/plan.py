@@ -57,7 +57,7 @@ def _measure(sweep: Sweep, experiment: Experiment, steps: int, layers: int) -> f
     except StarError as error:
         return str(error)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)
     return found[2] / found[0] if found and found[0] else "s3prl showed no progress"
 
 

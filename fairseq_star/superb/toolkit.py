@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,13 +96,15 @@ class Toolkit:
         """
         if self.package.is_dir():
             return
-        partial = self.folder.with_name(f".{self.folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         ignored = shutil.ignore_patterns("__pycache__", ".cache", ".wav_lengths", "result")
         try:
-            shutil.copytree(self.source, partial / "s3prl", ignore=ignored)
-            os.replace(partial, self.folder)
+            with tempfile.TemporaryDirectory(prefix=".code.", dir=self.folder.parent) as partial:
+                whole = Path(partial) / "code"
+                shutil.copytree(self.source, whole / "s3prl", ignore=ignored)
+                os.replace(whole, self.folder)
         except (OSError, shutil.Error) as error:
+            if self.package.is_dir():  # another job of an array was quicker
+                return
             raise StarError(
                 f"{self.folder}: s3prl cannot be copied there ({error}); make room, or another --out"
             ) from error
