@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         StarError: an option that does not fit, a corpus or s3prl's environment at fault, or an experiment that failed.
     """
-    from fairseq_star.superb import plan, slurm, table
+    from fairseq_star.superb import plan, scorers, slurm, table
     from fairseq_star.superb.corpora import corpus_faults, count_files, read_description
     from fairseq_star.superb.tasks import TASKS
 
@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = _sweep(arguments, description)
     if arguments.what != "table":
         sweep.check()
+        for told in scorers.lacks(arguments.tasks, description, sweep.toolkit.environment):
+            print(told, file=sys.stderr)
     if arguments.what == "check":
         print(f"{sweep.toolkit.environment.python}: {sweep.toolkit.version}, {sweep.device}; all is there")
         return

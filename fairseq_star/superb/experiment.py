@@ -96,8 +96,8 @@ class Run:
         """Write what this experiment is, or refuse to go on from another."""
         path, own = self.folder / "experiment.json", json.loads(json.dumps(self._described()))
         if not path.is_file():
-            _write(path, own)
             _write_text(self.folder / "settings.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            _write(path, own)  # last, as it is what is looked for
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         for key in own:
@@ -133,7 +133,6 @@ class Run:
             )
 
     def _train(self) -> None:
-        task = self.experiment.task
         if (self.folder / "train.done").is_file():
             return
         checkpoint = self._newest()

@@ -10,13 +10,34 @@ from pathlib import Path
 
 from fairseq_star.errors import StarError
 from fairseq_star.superb import mtwv, parsing
-from fairseq_star.superb.toolkit import PROGRAMS, Toolkit
+from fairseq_star.superb.corpora import Description
+from fairseq_star.superb.toolkit import DIARIZATION_SCORER, PROGRAMS, Environment, Toolkit
 
 QUESST_SCRIPT = "score-TWV-Cnxe.sh"
 DEFAULT_SCORE = "-10"  # of trials that are not listed, as s3prl's docs/superb.md scores
 # s3prl's diarization/score.sh tries these and takes the lowest error.
 MEDIANS = (1, 11)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def lacks(tasks: list[str], description: Description, environment: Environment) -> list[str]:
+    """A sentence on each scorer, or reader of audio, that is missing and can be done without."""
+    told = []
+    if "qbe" in tasks:
+        script = description.folder("quesst14") / "scoring" / QUESST_SCRIPT
+        missing = script if not script.is_file() else None if shutil.which("java") else "java"
+        if missing:
+            told.append(f"qbe: {missing} is missing: this project's own MTWV will stand for QUESST's")
+    if "sd" in tasks and DIARIZATION_SCORER in environment.found["missing"]:
+        told.append(
+            f"sd: {DIARIZATION_SCORER} is missing beside s3prl (pip install it there): without it there is no DER"
+        )
+    heard = [name for name in ("ks", "qbe", "asv") if name in tasks]
+    if heard and not environment.found["sox"]:
+        told.append(
+            f"{', '.join(heard)}: libsox is missing (apt-get install libsox-dev): sox's effects are stood in for"
+        )
+    return told
 
 
 def queries(folder: Path, root: Path, split: str, notes: list[str]) -> float | None:

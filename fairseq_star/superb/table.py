@@ -183,6 +183,7 @@ def draw(outcome: Outcome, theme: "Theme") -> "Figure":
     axes.axvline(1, color=theme.faint)
     axes.set_xlabel("0: FBANK, published; 1: WavLM Large, published")
     axes.legend(frameon=False)
+    axes.set_title("SUPERB without SE")
     return figure
 
 
@@ -191,6 +192,8 @@ def submission(sweep: Sweep, results: list[dict], toolkit: Toolkit) -> str:
     script = toolkit.package / "submit" / "submit.py"
     if not script.is_file():
         return "no submission folder: submit.py is in s3prl's clone alone (--s3prl CLONE)"
+    if not results:
+        return "no submission folder: nothing is done yet"
     options = []
     for result in results:
         expdir = sweep.out / "experiments" / result["experiment"] / "s3prl"
@@ -215,6 +218,6 @@ def made_with(sweep: Sweep, command: str) -> dict[str, str]:
         "command": f"`{command}`",
         "commit": commit() or "none",
         "hardware": hardware(),
-        "s3prl": f"{sweep.toolkit.version}, unedited, in an environment of {told}",
+        "toolkit": f"{sweep.toolkit.version}, unedited; {told}",
         "settings": f"{sweep.convention} convention, seed {sweep.seed}",
     }

@@ -20,6 +20,7 @@ from fairseq_star.superb.tasks import Task
 PROGRAMS = Path(__file__).with_name("programs")
 ENVIRONMENT = Path(".venv-superb") / "bin" / "python"
 HOW = "make it with `make superb-env`, or name another interpreter with --python"
+DIARIZATION_SCORER = "pyannote.metrics"  # which a sweep does without, if it must
 # Every task's, by the runner or by the tools they share.
 _ALWAYS = ("torchaudio", "tensorboardX", "huggingface_hub", "soundfile", "yaml")
 
@@ -41,7 +42,7 @@ class Environment:
         chosen = Path(os.path.abspath(python or ENVIRONMENT))  # not resolved: a link is what makes it a venv's
         if not chosen.is_file():
             raise StarError(f"--python {chosen}: is not there; {HOW}")
-        names = sorted({*_ALWAYS, *(module for task in tasks for module in task.modules)})
+        names = sorted({*_ALWAYS, DIARIZATION_SCORER, *(module for task in tasks for module in task.modules)})
         result = subprocess.run(
             [chosen, PROGRAMS / "look.py", *names], capture_output=True, text=True, check=False, env=_environment()
         )
@@ -49,8 +50,9 @@ class Environment:
             said = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise StarError(f"--python {chosen}: cannot run s3prl ({said}); {HOW}")
         found = json.loads(result.stdout)
-        if found["missing"]:
-            raise StarError(f"--python {chosen}: lacks {', '.join(found['missing'])}; {HOW}")
+        missing = [name for name in found["missing"] if name != DIARIZATION_SCORER]
+        if missing:
+            raise StarError(f"--python {chosen}: lacks {', '.join(missing)}; {HOW}")
         return cls(chosen, found)
 
     @property

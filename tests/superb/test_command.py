@@ -27,7 +27,8 @@ def described(tmp_path):
 def an_environment(tmp_path, monkeypatch):
     """s3prl's environment, without starting it; its package is a folder."""
     (tmp_path / "s3prl").mkdir()
-    found = {"versions": {"torch": "0"}, "missing": [], "package": str(tmp_path / "s3prl"), "cuda": False}
+    found = {"versions": {"torch": "0"}, "missing": [], "package": str(tmp_path / "s3prl"), "cuda": False,
+             "sox": False}  # fmt: skip
     monkeypatch.setattr(toolkit.Environment, "of", lambda *_: toolkit.Environment(tmp_path / "python", found))
 
 
@@ -52,7 +53,9 @@ def test_an_upstream_is_named_once(described, an_environment, tmp_path):
 
 def test_check_and_plan_tell_and_train_nothing(described, an_environment, capsys, tmp_path):
     main(["superb", "check", *described])
-    assert "speech_commands: train 1, test 1" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "speech_commands: train 1, test 1" in said.out
+    assert said.err.startswith("ks: libsox is missing (apt-get install libsox-dev)")
     main(["superb", "plan", "-u", "fbank", *described])
     assert "| ks | 200,000 | 6,400,000 | 0.0 | – |" in capsys.readouterr().out
     main(["superb", "run", "-u", "fbank", "--slurm", *described])
