@@ -9,7 +9,7 @@ settings:             # changes of s3prl's settings, by task; "all" for every ta
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fairseq_star.names import SUPERB_TASKS
 from fairseq_star.superb.settings import flat, value_of
 
 ALL = "all"
+LIST = "wav.scp"  # Kaldi's, in place of a folder of audio
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Corpus:
 
 
 _KALDI = tuple(f"{part}/{name}" for part in ("train", "dev", "test")
-               for name in ("wav.scp", "segments", "utt2spk", "spk2utt", "reco2dur"))  # fmt: skip
+               for name in (LIST, "segments", "utt2spk", "spk2utt", "reco2dur"))  # fmt: skip
 _LIBRIMIX_HOME = "made from LibriSpeech by s3prl's fork of LibriMix: docs/superb.md of s3prl, section SD"
 CORPORA = {
     "librispeech": Corpus(
@@ -72,7 +73,7 @@ CORPORA = {
     ),
     "librimix": Corpus(
         "Libri2Mix, diarization", _LIBRIMIX_HOME,
-        (Part("train", "wav.scp", None), Part("dev", "wav.scp", None), Part("test", "wav.scp", None)),
+        tuple(Part(part, LIST) for part in ("train", "dev", "test")),
         (*_KALDI, "test/rttm"),
     ),
     "fluent_speech_commands": Corpus(
@@ -95,6 +96,8 @@ CORPORA = {
               for part, count in (("trainset_28spk", 11_572), ("testset", 824))),
     ),
 }  # fmt: skip
+# Corpora whose parts s3prl looks for in a folder each, not below one.
+IN_PARTS = ("speech_commands", "librimix", "voicebank")
 # Other names of a corpus's folders, as its archives unpack to.
 ALIASES = {"train": ("speech_commands_v0.01",), "test": ("speech_commands_test_set_v0.01",)}
 
@@ -159,6 +162,11 @@ def _places(path: Path, name: str, value: object) -> dict[str, Path]:
     places = value if isinstance(value, dict) else {"": value}
     if not all(isinstance(place, str) for place in places.values()):
         raise StarError(f"{path}: corpora.{name} must be a folder, or a folder for each part; correct it")
+    parts = [Path(part.folder).parts[0] for part in CORPORA[name].parts] if name in IN_PARTS else []
+    for part in places:
+        if part and part not in parts:
+            where = f"a folder, or one for each of {', '.join(parts)}" if parts else "one folder, as s3prl reads it"
+            raise StarError(f"{path}: corpora.{name}.{part}: must be {where}; correct it")
     base = path.parent.absolute()
     found = {part: Path(os.path.normpath(base / Path(place).expanduser())) for part, place in places.items()}
     return {"": next(iter(found.values())).parent, **found}
@@ -183,7 +191,7 @@ def corpus_faults(name: str, description: Description) -> Iterator[str]:
         return
     for part in corpus.parts:
         folder = description.part(name, part.folder)
-        if part.pattern == "wav.scp":
+        if part.pattern == LIST:
             yield from _kaldi_faults(name, folder)
             continue
         files = sorted(folder.glob(part.pattern))
@@ -206,12 +214,16 @@ def _needed(name: str, description: Description) -> Iterator[Path]:
 
 
 def _kaldi_faults(name: str, folder: Path) -> Iterator[str]:
-    lines = (folder / "wav.scp").read_text(encoding="utf-8").splitlines()
-    places = [line.split(maxsplit=1)[-1] for line in lines if line.strip()]
+    places = _listed(folder)
     if not places:
-        yield f"{name}: {folder / 'wav.scp'} lists nothing; prepare it again"
+        yield f"{name}: {folder / LIST} lists nothing; prepare it again"
     elif not places[0].endswith("|"):  # a command, which is run by s3prl alone
         yield from _unreadable(Path(places[len(places) // 2]), SAMPLE_RATE)
+
+
+def _listed(folder: Path) -> list[str]:
+    lines = (folder / LIST).read_text(encoding="utf-8").splitlines()
+    return [line.split(maxsplit=1)[-1] for line in lines if line.strip()]
 
 
 def _unreadable(path: Path, sample_rate: int) -> Iterator[str]:
@@ -226,10 +238,6 @@ def count_files(name: str, description: Description) -> dict[str, int]:
     counts: dict[str, int] = {}
     for part in CORPORA[name].parts:
         folder = description.part(name, part.folder)
-        count: Callable[[], int] = (
-            (lambda folder=folder: len((folder / "wav.scp").read_text(encoding="utf-8").splitlines()))
-            if part.pattern == "wav.scp"
-            else (lambda folder=folder, part=part: sum(1 for _ in folder.glob(part.pattern)))
-        )
-        counts[part.folder] = count()
+        found = _listed(folder) if part.pattern == LIST else folder.glob(part.pattern)
+        counts[part.folder] = sum(1 for _ in found)
     return counts

@@ -5,10 +5,11 @@ The lists lie in the sweep's folder, so that corpora stay as they are and two sw
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import soundfile
-
+from fairseq_star.audio.file import probe_audio
+from fairseq_star.audio.threads import map_in_threads
 from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
 from fairseq_star.superb.corpora import Description
@@ -55,8 +56,12 @@ def _librispeech_lengths(root: Path, folder: Path, splits: tuple[str, ...]) -> N
     for split in splits:
         if (folder / f"{split}.csv").exists():
             continue
-        lengths = sorted(((soundfile.info(path).frames, path) for path in (root / split).rglob("*.flac")), reverse=True)
-        rows = [f"{number},{path.relative_to(root)},{length},\n" for number, (length, path) in enumerate(lengths)]
+        lengths = []
+        for path, length in map_in_threads(partial(probe_audio, read_end=False), (root / split).rglob("*.flac")):
+            if isinstance(length, StarError):
+                raise length
+            lengths.append((length, path.relative_to(root)))
+        rows = [f"{number},{path},{length},\n" for number, (length, path) in enumerate(sorted(lengths, reverse=True))]
         _write(folder / f"{split}.csv", [",file_path,length,label\n", *rows])
 
 

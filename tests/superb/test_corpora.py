@@ -71,6 +71,8 @@ def test_one_file_of_each_part_is_read(tmp_path, speech_commands, sample_rate, c
         ("sizes: any", "has no 'corpora'"),
         ("corpora: {libri: x}", "corpora.libri is not known; these are: librispeech"),
         ("corpora: {snips: 1}", "corpora.snips must be a folder"),
+        ("corpora: {snips: {train: x}}", "corpora.snips.train: must be one folder, as s3prl reads it"),
+        ("corpora: {librimix: {eval: x}}", "librimix.eval: must be a folder, or one for each of train, dev, test"),
         ("corpora: {}\nsizes: some", "sizes must be 'any' or 'published'"),
         ("corpora: {}\nsettings: {lr: 1}", "settings.lr is not known"),
         ("corpora: {}\nother: 1", "other is not known"),
