@@ -4,9 +4,14 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairseq_star.errors import StarError
 from fairseq_star.names import SUPERB_TASKS
+
+if TYPE_CHECKING:
+    from fairseq_star.superb.corpora import Description
+    from fairseq_star.superb.sweep import Sweep
 
 ACTIONS = ("check", "plan", "table")
 
@@ -104,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise StarError(f"{len(failed)} without a result: {', '.join(failed)}; the same command tries them again")
 
 
-def _sweep(arguments: argparse.Namespace, description: object) -> object:
+def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep":
     """The sweep, its student exported and s3prl copied.
 
     Raises:

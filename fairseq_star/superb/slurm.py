@@ -26,7 +26,7 @@ def write_array(sweep: Sweep, command: list[str]) -> Path:
     Args:
         command: of this sweep, without ``--slurm``.
     """
-    names = [one.name for one in sweep.experiments()]
+    names = list(dict.fromkeys(one.group for one in sweep.experiments()))
     path = sweep.out / "array.sbatch"
     text = _SCRIPT.format(
         last=len(names) - 1, out=shlex.quote(str(sweep.out)), script=shlex.quote(str(path)), names=" ".join(names),

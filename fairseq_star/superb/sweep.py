@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,11 +45,10 @@ class Sweep:
             StarError: ``only`` is none of them.
         """
         found = experiments(self.tasks, self.rates)
-        if self.only is None:
-            return found
-        chosen = [one for one in found if one.name == self.only]
+        chosen = [one for one in found if self.only in (None, one.group)]
         if not chosen:
-            raise StarError(f"--only {self.only}: these are the experiments: {', '.join(one.name for one in found)}")
+            names = dict.fromkeys(one.group for one in found)
+            raise StarError(f"--only {self.only}: these are the experiments: {', '.join(names)}")
         return chosen
 
     def config(self, experiment: Experiment) -> dict:
@@ -107,14 +106,15 @@ class Sweep:
             layers = look_into(self.upstream, self.toolkit)["layers"]
         results, failed = [], {}
         with Progress({one.name: work(self.config(one)) for one in todo}) as progress:
-            for group in _groups(todo):
+            for name, group in _groups(todo).items():
                 runs = [self._run(one, layers, progress) for one in group]
                 try:
                     results.append(runs[0].perform() if len(runs) == 1 else _best(runs))
-                except BusyError as error:
-                    failed[str(error)] = "another process is at it"
+                    progress.tell(f"{name}: {_told(results[-1])}")
+                except BusyError:
+                    failed[name] = "another process is at it"
                 except StarError as error:
-                    failed[group[0].name if len(group) == 1 else group[0].task.name] = str(error)
+                    failed[name] = str(error)
                     progress.tell(str(error))
                 for one in group:
                     progress.done(one.name)
@@ -123,12 +123,14 @@ class Sweep:
     def results(self) -> tuple[list[dict], dict[str, str]]:
         """What is there, nothing run."""
         found, failed = [], {}
-        for group in _groups(experiments(self.tasks, self.rates)):
-            known = [run.result for one in group if (run := self._run(one, 1, None)).result]
-            if known:
-                found.append(known[0])
-            else:
-                failed[group[0].name] = "not done yet"
+        for name, group in _groups(self.experiments()).items():
+            done = [run for one in group if (run := self._run(one, 1, None)).result]
+            try:
+                found += [run.perform() for run in done]  # which looks whether it is of these settings, no more
+            except StarError as error:
+                failed[name] = str(error)
+            if not done:
+                failed[name] = "not done yet"
         return found, failed
 
     def _run(self, experiment: Experiment, layers: int, progress: "Progress | None") -> Run:
@@ -138,12 +140,21 @@ class Sweep:
         )  # fmt: skip
 
 
-def _groups(todo: list[Experiment]) -> Iterator[list[Experiment]]:
-    """Experiments that differ in the learning rate alone: of these one is evaluated."""
-    by_name: dict[tuple[str, str], list[Experiment]] = {}
+def _groups(todo: list[Experiment]) -> dict[str, list[Experiment]]:
+    """Experiments by group."""
+    by_name: dict[str, list[Experiment]] = {}
     for one in todo:
-        by_name.setdefault((one.task.name, one.variant), []).append(one)
-    yield from by_name.values()
+        by_name.setdefault(one.group, []).append(one)
+    return by_name
+
+
+def _told(result: dict) -> str:
+    numbers = [
+        f"{metric.title} {result['metrics'][metric.name]:.{metric.digits}f} {metric.unit}".rstrip()
+        for metric in TASKS[result["task"]].metrics
+        if metric.name in result["metrics"]
+    ]
+    return ", ".join(numbers) or "no number, see the notes"
 
 
 def _best(runs: list[Run]) -> dict:
@@ -217,7 +228,7 @@ class Progress:
 
     def tell(self, sentence: str) -> None:
         """Print a line above the bar."""
-        self.bar.write(f"fairseq-star: {sentence}")
+        self.bar.write(sentence)
 
     def _reach(self, name: str, share: float) -> None:
         self.bar.update(int((share - self.reached[name]) * self.shares[name]))

@@ -112,8 +112,12 @@ class Experiment:
     @property
     def name(self) -> str:
         """Of its folder: ``ks``, ``er-fold1``, ``asr-lr1e-04``."""
-        parts = [self.task.name, self.variant, "" if self.lr is None else f"lr{self.lr:.0e}"]
-        return "-".join(part for part in parts if part)
+        return self.group if self.lr is None else f"{self.group}-lr{self.lr:.0e}"
+
+    @property
+    def group(self) -> str:
+        """The name without the learning rate: of experiments of one group the best on dev is evaluated."""
+        return f"{self.task.name}-{self.variant}" if self.variant else self.task.name
 
 
 def experiments(names: list[str], rates: tuple[float, ...] = ()) -> list[Experiment]:

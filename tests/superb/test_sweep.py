@@ -142,6 +142,9 @@ def test_results_of_something_else_are_not_taken(make, change):
     make("ks").perform()
     _, failed = make("ks", **change).perform()
     assert "was begun with" in failed["ks"]
+    results, failed = make("ks", **change).results()
+    assert results == []
+    assert "was begun with" in failed["ks"]
     assert calls(make("ks")) == ["train", "evaluate -e dev-best.ckpt"]
 
 
@@ -163,6 +166,8 @@ def test_rates_are_chosen_on_dev_and_one_is_evaluated(make):
     assert result["experiment"] == "ks-lr1e-03"
     assert "learning rate 1e-03 of these" in result["notes"][0]
     assert calls(made, "ks-lr1e-04") == ["train"]
+    assert "experiments=(ks)" in slurm.write_array(made, ["fairseq-star"]).read_text()
+    assert make("ks", rates=(1e-3, 1e-4), only="ks").perform() == ([result], {})
 
 
 def test_a_job_array_has_an_index_an_experiment(make):
