@@ -15,7 +15,7 @@ READY = $(VENV)/.ready-$(1)-torch-$(TORCH)
 # s3prl's environment, beside this project's; S3PRL=CLONE, where there is one, has what its package lacks.
 SUPERB_VENV ?= .venv-superb
 SUPERB := --corpora demo/superb/superb.yaml --python $(SUPERB_VENV)/bin/python $(if $(S3PRL),--s3prl $(S3PRL))
-# PR and SF import modules, and ER's lists, that only the clone has.
+# PR and SF import modules that only the clone has.
 SUPERB_TASKS ?= $(if $(S3PRL),pr asr ks qbe sid asv sd ic sf er se,asr ks qbe sid asv sd ic er se)
 
 .PHONY: setup setup-demo demo demo-long demo-teacher superb-env superb-demo ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean

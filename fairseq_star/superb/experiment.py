@@ -17,7 +17,7 @@ import yaml
 from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
 from fairseq_star.superb import parsing, scorers
-from fairseq_star.superb.settings import differences
+from fairseq_star.superb.settings import differences, flat
 from fairseq_star.superb.tasks import Experiment
 from fairseq_star.superb.toolkit import Toolkit
 from fairseq_star.superb.upstream import Upstream
@@ -147,17 +147,8 @@ class Run:
 
     def _fresh(self, expdir: Path) -> list[str]:
         task, settings = self.experiment.task, str(self.folder / "settings.yaml")
-        return [
-            *self.upstream.arguments,
-            "-d",
-            task.downstream,
-            "-c",
-            settings,
-            "-p",
-            str(expdir),
-            "--seed",
-            str(self.seed),
-        ]
+        told = ["-d", task.downstream, "-c", settings, "-p", str(expdir), "--seed", str(self.seed)]
+        return [*self.upstream.arguments, *told]
 
     def _newest(self) -> Path | None:
         """The checkpoint to go on from; one that a kill cut short is removed, and said."""
@@ -173,9 +164,7 @@ class Run:
         best = self.expdir / str(task.best)
         if best.is_file():
             return best
-        self.notes.append(
-            f"no score on dev was above the worst there is: the last checkpoint, as there is no {task.best}"
-        )
+        self.notes.append(f"no score on dev was above the worst there is: the last checkpoint, for want of {task.best}")
         newest = max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
         if newest is None:
             raise StarError(
@@ -258,8 +247,6 @@ def _step(path: Path) -> int:
 def _difference(key: str, known: object, own: object) -> str:
     if key != "config":
         return f"{key} {known!r}, not {own!r}"
-    from fairseq_star.superb.settings import flat
-
     old, new = dict(flat(known)), dict(flat(own))
     path = next(path for path in {**old, **new} if old.get(path) != new.get(path))
     return f"{path} = {old.get(path)!r}, not {new.get(path)!r}"

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -80,6 +81,19 @@ def test_runner_trains_and_evaluates_an_exported_student(keywords, tmp_path):
     assert len(predicted) == 24
     truth = (folder / "test_truth.txt").read_text().split()[1::2]
     assert accuracy == pytest.approx(sum(map(str.__eq__, predicted, truth)) / 24)
+
+
+def test_silence_and_rate_stand_in_for_soxs(tmp_path, capsys):
+    launch._tell.cache_clear()
+    tone = 0.1 * np.sin(np.arange(8000) * 0.3)
+    for gap, expected in ((8000, 16_000), (640, 16_640)):  # half a second is removed, 0.04 s is not
+        soundfile.write(tmp_path / "a.wav", np.concatenate([tone, np.zeros(gap), tone]), 16_000)
+        samples, sample_rate = launch.apply_effects_file(tmp_path / "a.wav", [["rate", "16000"], launch.SILENCE])
+        assert (samples.shape, sample_rate) == ((1, expected), 16_000)
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(8000), 8000)
+    samples, sample_rate = launch.apply_effects_file(tmp_path / "quiet.wav", [launch.SILENCE, ["rate", "16000"]])
+    assert (samples.shape, sample_rate) == ((1, 16_000), 16_000)
+    assert capsys.readouterr().err.count("stand-in: sox's effects") == 1
 
 
 def test_effects_that_need_sox_are_refused(tmp_path):

@@ -42,7 +42,7 @@ _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 torchaudio = _module.import_torchaudio()
 
-_SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
+SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,7 +71,7 @@ def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tenso
                     sample_rate = int(rate)
             case ["gain", decibel]:
                 samples = np.clip(samples * np.float32(10 ** (float(decibel) / 20)), -1, 1)
-            case _ if effect == _SILENCE:
+            case _ if effect == SILENCE:
                 samples = _without_silence(samples, sample_rate)
             case _:
                 raise ValueError(f"{path}: the effect {effect} is not there without sox")
