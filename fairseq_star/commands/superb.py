@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fairseq_star.superb.corpora import Description
     from fairseq_star.superb.sweep import Sweep
 
-ACTIONS = ("check", "plan", "table")
+RUN = "run"
+ACTIONS = (RUN, "check", "plan", "table")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "what WHAT may be:\n"
         "  STUDENT  a checkpoint: export it, run s3prl on every task, write the table\n"
-        "  run      the same, of the upstream that -u names\n"
+        "  nothing  the same, of the upstream that -u names\n"
         "  check    look at the corpora and at s3prl's environment alone\n"
         "  plan     tell steps and disk, with --measure hours\n"
         "  table    the table of what is done so far\n"
         "docs/superb.md has the whole way."
     )
-    parser.add_argument("what", metavar="WHAT", help="see below")
+    parser.add_argument("what", metavar="WHAT", nargs="?", default=RUN, help="see below")
     parser.add_argument("--corpora", type=Path, required=True, help="superb.yaml: where each corpus lies")
     parser.add_argument("--tasks", nargs="+", choices=SUPERB_TASKS, default=list(SUPERB_TASKS), metavar="TASK",
                         help=f"which tasks (default: {' '.join(SUPERB_TASKS)})")  # fmt: skip
@@ -121,7 +122,7 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
     from fairseq_star.superb.tasks import TASKS
 
     changes = parse_changes(arguments.set)
-    student = arguments.student if arguments.what in (*ACTIONS, "run") else arguments.what
+    student = arguments.student if arguments.what in ACTIONS else arguments.what
     if (student is None) == (arguments.upstream is None) and arguments.what != "check":
         raise StarError("superb: name a student's checkpoint, or one of s3prl's upstreams with -u; not both")
     environment = toolkit.Environment.of(arguments.python, [TASKS[name] for name in arguments.tasks])

@@ -46,9 +46,9 @@ def test_corpora_at_fault_are_all_told_at_once(described):
 
 
 def test_an_upstream_is_named_once(described, an_environment, tmp_path):
-    assert "not both" in told("run", *described)
+    assert "not both" in told(*described)
     assert "not both" in told(tmp_path / "a.pt", "-u", "fbank", *described)
-    assert "--upstream-file nowhere: is not there" in told("run", "-u", "wav2vec2_local", "-k", "nowhere", *described)
+    assert "--upstream-file nowhere: is not there" in told("-u", "wav2vec2_local", "-k", "nowhere", *described)
 
 
 def test_check_and_plan_tell_and_train_nothing(described, an_environment, capsys, tmp_path):
@@ -58,7 +58,7 @@ def test_check_and_plan_tell_and_train_nothing(described, an_environment, capsys
     assert said.err.startswith("ks: libsox is missing (apt-get install libsox-dev)")
     main(["superb", "plan", "-u", "fbank", *described])
     assert "| ks | 200,000 | 6,400,000 | 0.0 | – |" in capsys.readouterr().out
-    main(["superb", "run", "-u", "fbank", "--slurm", *described])
+    main(["superb", "-u", "fbank", "--slurm", *described])
     assert "array.sbatch" in capsys.readouterr().out
     assert not (tmp_path / "out" / "experiments").exists()
 
@@ -90,7 +90,7 @@ def test_the_demos_corpora_through_s3prl(tmp_path, capsys):
     arguments = ["--corpora", str(tmp_path / "corpora" / "superb.yaml"), "--out", str(tmp_path / "out")]
     few = ["--python", sys.executable, "--tasks", "ks", "--set", "ks.runner.total_steps=4", "ks.runner.eval_step=2",
            "ks.runner.save_step=4"]  # fmt: skip
-    main(["superb", "run", "-u", "fbank", *arguments, *few])
+    main(["superb", "-u", "fbank", *arguments, *few])
     result = json.loads((tmp_path / "out" / "superb.json").read_text())
     assert 0 <= result["numbers"]["ks"]["acc"] <= 100
     assert result["failed"] == {}
