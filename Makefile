@@ -12,7 +12,13 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.ready-torch-$(TORCH)
 READY = $(VENV)/.ready-$(1)-torch-$(TORCH)
 
-.PHONY: setup setup-demo demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
+# s3prl's environment, beside this project's; S3PRL=CLONE, where there is one, has what its package lacks.
+SUPERB_VENV ?= .venv-superb
+SUPERB := --corpora demo/superb/superb.yaml --python $(SUPERB_VENV)/bin/python $(if $(S3PRL),--s3prl $(S3PRL))
+# PR and SF import modules that only the clone has.
+SUPERB_TASKS ?= $(if $(S3PRL),pr asr ks qbe sid asv sd ic sf er se,asr ks qbe sid asv sd ic er se)
+
+.PHONY: setup setup-demo demo demo-long demo-teacher superb-env superb-demo ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
 .DELETE_ON_ERROR:
 
 # All that the tests need; `make demo` makes do with less.
@@ -49,6 +55,21 @@ demo-long: setup-demo
 	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo_long common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star probe demo/long/checkpoint_best.pt --plot demo/long/layer_weights.png
+
+# With the newest pip, which these versions were chosen with.
+superb-env: $(SUPERB_VENV)/.ready
+$(SUPERB_VENV)/.ready: tools/superb-environment.txt
+	@"$(PYTHON)" tools/check_machine.py "$(SUPERB_VENV)"
+	test -x $(SUPERB_VENV)/bin/python || "$(PYTHON)" -m venv "$(SUPERB_VENV)"
+	$(SUPERB_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(SUPERB_VENV)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+# SUPERB's tasks through s3prl on synthetic corpora: the student of demo-long, its first weights, FBANK. An hour at most.
+superb-demo: setup-demo superb-env
+	test -e demo/long/checkpoint_best.pt || $(MAKE) demo-long
+	$(BIN)/python manifests/demo/superb.py demo/superb
+	$(BIN)/python -m benchmarks.superb_demo demo/long/checkpoint_best.pt $(SUPERB) --tasks $(SUPERB_TASKS)
 
 ablation: setup-demo
 	$(BIN)/python manifests/demo/corpus.py demo/corpus
