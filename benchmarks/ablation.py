@@ -4,12 +4,13 @@
     python -m benchmarks.ablation --suite objectives --noisy --snrs 20 10 0
 
 ``losses`` is the paper's ablation with a frame-matching baseline; ``objectives`` what the student hears and is asked
-for (docs/objectives.md). Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the
-same updates, batches and learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each
-has a twin that hears its speech in noise and rooms. Each student is probed as by ``fairseq-star probe``, with one head
-a student; with ``--snrs`` its phones also in noise of kinds never trained on, the head trained on clean speech. Methods
-that need no attention map share a teacher cache. Finished runs are kept in OUT and not done again, broken ones go on
-where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json.
+for (docs/objectives.md); ``cache`` STaR from a teacher cache compressed in several ways (docs/teacher-cache.md). Every
+method distils the demo student (configs/demo.yaml) from the embedded teacher with the same updates, batches and
+learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each has a twin that hears its
+speech in noise and rooms. Each student is probed as by ``fairseq-star probe``, with one head a student; with ``--snrs``
+its phones also in noise of kinds never trained on, the head trained on clean speech. Methods that need no attention map
+share a teacher cache. Finished runs are kept in OUT and not done again, broken ones go on where their last checkpoint
+was. Writes OUT/ablation.md and OUT/ablation.json.
 """
 
 import argparse

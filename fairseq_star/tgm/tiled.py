@@ -52,7 +52,10 @@ def tiled_terms(
         if own:
             layerwise += _matrix(group, state, state, gradient, gradient, terms.layerwise_coef, distance)
         if paired:
-            intra_layer += _matrix(group, previous, state, previous_gradient, gradient, terms.intra_coef, distance)
+            rows, overlap = previous, group.overlap(index)
+            if overlap is not None:  # in the basis of its columns
+                rows = torch.matmul(previous[0].to(overlap.dtype), overlap), previous[1]
+            intra_layer += _matrix(group, rows, state, previous_gradient, gradient, terms.intra_coef, distance)
         previous, previous_gradient = state, gradient
     return layerwise, intra_layer
 
@@ -101,7 +104,7 @@ def _matrix(
 def _difference(x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Tensor) -> Tensor:
     """G^S - G^T of a block in one buffer, N x r x c."""
     out = product(y_rows, y_columns.mT)
-    if x_rows.dtype == out.dtype:
+    if x_rows.dtype == x_columns.dtype == out.dtype:
         return out.baddbmm_(x_rows, x_columns.mT, alpha=-1)
     return out.sub_(product(x_rows, x_columns.mT))
 
@@ -123,7 +126,7 @@ def _divergence(
     """
     scale = y_rows.shape[-1] ** -0.5
     student = product(y_rows, y_columns.mT) * scale
-    teacher = product(x_rows, x_columns.mT) * x_rows.shape[-1] ** -0.5
+    teacher = product(x_rows, x_columns.mT) * group.teacher_width**-0.5
     if group.padding is not None:
         # The lowest finite number: its probability is exactly 0 and, unlike -inf, 0 times its logarithm is 0.
         lowest = torch.finfo(student.dtype).min
