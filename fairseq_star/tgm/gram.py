@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fairseq_star.tgm.batch import Group
 from fairseq_star.tgm.center import Means, add_mean_gradient, center, mean_terms
-from fairseq_star.tgm.linalg import inner, product
+from fairseq_star.tgm.linalg import add_product, inner, product
 from fairseq_star.tgm.terms import Terms
 
 # A_l is symmetric and only its norms are needed: its upper triangle in this many panels is 5/8 of the work. More
@@ -56,11 +56,11 @@ class _State:
             self.student_weight.add_(student, alpha=coef)
 
     def write_gradient(self, out: Tensor) -> None:
-        """out = Y P - X Q + low-rank part; out: N x T' x D_s. Half inputs leave half: P and Q don't fit into it."""
+        """out += Y P - X Q + low-rank part; out: N x T' x D_s, zeros. P and Q are float32 also of half inputs."""
         if self.cross_weight is None:
             return
-        out.baddbmm_(self.y.to(out.dtype), self.student_weight, beta=0)
-        out.baddbmm_(self.x.to(out.dtype), self.cross_weight, alpha=-1)
+        add_product(out, self.y, self.student_weight)
+        add_product(out, self.x, self.cross_weight, alpha=-1)
         add_mean_gradient(out, self.low_rank)
 
 
@@ -70,7 +70,7 @@ def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -
     Args:
         group: the utterances.
         terms: which states, with which weights.
-        gradients: M of N x T' x D_s in ``group.dtype``, zeros, overwritten with d(weighted sum)/dY_l; None to skip the
+        gradients: M of N x T' x D_s in ``group.dtype``, zeros, added to: d(weighted sum)/dY_l; None to skip the
             work.
 
     Returns:

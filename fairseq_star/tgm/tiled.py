@@ -92,6 +92,8 @@ def _matrix(
         if row_gradient is None:
             continue
         factor *= 2 * coef if mirrored else coef
+        # In float32 also of half states: to split a slope in two halves (``split_product``) reads and writes as many
+        # bytes as its two products by half-precision units would save time.
         row_gradient[:, start:stop].baddbmm_(slope, y_columns.to(slope.dtype), alpha=factor)
         if not mirrored:
             column_gradient.baddbmm_(slope.mT, y_rows.to(slope.dtype), alpha=factor)

@@ -165,8 +165,7 @@ class TeacherCache:
             encoding = compute(samples[None].to(source), [len(samples)], last_layer=last_layer)
             return [_numbered(encoding, number)[0] for number in states]
 
-        store, kept = self._store(precision, states, states_of)
-        kept = kept.to(source.device)
+        store, kept = self._store(precision, states, states_of, source.device)
         rows, found = self._read(sample, store, kept, frames, len(states))
         missing = [utterance for utterance, is_there in enumerate(found) if not is_there]
         if missing:
@@ -237,13 +236,14 @@ class TeacherCache:
             )
 
     def _store(
-        self, precision: str, states: list[int], states_of: Callable[[Tensor], Sequence[Tensor]]
+        self, precision: str, states: list[int], states_of: Callable[[Tensor], Sequence[Tensor]], device: torch.device
     ) -> tuple[StateStore, PlainRows | Codec]:
         settings = self.settings | {"precision": precision, "states": states}
         text = json.dumps(settings, sort_keys=True, indent=1)
         if text not in self.stores:
             name = hashlib.sha256(text.encode()).hexdigest()[:16]
             self.stores[text], self.rows[text] = self._open(self.folder / name, text, states, states_of)
+        self.rows[text] = self.rows[text].to(device)  # once: a step must not wait for a copy
         return self.stores[text], self.rows[text]
 
     def _open(

@@ -1,7 +1,5 @@
 """The loss in reduced coordinates is the loss of the states they stand for."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,18 +9,15 @@ from fairseq_star.errors import StarError
 from fairseq_star.tgm import Bases, tgm_loss
 from fairseq_star.tgm.cost import form_cost
 from fairseq_star.tgm.naive import loop_tgm_loss
-from tests.support.tgm_cases import CASES, computed, converted, gradients, make_states, relative_error
-
-
-def make_bases(width, dim, states, *, dtype=torch.float64, seed=0):
-    """M orthonormal bases (D_t x d), neighbours alike but not equal, and what the loss is told of them."""
-    generator = torch.Generator().manual_seed(seed)
-    common = torch.randn(width, dim, generator=generator, dtype=torch.float64)
-    found = [
-        torch.linalg.qr(common + 0.5 * torch.randn(width, dim, generator=generator, dtype=torch.float64)).Q.to(dtype)
-        for _ in range(states)
-    ]
-    return found, Bases(width, [left.mT @ right for left, right in pairwise(found)])
+from tests.support.tgm_cases import (
+    CASES,
+    computed,
+    converted,
+    gradients,
+    make_bases,
+    make_states,
+    relative_error,
+)
 
 
 @pytest.mark.parametrize(("form", "distance", "path"), CASES)
