@@ -4,14 +4,15 @@
     python -m benchmarks.ablation --suite objectives --noisy --equal-time --snrs 20 10 0
 
 ``losses`` is the paper's ablation with a frame-matching baseline; ``objectives`` what the student hears and is asked
-for (docs/objectives.md). Every method distils the demo student (configs/demo.yaml) from the embedded teacher with the
-same updates, batches and learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each
-has a twin that hears its speech in noise and rooms; with ``--equal-time`` those that take longer or shorter than STaR
-(by over 5 % of CPU time) have one of as many updates as STaR's time allows. Each student is probed as by ``fairseq-star
-probe``, with one head a student; with ``--snrs`` the same head also tells phones in noise of kinds never trained on.
-Methods that need no attention map share a teacher cache. Finished runs are kept in OUT and not done again, broken ones
-go on where their last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json. Real speech to train on, and its
-speakers to tell: ``python -m benchmarks.real_speech``.
+for (docs/objectives.md); ``cache`` STaR from a teacher cache compressed in several ways (docs/teacher-cache.md). Every
+method distils the demo student (configs/demo.yaml) from the embedded teacher with the same updates, batches and
+learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each has a twin that hears its
+speech in noise and rooms; with ``--equal-time`` those that take longer or shorter than STaR (by over 5 % of CPU time)
+have one of as many updates as STaR's time allows. Each student is probed as by ``fairseq-star probe``, with one head a
+student; with ``--snrs`` the same head also tells phones in noise of kinds never trained on. Methods that need no
+attention map share a teacher cache. Finished runs are kept in OUT and not done again, broken ones go on where their
+last checkpoint was. Writes OUT/ablation.md and OUT/ablation.json. Real speech to train on, and its speakers to tell:
+``python -m benchmarks.real_speech``.
 """
 
 import argparse

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "losses of a student before and after training",
     "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript or ONNX, checked there",
     "import": "a student from another toolkit's file, or from the authors' .ckpt and .yaml",
+    "plan": "how long a run will take and whether it fits, from a few steps of it on this machine",
     "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
     "profile": "parameters, multiply-accumulates, speed and memory of models",
     "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
