@@ -1,7 +1,7 @@
 """Names that users type, of commands' options and of what is registered: here because this imports nothing."""
 
 # The students, and the encoder whose cost others are compared with.
-ARCHITECTURES = ("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs")
+ARCHITECTURES = ("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs", "starhubert_stream")
 HUBERT_BASE = "hubert_base"
 
 # What `probe` asks features for.

@@ -37,6 +37,7 @@ class Target(ABC):
     measure: str = "largest difference"  # what `difference` gives, for people
     is_folder: ClassVar[bool] = False
     padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
+    streams: ClassVar[bool] = False  # whether it can hold a streaming student
 
     @abstractmethod
     def write(self, student: Student, path: Path) -> None:
@@ -112,6 +113,11 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
         StarError: ``out`` is taken or cannot be written, the target cannot express the student, or what the target's
             library computes differs from the student by more than the target's tolerance.
     """
+    if student.config.chunk_frames and not target.streams:
+        raise StarError(
+            f"export: a {target.title} has neither chunked attention nor a positional convolution that looks back "
+            f"alone, which {student.origin} has; it runs in this project (fairseq-star stream)"
+        )
     out = Path(out)
     with new_output(out, what=target.title, is_folder=target.is_folder, force=force, origin=student.origin) as written:
         target.write(student, written)
