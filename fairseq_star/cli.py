@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
     "profile": "parameters, multiply-accumulates, speed and memory of models",
     "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
+    "stream": "frames of a streaming student, printed as the audio arrives",
     "teacher": "what a checkpoint is, and which layers a student would learn from",
     "units": "k-means centroids of a teacher layer, whose units a student can learn to predict",
 }

@@ -60,17 +60,7 @@ class Hearer:
         parameter, geometry = next(self.model.parameters()), self.model.geometry
         sources = []
         for number, utterance in enumerate(audio):
-            given = utterance if isinstance(utterance, Tensor) else np.asarray(utterance)
-            numbers = (
-                given.is_floating_point() if isinstance(given, Tensor) else np.issubdtype(given.dtype, np.floating)
-            )
-            if given.ndim != 1 or not numbers:
-                raise StarError(
-                    f"audio[{number}] has shape {tuple(given.shape)} and type {given.dtype}; give a sequence of mono "
-                    "utterances, each 1-D and of floating point numbers from -1 to 1"
-                )
-            # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
-            source = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
+            source = as_samples(utterance, f"audio[{number}]")
             if len(source) < geometry.receptive_field:
                 raise StarError(
                     f"audio[{number}] has {len(source)} samples, fewer than the {geometry.receptive_field} of one frame"
@@ -81,6 +71,23 @@ class Hearer:
             return []
         batch = nn.utils.rnn.pad_sequence(sources, batch_first=True).to(parameter.dtype)  # B x samples
         return utterance_states(self.model, batch, Frames.of(geometry, [len(source) for source in sources], batch))
+
+
+def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
+    """Mono audio as a tensor; ``name`` is what messages call it.
+
+    Raises:
+        StarError: it is not 1-D, or not of floating point numbers.
+    """
+    given = audio if isinstance(audio, Tensor) else np.asarray(audio)
+    numbers = given.is_floating_point() if isinstance(given, Tensor) else np.issubdtype(given.dtype, np.floating)
+    if given.ndim != 1 or not numbers:
+        raise StarError(
+            f"{name} has shape {tuple(given.shape)} and type {given.dtype}; give a sequence of mono utterances, each "
+            "1-D and of floating point numbers from -1 to 1"
+        )
+    # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
+    return given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
 
 
 class FrozenEncoder(Hearer, nn.Module):
