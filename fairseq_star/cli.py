@@ -11,7 +11,7 @@ from fairseq_star.errors import told_in_one_line
 
 COMMANDS = {
     "evaluate": "losses of a student before and after training",
-    "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript or ONNX, checked there",
+    "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript, ONNX or torch.export, checked there",
     "import": "a student from another toolkit's file, or from the authors' .ckpt and .yaml",
     "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
     "profile": "parameters, multiply-accumulates, speed and memory of models",

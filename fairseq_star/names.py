@@ -16,6 +16,7 @@ TARGETS = {
     "torchaudio": ("torchaudio", "Torchaudio"),
     "torchscript": ("torchscript", "TorchScript"),
     "onnx": ("onnx", "Onnx"),
+    "pt2": ("pt2", "Pt2"),
 }
 # Options of targets that have some -> argparse's settings of each. An option is an argument of the class.
 TARGET_OPTIONS = {
@@ -24,6 +25,13 @@ TARGET_OPTIONS = {
             "action": "store_true",
             "default": False,
             "help": "linear layers in 8 bit: smaller, for CPUs, less exact",
+        }
+    },
+    "onnx": {
+        "dynamo": {
+            "action": "store_true",
+            "default": False,
+            "help": "write by torch's present exporter, in half a minute (a streaming student always is)",
         }
     },
 }
