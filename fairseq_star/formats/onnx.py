@@ -10,14 +10,17 @@ A student of whole utterances is written by torch's TorchScript-based exporter: 
 no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, which a streaming student needs.
 """
 
+import tempfile
 import warnings
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.formats.onnx_int8 import to_int8
 from fairseq_star.formats.programs import INPUTS, STREAM, ProgramTarget, Run, program_of
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import batches, check_sources, need
@@ -31,22 +34,44 @@ AXES = {
     "hidden_states": {1: "batch", 2: "frames"},
     "frame_lengths": {0: "batch"},
 }
+INT8_COSINE, INT8_WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
 _EXTRA = "pip install 'fairseq-star[onnx]'"
 
 
 class Onnx(ProgramTarget):
     """The graph of an :class:`InferenceStudent`, ``source`` and ``num_samples`` in, ``OUTPUTS`` out; of a streaming
-    student that of a :class:`StreamStep`."""
+    student that of a :class:`StreamStep`.
+
+    With ``int8`` what is compared is 1 minus the frames' mean cosine, of each state, and the worst frame's beside it.
+    """
 
     title = "ONNX file"
     requires: ClassVar = {"torchaudio": INSTALL, "onnx": _EXTRA, "onnxruntime": _EXTRA}
     tolerance = 5e-5
 
-    def __init__(self, dynamo: bool = False):
+    def __init__(self, dynamo: bool = False, int8: bool = False):
         super().__init__()
-        self.dynamo = dynamo
+        self.dynamo, self.int8 = dynamo, int8
+        if int8:
+            self.title, self.tolerance = "ONNX file (int8)", 1 - INT8_COSINE
+            self.measure = "1 - cosine (or a tenth of the worst frame's)"
 
     def write(self, student: Student, path: Path) -> None:
+        if self.int8:
+            with tempfile.TemporaryDirectory() as folder:
+                whole = Path(folder) / "student.onnx"
+                self._write(student, whole)
+                to_int8(whole, path)
+        else:
+            self._write(student, path)
+
+    def difference(self, got: Tensor, expected: Tensor) -> float:
+        if not self.int8:
+            return super().difference(got, expected)
+        apart = 1 - F.cosine_similarity(got, expected, dim=-1)
+        return float(torch.maximum(apart.mean(), apart.max() * (1 - INT8_COSINE) / (1 - INT8_WORST)))
+
+    def _write(self, student: Student, path: Path) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             # The older is deprecated, and it warns of torchaudio's checks of shapes, which hold for all shapes here.
             warnings.simplefilter("ignore")
