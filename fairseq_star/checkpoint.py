@@ -106,7 +106,7 @@ def _not_readable(option: str, path: str, size: int) -> str:
     with open(path, "rb") as file:
         head = file.read(64)
     if head[:2] == b"PK" and (other := _other_archive(path)):
-        return f"{option}: {path} is {other}, no torch checkpoint; {_ELSEWHERE if 'Script' in other else _GIVE}"
+        return f"{option}: {path} is {other}, no torch checkpoint; {_ELSEWHERE if 'program' in other else _GIVE}"
     if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", head):  # a small version, then one of fields 2 to 8
         return f"{option}: {path} is an ONNX file, no torch checkpoint; {_ELSEWHERE}"
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -130,4 +130,6 @@ def _other_archive(path: str) -> str | None:
         return None
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program"
+    if any(name.endswith("/models/model.json") for name in names):
+        return "a torch.export program"
     return None if any(name.endswith("data.pkl") for name in names) else "a zip archive"

@@ -1,7 +1,7 @@
 """Names that users type, of commands' options and of what is registered: here because this imports nothing."""
 
 # The students, and the encoder whose cost others are compared with.
-ARCHITECTURES = ("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs")
+ARCHITECTURES = ("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs", "starhubert_stream")
 HUBERT_BASE = "hubert_base"
 
 # What `probe` asks features for.
@@ -16,6 +16,7 @@ TARGETS = {
     "torchaudio": ("torchaudio", "Torchaudio"),
     "torchscript": ("torchscript", "TorchScript"),
     "onnx": ("onnx", "Onnx"),
+    "pt2": ("pt2", "Pt2"),
 }
 # Options of targets that have some -> argparse's settings of each. An option is an argument of the class.
 TARGET_OPTIONS = {
@@ -25,6 +26,18 @@ TARGET_OPTIONS = {
             "default": False,
             "help": "linear layers in 8 bit: smaller, for CPUs, less exact",
         }
+    },
+    "onnx": {
+        "dynamo": {
+            "action": "store_true",
+            "default": False,
+            "help": "write by torch's present exporter, in half a minute (a streaming student always is)",
+        },
+        "int8": {
+            "action": "store_true",
+            "default": False,
+            "help": "linear layers in 8 bit, other weights stored in 16: a third of the size or less, less exact",
+        },
     },
 }
 

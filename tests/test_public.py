@@ -22,6 +22,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.formats import load_target
 from fairseq_star.formats.student import ARCHITECTURES, student_config, student_of, write_student
 from fairseq_star.probe.labels import TASKS
+from fairseq_star.streaming import Streams
 
 ROOT = Path(fairseq_star.__file__).resolve().parents[1]
 TEACHER = Path("assets/demo_teacher/demo_hubert.pt")
@@ -50,6 +51,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The current folder: a clone's assets, a student, a recording, and what a finished run leaves."""
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     write(tmp_path / "student.pt")
+    write(tmp_path / "stream.pt", extractor_mode="layer_norm", chunk_frames=[4])
     noise = np.random.default_rng(0).standard_normal(16_000) * 0.1
     soundfile.write(tmp_path / "speech.flac", noise, 16_000)
     run = tmp_path / "demo" / "run"
@@ -73,7 +75,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("public", [load_teacher, load_student, tgm_loss], ids=lambda public: public.__name__)
+@pytest.mark.parametrize("public", [load_teacher, load_student, tgm_loss, Streams], ids=lambda public: public.__name__)
 def test_examples_in_docstrings_are_true(folder, public):
     [example] = doctest.DocTestFinder(recurse=False).find(public, globs={})
     assert len(example.examples) > 2

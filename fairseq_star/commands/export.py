@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     exported = export(load_student(arguments.checkpoint, "export"), target, arguments.out, force=arguments.force)
     print(f"{exported.path}: {target.title}, {exported.num_bytes / 1e6:,.1f} MB")
     print(f"hidden states against the student's, {target.measure}: {exported.alone:.1e} for each utterance alone, "
-          f"{exported.batched:.1e} for three in a padded batch")  # fmt: skip
+          f"{exported.batched:.1e} for three at once")  # fmt: skip
     print(f"next: {target.next_step(exported.path)}")
 
 

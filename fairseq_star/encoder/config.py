@@ -15,6 +15,8 @@ FAIRSEQ_NAMES = {
     **{name: name for name in ("extractor_mode", "conv_bias", "conv_pos", "conv_pos_groups")},
     **{name: name for name in ("layer_norm_first", "activation_fn")},
 }
+STREAMING = ("chunk_frames", "left_context_frames", "right_context_frames")
+"""Fields of :class:`EncoderConfig`, under the same names in a student's settings, that no other library has."""
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
 """The four places where a student drops units in training, under fairseq's names."""
 
@@ -39,6 +41,10 @@ class EncoderConfig:
     pos_conv_depth: int = 1  # more than 1: data2vec's stack instead of one weight-normed convolution
     layer_norm_eps: float = 1e-5
     relative_position: tuple[int, int] | None = None  # WavLM: buckets, greatest distance in frames
+    # Sizes of the chunks it hears in (0: the whole utterance at once), that in use first; none: never in chunks.
+    chunk_frames: tuple[int, ...] = ()
+    left_context_frames: int = 0  # frames before its chunk that a frame attends to
+    right_context_frames: int = 0  # frames after its chunk, likewise
 
     @classmethod
     def of_student(cls, settings: Any) -> "EncoderConfig":
@@ -52,6 +58,9 @@ class EncoderConfig:
         values = {own: getattr(settings, theirs) for own, theirs in FAIRSEQ_NAMES.items()}
         # fairseq's choices are members of an enumeration, which are texts of a kind.
         plain = {own: str(value) if isinstance(value, str) else value for own, value in values.items()}
+        if settings.chunk_frames:
+            plain |= {name: getattr(settings, name) for name in STREAMING}
+            plain["chunk_frames"] = tuple(settings.chunk_frames)
         return cls(conv_layers=conv_layers, projection=conv_layers[-1].channels != width, **plain)
 
     @property
@@ -63,6 +72,11 @@ class EncoderConfig:
         """What fairseq's configs say of an encoder, and this project's student's; plain values."""
         named = {theirs: getattr(self, own) for own, theirs in FAIRSEQ_NAMES.items()}
         return {**named, "conv_feature_layers": str([tuple(layer) for layer in self.conv_layers])}
+
+    def student_settings(self) -> dict[str, Any]:
+        """What this project's student's settings say of an encoder; plain values."""
+        streaming = {name: getattr(self, name) for name in STREAMING}
+        return {**self.fairseq_settings(), **streaming, "chunk_frames": list(self.chunk_frames) or None}
 
 
 # Convolutions of all models of fairseq's, transformers' and torchaudio's, where a config does not say them.

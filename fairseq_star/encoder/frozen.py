@@ -20,6 +20,18 @@ class Hearer:
     sample_rate: int  # Hz
     normalize: bool  # whether it hears audio of zero mean and unit variance
 
+    def use_chunks(self, chunk_frames: int) -> None:
+        """Hear in chunks of so many frames from now on, or with 0 whole utterances at once.
+
+        Raises:
+            StarError: a number below 0, or an encoder that hears whole utterances only.
+        """
+        if not self.model.config.chunk_frames:
+            raise StarError("this encoder hears whole utterances only; a student of model.chunk_frames hears in chunks")
+        if chunk_frames < 0:
+            raise StarError(f"chunks of {chunk_frames} frames cannot be; give 1 or more, or 0 for all at once")
+        self.model.chunk_frames = chunk_frames
+
     @property
     def num_parameters(self) -> int:
         """Numbers in all of its weights."""
@@ -48,17 +60,7 @@ class Hearer:
         parameter, geometry = next(self.model.parameters()), self.model.geometry
         sources = []
         for number, utterance in enumerate(audio):
-            given = utterance if isinstance(utterance, Tensor) else np.asarray(utterance)
-            numbers = (
-                given.is_floating_point() if isinstance(given, Tensor) else np.issubdtype(given.dtype, np.floating)
-            )
-            if given.ndim != 1 or not numbers:
-                raise StarError(
-                    f"audio[{number}] has shape {tuple(given.shape)} and type {given.dtype}; give a sequence of mono "
-                    "utterances, each 1-D and of floating point numbers from -1 to 1"
-                )
-            # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
-            source = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
+            source = as_samples(utterance, f"audio[{number}]")
             if len(source) < geometry.receptive_field:
                 raise StarError(
                     f"audio[{number}] has {len(source)} samples, fewer than the {geometry.receptive_field} of one frame"
@@ -69,6 +71,23 @@ class Hearer:
             return []
         batch = nn.utils.rnn.pad_sequence(sources, batch_first=True).to(parameter.dtype)  # B x samples
         return utterance_states(self.model, batch, Frames.of(geometry, [len(source) for source in sources], batch))
+
+
+def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
+    """Mono audio as a tensor; ``name`` is what messages call it.
+
+    Raises:
+        StarError: it is not 1-D, or not of floating point numbers.
+    """
+    given = audio if isinstance(audio, Tensor) else np.asarray(audio)
+    numbers = given.is_floating_point() if isinstance(given, Tensor) else np.issubdtype(given.dtype, np.floating)
+    if given.ndim != 1 or not numbers:
+        raise StarError(
+            f"{name} has shape {tuple(given.shape)} and type {given.dtype}; give a sequence of mono utterances, each "
+            "1-D and of floating point numbers from -1 to 1"
+        )
+    # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
+    return given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
 
 
 class FrozenEncoder(Hearer, nn.Module):

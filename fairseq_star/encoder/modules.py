@@ -20,6 +20,7 @@ from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
 from fairseq_star.encoder.aligned_heads import align_heads
+from fairseq_star.encoder.chunks import Chunks, hear_as_it_comes
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.group_norm import extract_features, use_valid_group_norm
@@ -75,6 +76,9 @@ class SpeechEncoder(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
             self.encoder = self.transformer(_transformer_settings(config, dropouts, checkpoint_activations))
         self.register_parameter("mask_emb", None)
+        self.chunk_frames = config.chunk_frames[0] if config.chunk_frames else 0  # of a chunk; 0: hears all at once
+        if config.chunk_frames:
+            hear_as_it_comes(self.encoder)
         # The extractor's norms and the positional stack's keep torch's own epsilon in every library.
         for part in (self.layer_norm, self.encoder.layer_norm, *self.encoder.layers.modules()):
             if isinstance(part, nn.LayerNorm):
@@ -109,6 +113,7 @@ class SpeechEncoder(nn.Module):
         attention_layers: Collection[int] = (),
         mask_indices: Tensor | None = None,
         mask_channels: Tensor | None = None,
+        chunk_frames: int | None = None,
     ) -> Encoding:
         """Run the encoder over ``source`` (B x samples), its parts as fairseq's ``HubertModel.forward`` runs them.
 
@@ -121,6 +126,8 @@ class SpeechEncoder(nn.Module):
             mask_indices: B x T, True = hidden: these frames' features become the mask embedding, as by HuBERT's
                 ``apply_mask``.
             mask_channels: B x D, True = zeroed in all frames of the utterance, likewise.
+            chunk_frames: of a streaming encoder, the chunks it hears in, 0 for the whole utterance at once; None:
+                those in use (attribute ``chunk_frames``).
 
         The layers' own dropouts apply in training mode. Layer drop does not: the loss needs every layer.
         """
@@ -145,12 +152,17 @@ class SpeechEncoder(nn.Module):
         hidden_states, attention_maps = [x], {}
         # T x B x D, fairseq's layout within the layers; as a mere view, the first projections take three times as long.
         x = x.transpose(0, 1).contiguous()
-        shared = self.layer_arguments(x.size(0))
+        num_frames, attended = x.size(0), padding_mask
+        shared = self.layer_arguments(num_frames)
+        if size := self.chunk_frames if chunk_frames is None else chunk_frames:
+            context = self.config.left_context_frames, self.config.right_context_frames
+            attended = Chunks(size, *context, num_frames, padding_mask, x.device)
+            x = attended.with_copies(x)
         for number, layer in enumerate(self.encoder.layers[:last_layer], start=1):
             if number in attention_layers:
-                attention_maps[number] = self.attention_map(layer, x, padding_mask, **shared)
-            x, _ = layer(x, self_attn_padding_mask=padding_mask, need_weights=False, **shared)
-            hidden_states.append(x.transpose(0, 1))
+                attention_maps[number] = self.attention_map(layer, x, attended, **shared)
+            x, _ = layer(x, self_attn_padding_mask=attended, need_weights=False, **shared)
+            hidden_states.append(x[:num_frames].transpose(0, 1))
         return Encoding(frames, features, hidden_states, attention_maps)
 
     def finished(self, states: Tensor) -> Tensor:
@@ -167,10 +179,12 @@ class SpeechEncoder(nn.Module):
         """What every layer takes beside its input and mask, formed once a batch: nothing."""
         return {}
 
-    def attention_map(self, layer: nn.Module, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    def attention_map(self, layer: nn.Module, x: Tensor, attended: Tensor | Chunks | None) -> Tensor:
         """Attention weights of ``layer`` over its input ``x`` (T x B x D), mean over heads: B x T x T, rows sum to 1.
 
-        Without attention dropout, which belongs to the layer's output, not to the relation between frames.
+        Without attention dropout, which belongs to the layer's output, not to the relation between frames. ``attended``
+        is the padding mask (B x T, True = padded) or says how chunks attend; then ``x`` is S x B x D, and a copy's
+        weight is its frame's.
         """
         attention = layer.self_attn
         if layer.layer_norm_first:
@@ -182,9 +196,12 @@ class SpeechEncoder(nn.Module):
 
         query, key = heads(attention.q_proj(x)), heads(attention.k_proj(x))
         logits = (query * attention.scaling) @ key.transpose(2, 3)  # B x heads x T x T
-        if padding_mask is not None:
-            logits = logits.masked_fill(padding_mask[:, None, None, :], float("-inf"))
-        return torch.softmax(logits, dim=-1, dtype=torch.float32).mean(dim=1)
+        if isinstance(attended, Chunks):
+            logits = logits.masked_fill(~attended.visible()[:, None], float("-inf"))
+        elif attended is not None:
+            logits = logits.masked_fill(attended[:, None, None, :], float("-inf"))
+        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).mean(dim=1)
+        return attended.of_frames(weights) if isinstance(attended, Chunks) else weights
 
     def compile_layers(self) -> None:
         """``torch.compile`` every Transformer layer, in place, the state dict unchanged.

@@ -65,6 +65,20 @@ class Section:
             raise self.refuse(key, value, "a list of whole numbers")
         return list(value)
 
+    def count(self, key: str) -> int:
+        """A whole number from 0 on."""
+        value = self._get(key, None)
+        if type(value) is not int or not 0 <= value <= MAX_WIDTH:
+            raise self.refuse(key, value, f"a whole number from 0 to {MAX_WIDTH}")
+        return value
+
+    def counts(self, key: str) -> list[int]:
+        """A list of whole numbers from 0 on, at most 64."""
+        value = self._get(key, None)
+        if not isinstance(value, list | tuple) or not 0 < len(value) <= 64:
+            raise self.refuse(key, value, "a list of whole numbers")
+        return [Section({key: item}, self.name).count(key) for item in value]
+
     def none_of(self, key: str, why: str, harmless: Any = False) -> None:
         """Refuse a setting that is switched on and that no encoder here has.
 

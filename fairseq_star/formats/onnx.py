@@ -1,25 +1,29 @@
-"""ONNX: one file for onnxruntime and others, batch and length dynamic.
+"""ONNX: one file for onnxruntime and others, batch and length dynamic; of a streaming student one chunk and its state.
 
     session = onnxruntime.InferenceSession("student.onnx")
     last_hidden_state, hidden_states, frame_lengths = session.run(
         None, {"source": source, "num_samples": num_samples})       # float32 B x samples, int64 B
 
-What they are: ``inference_module.py``.
+What they are: ``inference_module.py``; of a streaming student ``streaming/step.py`` and docs/streaming.md.
 
-Written by torch's TorchScript-based exporter: it is in every torch from 2.6 on, needs no package but onnx, and takes
-seconds where the newer one takes minutes.
+A student of whole utterances is written by torch's TorchScript-based exporter: it is in every torch from 2.6 on, needs
+no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, which a streaming student needs.
 """
 
+import tempfile
 import warnings
 from pathlib import Path
-from typing import ClassVar, Sequence
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.formats.onnx_int8 import to_int8
+from fairseq_star.formats.programs import INPUTS, STREAM, ProgramTarget, Run, program_of
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
+from fairseq_star.formats.target import batches, check_sources, need
 from fairseq_star.formats.torchaudio import INSTALL
 
 OPSET = 17  # the first with LayerNormalization; torch's TorchScript-based exporter knows up to 20
@@ -30,46 +34,92 @@ AXES = {
     "hidden_states": {1: "batch", 2: "frames"},
     "frame_lengths": {0: "batch"},
 }
+INT8_COSINE, INT8_WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
 _EXTRA = "pip install 'fairseq-star[onnx]'"
 
 
-class Onnx(Target):
-    """The graph of a :class:`InferenceStudent`, opset 17: ``source`` and ``num_samples`` in, ``OUTPUTS`` out."""
+class Onnx(ProgramTarget):
+    """The graph of an :class:`InferenceStudent`, ``source`` and ``num_samples`` in, ``OUTPUTS`` out; of a streaming
+    student that of a :class:`StreamStep`.
+
+    With ``int8`` what is compared is 1 minus the frames' mean cosine, of each state, and the worst frame's beside it.
+    """
 
     title = "ONNX file"
     requires: ClassVar = {"torchaudio": INSTALL, "onnx": _EXTRA, "onnxruntime": _EXTRA}
     tolerance = 5e-5
-    padded_group_norm = False
+
+    def __init__(self, dynamo: bool = False, int8: bool = False):
+        super().__init__()
+        self.dynamo, self.int8 = dynamo, int8
+        if int8:
+            self.title, self.tolerance = "ONNX file (int8)", 1 - INT8_COSINE
+            self.measure = "1 - cosine (or a tenth of the worst frame's)"
 
     def write(self, student: Student, path: Path) -> None:
-        source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
-        with warnings.catch_warnings(), torch.no_grad():
-            # It is deprecated, and it warns of torchaudio's checks of shapes, which hold for all shapes here.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                InferenceStudent(student),
-                (source, num_samples),
-                path,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=["source", "num_samples"],
-                output_names=list(OUTPUTS),
-                dynamic_axes=AXES,
-            )
+        if self.int8:
+            with tempfile.TemporaryDirectory() as folder:
+                whole = Path(folder) / "student.onnx"
+                self._write(student, whole)
+                to_int8(whole, path)
+        else:
+            self._write(student, path)
 
-    def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+    def difference(self, got: Tensor, expected: Tensor) -> float:
+        if not self.int8:
+            return super().difference(got, expected)
+        apart = 1 - F.cosine_similarity(got, expected, dim=-1)
+        return float(torch.maximum(apart.mean(), apart.max() * (1 - INT8_COSINE) / (1 - INT8_WORST)))
+
+    def _write(self, student: Student, path: Path) -> None:
+        with warnings.catch_warnings(), torch.no_grad():
+            # The older is deprecated, and it warns of torchaudio's checks of shapes, which hold for all shapes here.
+            warnings.simplefilter("ignore")
+            if self.dynamo or student.config.chunk_frames:
+                _write_by_dynamo(student, path)
+            else:
+                _write_by_torchscript(student, path)
+
+    @staticmethod
+    def load(path: Path) -> tuple[Run, str | None]:
+        """The graph in onnxruntime, and what it says of its streams, if any."""
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        utterances = []
-        for source, num_samples in batches(sources, padded=padded, normalize=False):
-            inputs = {"source": source.numpy(), "num_samples": num_samples.numpy()}
-            last, states, frame_lengths = map(torch.from_numpy, session.run(list(OUTPUTS), inputs))
-            utterances += valid_frames([*states[:-1], last], frame_lengths)
-        return utterances
+        names = [value.name for value in session.get_inputs()]
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+            return [torch.from_numpy(value) for value in outputs]
+
+        return run, session.get_modelmeta().custom_metadata_map.get(STREAM)
 
     def next_step(self, path: Path) -> str:
-        return (
-            f"session = onnxruntime.InferenceSession({str(path)!r})\n"
-            'session.run(None, {"source": source, "num_samples": num_samples})'
+        return self.run_lines(
+            f"session = onnxruntime.InferenceSession({str(path)!r})",
+            'session.run(None, {"source": source, "num_samples": num_samples})',
         )
+
+
+def _write_by_dynamo(student: Student, path: Path) -> None:
+    need("onnxscript", "--to onnx, for a streaming student or with --dynamo,", _EXTRA)
+    program = program_of(student)
+    written = torch.onnx.export(
+        program.exported, dynamo=True, verbose=False, input_names=program.inputs, output_names=program.outputs
+    )
+    written.model.metadata_props.update(program.metadata)
+    written.save(path)
+
+
+def _write_by_torchscript(student: Student, path: Path) -> None:
+    source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
+    torch.onnx.export(
+        InferenceStudent(student),
+        (source, num_samples),
+        path,
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        dynamic_axes=AXES,
+    )

@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "starhubert_l": starhubert.StarHubertLargeConfig,
     "starhubert_s": starhubert.StarHubertSmallConfig,
     "starhubert_xs": starhubert.StarHubertXSmallConfig,
+    "starhubert_stream": starhubert.StarHubertStreamConfig,
 }
 MASK = "mask_emb"
 """The vector that stood for hidden frames in training: of use to whoever trains a student on, to nobody else."""
@@ -74,7 +75,14 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
     architecture = ARCHITECTURES[model["_name"]]()
     defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
     saved = {key: value for key, value in model.items() if value is not None}
-    return encoder_config(Section({**defaults, **saved}, name))
+    values = Section({**defaults, **saved}, name)
+    config = encoder_config(values)
+    if not values.values.get("chunk_frames"):
+        return config
+    if config.extractor_mode != "layer_norm":
+        raise values.refuse("extractor_mode", config.extractor_mode, "layer_norm, as chunk_frames is given,")
+    context = {key: values.count(key) for key in ("left_context_frames", "right_context_frames")}
+    return replace(config, chunk_frames=tuple(values.counts("chunk_frames")), **context)
 
 
 @dataclass
@@ -197,7 +205,7 @@ def write_student(student: Student, path: Path) -> None:
     It loads wherever a run's own checkpoint does: as ``task.teacher``, as ``checkpoint.finetune_from_model`` of further
     distillation, for export, and by fairseq's ``load_model_ensemble_and_task`` with this plugin.
     """
-    config = {"_name": student.name, **model_values(student.config, student.dropouts), "padded_group_norm": False}
+    config = {"_name": student.name, **student_values(student.config, student.dropouts), "padded_group_norm": False}
     state = {
         "args": None,
         "cfg": {
@@ -218,14 +226,19 @@ def write_student(student: Student, path: Path) -> None:
 
 
 def model_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
-    """The architecture under the names of ``StarHubertConfig``."""
+    """The architecture under fairseq's names, as far as fairseq has it."""
     return {**config.fairseq_settings(), **dropouts}
+
+
+def student_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
+    """The architecture under the names of ``StarHubertConfig``."""
+    return {**config.student_settings(), **dropouts}
 
 
 def _build(
     config: EncoderConfig, dropouts: dict[str, float], name: str, weights: dict[str, Tensor], *, padded_group_norm=False
 ) -> StarHubertModel:
-    settings = ARCHITECTURES[name](**model_values(config, dropouts), padded_group_norm=padded_group_norm)
+    settings = ARCHITECTURES[name](**student_values(config, dropouts), padded_group_norm=padded_group_norm)
     with torch.random.fork_rng(devices=[]):
         model = StarHubertModel(settings)
     model.load_state_dict(weights)

@@ -25,6 +25,7 @@ from fairseq_star.names import TARGETS
 
 # Ragged in samples and frames; the shortest is above s3prl's least length of 0.05 s.
 CHECK_SAMPLES = (16_000, 11_243, 5_477)
+ODD_CHUNK = 7  # frames
 
 
 class Target(ABC):
@@ -37,6 +38,8 @@ class Target(ABC):
     measure: str = "largest difference"  # what `difference` gives, for people
     is_folder: ClassVar[bool] = False
     padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
+    streams: ClassVar[bool] = False  # whether it can hold a streaming student
+    chunk_frames: int = 0  # frames of the chunks that a streaming student's states are asked for in; 0: of another's
 
     @abstractmethod
     def write(self, student: Student, path: Path) -> None:
@@ -95,9 +98,18 @@ def load_target(name: str, *, check: bool = True) -> type[Target]:
     module, attribute = TARGETS[name]
     target = getattr(importlib.import_module(f"fairseq_star.formats.{module}"), attribute)
     for library, install in target.requires.items() if check else ():
-        if importlib.util.find_spec(library) is None:
-            raise StarError(f"--to {name} needs {library} to check what it writes; {install}")
+        need(library, f"--to {name}", install)
     return target
+
+
+def need(library: str, option: str, install: str) -> None:
+    """See that a library is installed.
+
+    Raises:
+        StarError: it is not.
+    """
+    if importlib.util.find_spec(library) is None:
+        raise StarError(f"{option} needs {library} to write or check a file; {install}")
 
 
 def export(student: Student, target: Target, out: str | os.PathLike, *, force: bool = False) -> Exported:
@@ -112,6 +124,11 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
         StarError: ``out`` is taken or cannot be written, the target cannot express the student, or what the target's
             library computes differs from the student by more than the target's tolerance.
     """
+    if student.config.chunk_frames and not target.streams:
+        raise StarError(
+            f"export: a {target.title} has neither chunked attention nor a positional convolution that looks back "
+            f"alone, which {student.origin} has; take --to onnx or --to pt2"
+        )
     out = Path(out)
     with new_output(out, what=target.title, is_folder=target.is_folder, force=force, origin=student.origin) as written:
         target.write(student, written)
@@ -128,9 +145,24 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
 def compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
     """The largest difference of any hidden state: of utterances by themselves, and of a ragged padded batch.
 
+    A streaming student is compared in chunks of all its sizes and an odd one, whole utterances as a single chunk.
+
     Raises:
         StarError: ``target`` gives states of another number or shape than the student.
     """
+    if not student.config.chunk_frames:
+        return _compare(student, target, written)
+    in_use, found = student.model.chunk_frames, []
+    for size in dict.fromkeys([*student.config.chunk_frames, ODD_CHUNK]):
+        student.use_chunks(size)
+        target.chunk_frames = size or student.model.geometry.num_frames(max(CHECK_SAMPLES))
+        found.append(torch.tensor(_compare(student, target, written)))
+    student.use_chunks(in_use)
+    alone, batched = torch.stack(found).amax(0).tolist()  # a nan stays a nan
+    return alone, batched
+
+
+def _compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
     # Normalizers add different epsilons to the variance (fairseq 1e-5, transformers 1e-7), nothing beside that of loud
     # audio. Without a normalizer, the audio is as loud as it is.
     sources = [source * (30 if student.normalize else 1) for source in check_sources()]

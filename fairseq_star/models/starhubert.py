@@ -51,6 +51,15 @@ class StarHubertConfig(FairseqDataclass):
     init_feature_extractor: bool = field(
         default=False, metadata={"help": "begin with the teacher's feature extractor; off: at random"}
     )
+    chunk_frames: Optional[List[int]] = field(
+        default=None,
+        metadata={
+            "help": "hear as it comes, in chunks of so many frames (0: the whole utterance at once); of several an "
+            "update draws one, and the first is the one in use later; default: the architecture's"
+        },
+    )
+    left_context_frames: int = field(default=128, metadata={"help": "frames before its chunk that a frame sees"})
+    right_context_frames: int = field(default=0, metadata={"help": "frames after its chunk that a frame sees"})
     padded_group_norm: bool = II("task.padded_group_norm")
 
 
@@ -78,6 +87,19 @@ class StarHubertXSmallConfig(StarHubertConfig):
     encoder_ffn_embed_dim: int = field(default=616, metadata={"help": "inner width of the feed-forward blocks"})
 
 
+@dataclass
+class StarHubertStreamConfig(StarHubertConfig):
+    """``starhubert_stream``: 22,313,744 parameters; hears as it comes, at 80, 160, 320, 640 ms or all at once."""
+
+    extractor_mode: EXTRACTOR_MODE_CHOICES = field(
+        default="layer_norm", metadata={"help": "layer_norm: a norm that waits for no frame to come"}
+    )
+    chunk_frames: Optional[List[int]] = field(
+        default_factory=lambda: [16, 4, 8, 32, 0],
+        metadata={"help": "frames of a chunk (0: all at once); of several an update draws one, the first is in use"},
+    )
+
+
 def _check(cfg: StarHubertConfig) -> None:
     sizes = (
         "encoder_embed_dim",
@@ -98,6 +120,22 @@ def _check(cfg: StarHubertConfig) -> None:
     for name in DROPOUTS:
         if not 0 <= getattr(cfg, name) < 1:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be at least 0 and below 1")
+    if cfg.chunk_frames:
+        _check_streaming(cfg)
+
+
+def _check_streaming(cfg: StarHubertConfig) -> None:
+    sizes = list(cfg.chunk_frames)
+    if min(*sizes, cfg.left_context_frames, cfg.right_context_frames) < 0:
+        raise StarError(
+            f"model.chunk_frames={sizes}, model.left_context_frames={cfg.left_context_frames} and "
+            f"model.right_context_frames={cfg.right_context_frames} must be 0 or more"
+        )
+    if cfg.extractor_mode != "layer_norm":
+        raise StarError(
+            "model.chunk_frames: the group norm of model.extractor_mode=default takes its statistics over the whole "
+            "utterance, whose end a streaming student does not know; set model.extractor_mode=layer_norm"
+        )
 
 
 @register_model("starhubert", dataclass=StarHubertConfig)
@@ -132,6 +170,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         attention_layers: Collection[int] = (),
         mask_indices: Tensor | None = None,
         mask_channels: Tensor | None = None,
+        chunk_frames: int | None = None,
     ) -> Encoding:
         """Hidden states of ``source`` (B x samples), masks included; see :meth:`SpeechEncoder.encode`.
 
@@ -143,7 +182,12 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
             num_samples = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(1).tolist()
             frames = Frames.of(self.geometry, num_samples, source)
         return self.encode(
-            source, frames, attention_layers=attention_layers, mask_indices=mask_indices, mask_channels=mask_channels
+            source,
+            frames,
+            attention_layers=attention_layers,
+            mask_indices=mask_indices,
+            mask_channels=mask_channels,
+            chunk_frames=chunk_frames,
         )
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
@@ -198,3 +242,13 @@ class StarHubertSmallModel(StarHubertModel):
 @register_model("starhubert_xs", dataclass=StarHubertXSmallConfig)
 class StarHubertXSmallModel(StarHubertModel):
     """``starhubert`` with D = 272."""
+
+
+@register_model("starhubert_stream", dataclass=StarHubertStreamConfig)
+class StarHubertStreamModel(StarHubertModel):
+    """``starhubert`` that hears in chunks, its feature extractor with layer norms."""
+
+    def __init__(self, cfg: StarHubertStreamConfig):
+        if cfg.chunk_frames is None:  # a recipe's null: the architecture's own, which the run's config then keeps
+            cfg.chunk_frames = StarHubertStreamConfig().chunk_frames
+        super().__init__(cfg)

@@ -26,9 +26,10 @@ from fairseq_star.training.first_weights import copy_from_teacher
 from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.training.loss_watch import LossWatch, second_look
 from fairseq_star.training.options import PRECISIONS, StarDistillationConfig
-from fairseq_star.training.preflight import check_frames
+from fairseq_star.training.preflight import check_frames, check_streaming
 from fairseq_star.training.resuming import TEACHER
 from fairseq_star.training.teacher_cache import TeacherCache, teacher_digest
+from fairseq_star.view.chunks import in_drawn_chunks
 from fairseq_star.view.distortion import MANIFESTS
 from fairseq_star.view.student_view import StudentView, alone, teacher_source
 
@@ -70,6 +71,7 @@ class StarDistillationTask(FairseqTask):
             teacher = self._load_teacher(path)
             model = self._learning_mask(super().build_model(cfg))
             check_frames(teacher, model, self.cfg.max_sample_size)
+            check_streaming(teacher, model)
             copy_from_teacher(
                 model, teacher, layers=cfg.get("init_layers"), feature_extractor=cfg.get("init_feature_extractor")
             )
@@ -243,6 +245,7 @@ class StarDistillationTask(FairseqTask):
         self.maps.begin_validation(model)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        sample = in_drawn_chunks(sample, bare(model).config.chunk_frames, self.cfg.seed, update_num)
         if second_look():
             return self._find_utterance(sample, model, criterion, update_num)
         with told_in_one_line():

@@ -169,3 +169,17 @@ def check_save_dir(save_dir: str) -> None:
 
 
 _verify_checkpoint_directory = checkpoint_utils.verify_checkpoint_directory
+
+
+def check_streaming(teacher: FrozenEncoder, student: StarHubertModel) -> None:
+    """See that a streaming student can hear what its teacher hears.
+
+    Raises:
+        StarError: the teacher's audio is normalized over the whole utterance.
+    """
+    if student.config.chunk_frames and teacher.normalize:
+        raise StarError(
+            "model.chunk_frames: this teacher hears audio of zero mean and unit variance (task.normalize=true), and so "
+            "would the student, but no stream tells these of an utterance in advance; take a teacher that hears audio "
+            "as it is, such as HuBERT Base"
+        )

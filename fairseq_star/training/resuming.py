@@ -11,7 +11,7 @@ from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import student
 from fairseq_star.formats.fairseq_config import sections
-from fairseq_star.formats.student import MASK, model_values, student_config
+from fairseq_star.formats.student import MASK, student_config, student_values
 from fairseq_star.training.preflight import Start
 
 PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves, and restores from
@@ -51,7 +51,7 @@ def check_start(start: Start, trainer) -> None:
 def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) -> None:
     wanted = OmegaConf.to_container(trainer.cfg.model, resolve=True, enum_to_str=True)
     had, now = (
-        model_values(student_config(options, name), dropouts={}) for options in (sections(state["cfg"])[0], wanted)
+        student_values(student_config(options, name), dropouts={}) for options in (sections(state["cfg"])[0], wanted)
     )
     differing = {option: value for option, value in had.items() if value != now[option]}
     if len(differing) > 1:  # the convolutions' last channels follow the width

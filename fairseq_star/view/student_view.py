@@ -129,6 +129,8 @@ def alone(batch: dict, number: int, geometry: FrameGeometry) -> dict:
         inputs["mask_indices"] = batch["net_input"]["mask_indices"][of_it, :frames]
     if "mask_channels" in batch["net_input"]:
         inputs["mask_channels"] = batch["net_input"]["mask_channels"][of_it]
+    if "chunk_frames" in batch["net_input"]:
+        inputs["chunk_frames"] = batch["net_input"]["chunk_frames"]
     whole = {"num_samples": [num_samples], "net_input": inputs}
     if CLEAN in batch:
         whole[CLEAN] = batch[CLEAN][of_it, :num_samples]

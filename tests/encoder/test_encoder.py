@@ -11,6 +11,7 @@ from fairseq_star.models.starhubert import (
     StarHubertLargeConfig,
     StarHubertModel,
     StarHubertSmallConfig,
+    StarHubertStreamConfig,
     StarHubertXSmallConfig,
 )
 from tests.support import tiny
@@ -29,6 +30,7 @@ def student(seed: int = 0, **overrides) -> StarHubertModel:
         (StarHubertLargeConfig, 26_630_752),
         (StarHubertSmallConfig, 14_114_800),
         (StarHubertXSmallConfig, 9_388_912),
+        (StarHubertStreamConfig, 22_313_744),
     ],
 )
 def test_parameter_counts(config, parameters):

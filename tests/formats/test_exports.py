@@ -10,7 +10,6 @@ import torch
 from fairseq_star.cli import main
 from fairseq_star.errors import StarError
 from fairseq_star.formats import export, import_student, load_student, load_target
-from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.formats.target import check_sources, student_states
 from tests.support import convert_cases, runs, tiny
 
@@ -63,7 +62,7 @@ def test_all_hidden_states_are_the_students_and_the_way_back_is_exact(case, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", convert_cases.WHOLE)
 def test_the_architectures_at_their_full_depth(architecture, tmp_path):
     student = load_student(str(convert_cases.write_checkpoint(tmp_path / "student.pt", architecture)))
     for name in OURS:

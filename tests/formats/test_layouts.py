@@ -3,6 +3,7 @@ are; and what this project exports comes back."""
 
 import argparse
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,13 @@ def test_programs_are_named_with_the_way_to_their_student(name, kind, student, t
     path = tmp_path / RELEASE
     load_target(name)().write(student, path)
     named(str(path), f"is {kind}, .* give the checkpoint it was exported from, or bring in another export")
+
+
+def test_a_program_of_torch_export_is_named_likewise(tmp_path):
+    with zipfile.ZipFile(tmp_path / RELEASE, "w") as archive:
+        archive.writestr("student/models/model.json", "{}")
+        archive.writestr("student/byteorder", "little")
+    named(str(tmp_path / RELEASE), "is a torch.export program, .* give the checkpoint it was exported from")
 
 
 # s3prl's.

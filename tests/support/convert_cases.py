@@ -14,9 +14,11 @@ from tests.support import tiny, tiny_teachers
 PROJECTION = {"conv_feature_layers": tiny.TEACHER_CONV}  # whose last convolution has not the student's width
 DROPOUTS = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.0, "dropout_input": 0.4}
 PRE_NORM = {"extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True}
+STREAM = "starhubert_stream"
+WHOLE = [name for name in ARCHITECTURES if name != STREAM]  # which other libraries can be given
 # name: (architecture, normalize, other settings). The four architectures in their own widths, the others tiny.
 CASES = {
-    **{name: (name, False, {"encoder_layers": 3}) for name in ARCHITECTURES},
+    **{name: (name, False, {"encoder_layers": 3}) for name in WHOLE},
     "projection": ("starhubert", False, {**tiny.STUDENT, **PROJECTION, **DROPOUTS}),
     "pre_norm": ("starhubert", True, {**tiny.STUDENT, **PRE_NORM}),
 }
@@ -44,6 +46,12 @@ def student(folder: Path, case: str) -> Student:
 
 def tiny_student(folder: Path, **settings: object) -> Student:
     return load_student(str(write_checkpoint(folder / "tiny.pt", **{**tiny.STUDENT, **settings})))
+
+
+def streaming_student(folder: Path, **settings: object) -> Student:
+    """A tiny one that hears in chunks of 4 frames, or of 3, or all at once."""
+    options = {**tiny.STUDENT, "chunk_frames": [4, 3, 0], "left_context_frames": 7, **settings}
+    return load_student(str(write_checkpoint(folder / "stream.pt", STREAM, **options)))
 
 
 def careless(name: str, error: float) -> Target:

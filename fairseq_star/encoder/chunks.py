@@ -1,0 +1,230 @@
+"""Chunked attention: what lets an encoder hear audio as it arrives.
+
+An utterance's frames are cut into chunks of C from its beginning. A frame attends to its whole chunk, to the L frames
+before the chunk and to the R frames after it. If each layer looked R frames further, the look-ahead would grow with
+depth; so the R frames after a chunk are copied for it, as in Emformer (Shi et al., 2021, arXiv 2010.10759): the copies
+pass through all layers beside the chunk, see what it sees, and are thrown away at the end. What a frame knows ends R
+frames after its chunk, however deep the encoder is.
+
+Shapes: B utterances, T frames, D width, H heads, N = ceil(T / C) chunks, S = T + N R frames within the layers: the
+utterance's own, then chunk by chunk the copies.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from fairseq.modules import MultiheadAttention, SamePad
+from torch import Tensor, nn
+
+# Frames whose attention is computed together, with one mask: fewer make more and smaller products, more attend to more
+# that the mask takes out again.
+BLOCK_FRAMES = 64
+
+
+class Window(Protocol):
+    """Which frames attend to which; a layer gets it in the place of a padding mask."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> Tensor:
+        """Attention's output (B x S x D) for projections of B x S x D."""
+
+
+@dataclass
+class Chunks:
+    """Chunks of a batch's frames; what all layers share is formed once."""
+
+    size: int  # C
+    left: int  # L
+    right: int  # R
+    num_frames: int  # T
+    padding_mask: Tensor | None  # B x T, True = padded
+    device: torch.device
+    copied: Tensor = field(init=False)  # N R, the frame that each copy is of, past the last one too
+    block_mask: Tensor = field(init=False)  # 1 or B x blocks x queries x keys, True where a query may attend
+
+    def __post_init__(self):
+        first = (self._arange(self.num_chunks) + 1) * self.size
+        self.copied = (first[:, None] + self._arange(self.right)).flatten()
+        self.block_mask = self._block_mask()
+
+    @property
+    def num_chunks(self) -> int:
+        """N of the longest utterance."""
+        return -(-self.num_frames // self.size)
+
+    @property
+    def num_copies(self) -> int:
+        """N R."""
+        return self.num_chunks * self.right
+
+    def with_copies(self, x: Tensor) -> Tensor:
+        """The frames within the layers, S x B x D, of ``x`` (T x B x D)."""
+        return x if not self.right else torch.cat([x, x[self.copied.clamp(max=self.num_frames - 1)]])
+
+    def visible(self) -> Tensor:
+        """The definition: 1 or B x S x S, True where the query (second) may attend to the key (third).
+
+        What is padded may attend to all of its window, padded or not: over nothing a softmax would be nan.
+        """
+        frame = self._arange(self.num_frames)
+        chunk = torch.cat([frame // self.size, self._arange(self.num_copies) // max(self.right, 1)])
+        is_copy = self._arange(len(chunk)) >= self.num_frames
+        window = self._window(chunk, chunk, torch.cat([frame, self.copied]), is_copy)
+        valid = self.valid()
+        return window & (valid[:, None, :] | ~valid[:, :, None])
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
+        """Attention's output (B x S x D) for projections of B x S x D, equal to attention under :meth:`visible`.
+
+        Whole chunks are taken together to blocks of about :data:`BLOCK_FRAMES`; a block attends to its own frames, the
+        L before it and its copies, under one mask. So the cost is linear in T.
+        """
+        mask = self.block_mask.expand(len(query), -1, -1, -1).flatten(0, 1)
+        blocks = (form(x).flatten(0, 1) for form, x in (
+            (self._query_blocks, query), (self._key_blocks, key), (self._key_blocks, value)
+        ))  # fmt: skip
+        out = attention(*blocks, mask, num_heads, dropout).unflatten(0, (len(query), self.num_blocks))
+        frames, copies = out.split([self.block, self.block_copies], dim=2)
+        frames, copies = frames.flatten(1, 2)[:, : self.num_frames], copies.flatten(1, 2)[:, : self.num_copies]
+        return torch.cat([frames, copies], dim=1)
+
+    def of_frames(self, weights: Tensor) -> Tensor:
+        """Attention weights between frames (B x T x T) of those within the layers (B x S x S)."""
+        frames = weights[:, : self.num_frames]
+        own, copies = frames.split([self.num_frames, self.num_copies], dim=2)
+        return own.index_add(2, self.copied.clamp(max=self.num_frames - 1), copies)
+
+    @property
+    def block(self) -> int:
+        """Frames of a block: whole chunks."""
+        chunks = max(1, min(BLOCK_FRAMES // self.size, self.num_chunks))
+        return chunks * self.size
+
+    @property
+    def block_copies(self) -> int:
+        """Copies of a block."""
+        return self.block // self.size * self.right
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the longest utterance."""
+        return -(-self.num_frames // self.block)
+
+    def _block_mask(self) -> Tensor:
+        """:meth:`visible`, block by block."""
+        copies_chunk = self._arange(self.block_copies) // max(self.right, 1)
+        query_chunk = torch.cat([self._arange(self.block) // self.size, copies_chunk])
+        key_frame = self._arange(self.left + self.block) - self.left
+        # Chunks before the block and copies have chunk numbers too; only those of copies are looked at.
+        key_chunk = torch.cat([key_frame // self.size, copies_chunk])
+        is_copy = self._arange(len(key_chunk)) >= len(key_frame)
+        window = self._window(query_chunk, key_chunk, F.pad(key_frame, (0, self.block_copies)), is_copy)
+        valid = self.valid()[..., None]
+        keys, queries = self._key_blocks(valid).squeeze(-1), self._query_blocks(valid).squeeze(-1)
+        return window & (keys[:, :, None, :] | ~queries[:, :, :, None])
+
+    def valid(self) -> Tensor:
+        """1 or B x S, True where a frame, or the frame that a copy is of, is the utterance's own."""
+        if self.padding_mask is None:
+            frames = torch.ones(1, self.num_frames, dtype=torch.bool, device=self.device)
+        else:
+            frames = ~self.padding_mask
+        copies = frames[:, self.copied.clamp(max=self.num_frames - 1)] & (self.copied < self.num_frames)
+        return torch.cat([frames, copies], dim=1)
+
+    def _arange(self, stop: int) -> Tensor:
+        return torch.arange(stop, device=self.device)
+
+    def _window(self, query_chunk: Tensor, key_chunk: Tensor, key_frame: Tensor, is_copy: Tensor) -> Tensor:
+        """Queries x keys, True where a key is in the query's window."""
+        first = query_chunk[:, None] * self.size
+        own = (key_frame >= first - self.left) & (key_frame < first + self.size)
+        return torch.where(is_copy, key_chunk == query_chunk[:, None], own)
+
+    def _query_blocks(self, x: Tensor) -> Tensor:
+        """B x blocks x queries x D of ``x`` (B x S x D): the block's frames, then its copies; zeros where none are."""
+        frames = F.pad(x[:, : self.num_frames], (0, 0, 0, self.num_blocks * self.block - self.num_frames))
+        return torch.cat([frames.unflatten(1, (self.num_blocks, self.block)), self._copy_blocks(x)], dim=2)
+
+    def _key_blocks(self, x: Tensor) -> Tensor:
+        """B x blocks x keys x D: the L frames before the block, its own, its copies."""
+        after = self.num_blocks * self.block - self.num_frames
+        frames = F.pad(x[:, : self.num_frames], (0, 0, self.left, after))
+        windows = frames.unfold(1, self.left + self.block, self.block).transpose(2, 3)
+        return torch.cat([windows, self._copy_blocks(x)], dim=2)
+
+    def _copy_blocks(self, x: Tensor) -> Tensor:
+        missing = self.num_blocks * self.block_copies - self.num_copies
+        copies = F.pad(x[:, self.num_frames :], (0, 0, 0, missing))
+        return copies.unflatten(1, (self.num_blocks, self.block_copies))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout: float) -> Tensor:
+    """Scaled dot-product attention of projections (B x queries x D, B x keys x D) under ``mask`` (B x queries x keys or
+    what expands to it, True where a query may attend): B x queries x D."""
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mask = None if mask is None else mask[:, None]
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
+
+
+class ChunkedAttention(nn.Module):
+    """fairseq's ``MultiheadAttention`` (the same weights under the same names) that a :class:`Window` may be given."""
+
+    def __init__(self, attention: MultiheadAttention):
+        super().__init__()
+        self.k_proj, self.v_proj, self.q_proj = attention.k_proj, attention.v_proj, attention.q_proj
+        self.out_proj, self.num_heads, self.scaling = attention.out_proj, attention.num_heads, attention.scaling
+        self.dropout = attention.dropout_module.p
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | Window | None = None, **unused
+    ) -> tuple[Tensor, None]:
+        """The output (S x B x D) of self-attention over ``query``; ``key`` and ``value`` are the same.
+
+        Args:
+            key_padding_mask: a window; or, where all frames attend to all, B x S, True = padded, or None.
+        """
+        x = query.transpose(0, 1)  # B x S x D
+        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        dropout = self.dropout if self.training else 0.0
+        if key_padding_mask is None or isinstance(key_padding_mask, Tensor):
+            mask = None if key_padding_mask is None else ~key_padding_mask[:, None]
+            out = attention(*projected, mask, self.num_heads, dropout)
+        else:
+            out = key_padding_mask.attend(*projected, self.num_heads, dropout)
+        return self.out_proj(out).transpose(0, 1), None
+
+
+def hear_as_it_comes(encoder: nn.Module) -> None:
+    """Make a fairseq Transformer encoder, in place, one that can hear in chunks: weights and their names stay.
+
+    Its positional convolution then sees the frame itself and those before it, as many as it is wide.
+    """
+    for layer in encoder.layers:
+        layer.self_attn = ChunkedAttention(layer.self_attn)
+    convolution, width = encoder.pos_conv[0], encoder.pos_conv[0].kernel_size[0]
+    convolution.padding = (width - 1,)
+    encoder.pos_conv[1] = SamePad(width, causal=True)
+
+
+def naive_attend(chunks: Chunks, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """:meth:`Chunks.attend` as the definition reads, chunk by chunk and utterance by utterance, for tests.
+
+    Zeros where a frame, or the frame that a copy is of, is padded.
+    """
+    out = torch.zeros_like(query)
+    for row, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+        padded = None if chunks.padding_mask is None else chunks.padding_mask[row]
+        num_frames = chunks.num_frames if padded is None else int((~padded).sum())
+        for number in range(chunks.num_chunks):
+            first, end = number * chunks.size, min((number + 1) * chunks.size, num_frames)
+            copies = [
+                chunks.num_frames + number * chunks.right + ahead
+                for ahead in range(chunks.right)
+                if (number + 1) * chunks.size + ahead < num_frames
+            ]
+            seen, seeing = [*range(max(0, first - chunks.left), end), *copies], [*range(first, end), *copies]
+            if first < num_frames:
+                out[row, seeing] = attention(q[None, seeing], k[None, seen], v[None, seen], None, num_heads, 0.0)[0]
+    return out

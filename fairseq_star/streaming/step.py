@@ -1,0 +1,167 @@
+"""One chunk through a streaming encoder: ``(window of audio, state) -> (frames, state)``, without what came before it.
+
+What it runs are the encoder's own modules, so that what it gives is what the encoder gives of the whole utterance in
+chunks of that size (``encoder/chunks.py``). The convolutions before the first norm have no state: a window holds all
+samples that its frames hear, and so begins before the last one's end.
+
+Shapes: B streams, C frames of a chunk, L and R frames of context before and after it, D width, K width of the
+positional convolution, P layers.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_star.encoder.chunks import attention
+from fairseq_star.encoder.config import EncoderConfig
+from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.encoder.modules import SpeechEncoder
+
+
+class StreamState(NamedTuple):
+    """What a stream keeps from one chunk to the next; every tensor begins with the streams."""
+
+    features: Tensor  # B x (K-1) x D, what the positional convolution sees of the past
+    keys: Tensor  # B x P x L x D, of the attention of each layer
+    values: Tensor  # B x P x L x D
+    num_past: Tensor  # B, int64, frames given out so far
+
+    def of(self, streams: list[int]) -> "StreamState":
+        """The state of some of the streams."""
+        return StreamState(*(value[streams] for value in self))
+
+    def put(self, streams: list[int], state: "StreamState") -> None:
+        """Take over the ``state`` of some of the streams."""
+        for kept, new in zip(self, state, strict=True):
+            kept[streams] = new
+
+
+@dataclass(frozen=True)
+class StreamShape:
+    """The numbers that a stream's windows and state follow from."""
+
+    receptive_field: int  # samples that one frame hears
+    downsample_rate: int  # samples from one frame to the next
+    num_layers: int
+    embed_dim: int
+    conv_pos: int
+    left_context_frames: int
+    right_context_frames: int
+
+    @classmethod
+    def of(cls, config: EncoderConfig) -> "StreamShape":
+        """Of a streaming encoder."""
+        names = ("num_layers", "embed_dim", "conv_pos", "left_context_frames", "right_context_frames")
+        geometry = config.geometry
+        return cls(
+            geometry.receptive_field, geometry.downsample_rate, **{name: getattr(config, name) for name in names}
+        )
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        """From samples to frames."""
+        return FrameGeometry(self.receptive_field, self.downsample_rate)
+
+    def window(self, chunk_frames: int) -> int:
+        """Samples of a window: those that a chunk's frames, and the ones it looks ahead to, hear."""
+        return (chunk_frames + self.right_context_frames - 1) * self.downsample_rate + self.receptive_field
+
+    def first_state(self, num_streams: int) -> StreamState:
+        """The state of streams that heard nothing yet."""
+        context = (num_streams, self.num_layers, self.left_context_frames, self.embed_dim)
+        features = torch.zeros(num_streams, self.conv_pos - 1, self.embed_dim)
+        return StreamState(features, torch.zeros(context), torch.zeros(context), torch.zeros(num_streams).long())
+
+
+class StreamStep(nn.Module):
+    """A chunk of B independent streams through a streaming encoder, for inference alone.
+
+    Windows may be of any number of chunk frames, the same for all streams of a call; what comes out is exact where it
+    was the same in every call of a stream.
+    """
+
+    def __init__(self, encoder: SpeechEncoder):
+        super().__init__()
+        self.shape = StreamShape.of(encoder.config)
+        self.feature_extractor, self.layer_norm = encoder.feature_extractor, encoder.layer_norm
+        self.projection = encoder.post_extract_proj or nn.Identity()
+        convolution = encoder.encoder.pos_conv[0]
+        # g v / |v| is formed once, not at every call.
+        weight = F.normalize(convolution.weight_v.detach(), dim=(0, 1)) * convolution.weight_g.detach()
+        self.register_buffer("positions_weight", weight)
+        self.register_buffer("positions_bias", convolution.bias.detach())
+        self.groups = convolution.groups
+        self.layers, self.final_norm = encoder.encoder.layers, encoder.encoder.layer_norm
+        self.pre_norm = encoder.config.layer_norm_first
+        self.eval().requires_grad_(False)
+
+    def forward(
+        self,
+        window: Tensor,
+        num_frames: Tensor,
+        features: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        num_past: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The chunk's hidden states, and the state after it.
+
+        Args:
+            window: B x ``shape.window(C)`` samples, each window beginning C x ``downsample_rate`` samples after the
+                stream's last one.
+            num_frames: B, int64, how many of the C + R frames of the window are audio: all but at a stream's end,
+                where zeros fill the window.
+            features, keys, values, num_past: the :class:`StreamState`.
+
+        Returns:
+            ``last_hidden_state`` (B x C x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
+            (P+1 x B x C x D: the first layer's input, then each layer's output), and the state's four tensors. Of a
+            last chunk, frames from ``num_frames`` on are without meaning.
+        """
+        x = self.projection(self.layer_norm(self.feature_extractor(window).transpose(1, 2)))  # B x C+R x D
+        chunk, kept = x.size(1) - self.shape.right_context_frames, features.size(1)
+        heard = torch.cat([features, x], dim=1)
+        positions = F.conv1d(heard.transpose(1, 2), self.positions_weight, self.positions_bias, groups=self.groups)
+        x = x + F.gelu(positions).transpose(1, 2)
+        if not self.pre_norm:
+            x = self.final_norm(x)
+
+        past = self._arange(keys.size(2), x) >= keys.size(2) - num_past[:, None]
+        new = self._arange(x.size(1), x) < num_frames[:, None]
+        mask = torch.cat([past, new], dim=1)[:, None]  # B x 1 x L+C+R
+        windows = [_Recent(keys[:, number], values[:, number], mask, chunk) for number in range(len(self.layers))]
+        x = x.transpose(0, 1)  # C+R x B x D, as the layers take it
+        states = [x]
+        for layer, attended in zip(self.layers, windows, strict=True):
+            x, _ = layer(x, self_attn_padding_mask=attended, need_weights=False)
+            states.append(x)
+        last = self.final_norm(x) if self.pre_norm else x
+        return (
+            last[:chunk].transpose(0, 1),
+            torch.stack(states)[:, :chunk].transpose(1, 2),
+            heard[:, chunk : chunk + kept],
+            torch.stack([attended.keys for attended in windows], dim=1),
+            torch.stack([attended.values for attended in windows], dim=1),
+            num_past + chunk,
+        )
+
+    @staticmethod
+    def _arange(stop: int, like: Tensor) -> Tensor:
+        return torch.arange(stop, device=like.device)
+
+
+class _Recent:
+    """A layer's attention to the L frames before a chunk, which it kept, the chunk, and the R frames after it."""
+
+    def __init__(self, keys: Tensor, values: Tensor, mask: Tensor, chunk: int):
+        self.keys, self.values = keys, values  # B x L x D
+        self.mask, self.chunk = mask, chunk
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> Tensor:
+        keys, values = torch.cat([self.keys, key], dim=1), torch.cat([self.values, value], dim=1)
+        context = slice(self.chunk, self.chunk + self.keys.size(1))
+        self.keys, self.values = keys[:, context], values[:, context]
+        return attention(query, keys, values, self.mask, num_heads, dropout)
