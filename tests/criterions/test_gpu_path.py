@@ -18,12 +18,12 @@ from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from fairseq_star.objectives.centroids import Centroids
-from fairseq_star.profiling.flops import FlopsByPrecision
 from fairseq_star.tgm import linalg, loss, tgm_loss
 from fairseq_star.tgm.layer_plan import PAPER, compared_states
 from fairseq_star.training.read_ahead import STORED
 from fairseq_star.training.resuming import TEACHER
 from tests.support.fake_gpu import HotPath, batch_on_gpu, gpu, on_gpu
+from tests.support.flops import FlopsByPrecision
 from tests.support.steps import batch_of, build
 
 AMP = "amp"
