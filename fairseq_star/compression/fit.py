@@ -21,17 +21,26 @@ class Moments:
     def __init__(self, *, cross: bool):
         self.cross = cross
         self.num_frames = 0
-        self.first: Tensor | float = 0.0  # S x D
-        self.second: Tensor | float = 0.0  # S x D x D, or S x D
+        self.sums: list[tuple[Tensor, Tensor]] = []  # of each state: D, and D x D or D
 
     def add(self, states: Sequence[Tensor]) -> None:
         """Count an utterance in: S of n x D. One that holds NaN or infinities is left out."""
-        frames = torch.stack([state.double() for state in states])  # S x n x D
-        if not torch.isfinite(frames.sum()):
+        if not all(bool(torch.isfinite(state.sum(dtype=torch.float64))) for state in states):
             return
-        self.num_frames += frames.shape[1]
-        self.first = self.first + frames.sum(1)
-        self.second = self.second + (frames.mT @ frames if self.cross else frames.square().sum(1))
+        self.num_frames += len(states[0])
+        for place, state in enumerate(states):
+            frames = state.double()
+            sums = frames.sum(0), frames.mT @ frames if self.cross else frames.square().sum(0)
+            if place == len(self.sums):
+                self.sums.append(sums)
+            else:
+                for total, more in zip(self.sums[place], sums, strict=True):
+                    total.add_(more)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """First and second moments of all states, on the CPU: S x D, and S x D x D or S x D."""
+        first, second = (torch.stack(sums).cpu() / self.num_frames for sums in zip(*self.sums, strict=True))
+        return first, second
 
 
 def fit_codec(sample: Iterable[Sequence[Tensor]], numbers: Sequence[int], dim: int | None) -> Codec:
@@ -57,7 +66,7 @@ def fit_codec(sample: Iterable[Sequence[Tensor]], numbers: Sequence[int], dim: i
         moments.add(states)
     if not moments.num_frames:
         raise StarError("task.teacher_cache_compression: the teacher's states are not finite for any utterance tried")
-    first, second = (part.cpu() / moments.num_frames for part in (moments.first, moments.second))
+    first, second = moments.means()
     bases, explained = None, torch.ones(len(first))
     if dim is None:
         offsets, squares = first, second

@@ -7,6 +7,7 @@ from typing import Sequence
 import torch
 import torch.distributed as dist
 from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 
 from fairseq_star.encoder.frozen import FrozenEncoder
@@ -290,6 +291,9 @@ class StarDistillationTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)
+        frames = sum(log.get("ntokens", 0) for log in logging_outputs)
+        seconds = frames * self.teacher.geometry.downsample_rate / self.cfg.sample_rate
+        metrics.log_speed("speech", seconds, priority=91, round=1)  # trained on in a second, by all workers
         self.stop.reduce(logging_outputs)
         with told_in_one_line():
             self.bad_audio.reduce(logging_outputs)

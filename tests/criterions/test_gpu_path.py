@@ -18,12 +18,12 @@ from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from fairseq_star.objectives.centroids import Centroids
-from fairseq_star.profiling.flops import FlopsByPrecision
 from fairseq_star.tgm import linalg, loss, tgm_loss
 from fairseq_star.tgm.layer_plan import PAPER, compared_states
 from fairseq_star.training.read_ahead import STORED
 from fairseq_star.training.resuming import TEACHER
 from tests.support.fake_gpu import HotPath, batch_on_gpu, gpu, on_gpu
+from tests.support.flops import FlopsByPrecision
 from tests.support.steps import batch_of, build
 
 AMP = "amp"
@@ -89,11 +89,12 @@ def long_batch(batch: dict, ragged: bool) -> dict:
 def test_no_term_waits_for_the_device(built, name):
     task, student, criterion = built(name)
     batches = [batch_of(task, indices) for indices in ([0, 3], [7, 7])]  # ragged, and not
-    for precision in PRECISIONS if name == "STaR" else (torch.float16, AMP):
+    for precision in PRECISIONS if name == "STaR" else (AMP,) if name == "frames" else (torch.float16,):
         with gpu(), autocast(precision):
             place(precision, student, task.teacher, criterion)
-            for batch in (batch_on_gpu(batch, number_type(precision)) for batch in batches):
-                criterion(student, batch)  # what is brought to the device once stays there
+            placed = [batch_on_gpu(batch, number_type(precision)) for batch in batches]
+            criterion(student, placed[0])  # what is brought to the device once stays there
+            for batch in placed:
                 with HotPath():
                     total, _, logged = criterion(student, batch)
                 assert total.is_cuda
@@ -107,7 +108,7 @@ def test_nor_do_long_utterances(built, ragged):
     """Long enough for the D x D form of the loss."""
     task, student, criterion = built("STaR")
     batch = long_batch(batch_of(task, [0, 3]), ragged)
-    for precision in PRECISIONS:
+    for precision in (torch.float32, torch.float16):
         with gpu(), autocast(precision):
             place(precision, student, task.teacher)
             placed = batch_on_gpu(batch, number_type(precision))
@@ -180,25 +181,25 @@ def test_half_precision_leaves_next_to_nothing_of_the_loss_to_float32s_units():
     third of the loss's operations, on units that are a fifteenth as fast."""
     num_samples = [256_000, 200_000, 256_000]
     seconds = sum(num_samples) / 16_000
+    dtype = torch.bfloat16
     with gpu():
         teacher = SpeechEncoder.of(HUBERT_BASE).eval().requires_grad_(False)
         student = StarHubertModel(StarHubertConfig(padded_group_norm=False)).eval()
-        for dtype in (torch.bfloat16, torch.float16):
-            place(dtype, teacher, student)
-            source = torch.empty(3, 256_000, dtype=dtype, device="cuda")
-            frames = Frames.of(teacher.geometry, num_samples, source)
-            with HotPath(), FlopsByPrecision() as encoders:
-                states = [compared_states(model.encode(source, frames), PAPER) for model in (teacher, student)]
-            assert 8.5 < encoders.flops[dtype] / 2e9 / seconds < 10, "GMACs a second of audio, all but attention"
-            found = {}
-            for units in (True, False):
-                with mock.patch.object(linalg, "_has_half_units", lambda like, units=units: units):
-                    with HotPath(), FlopsByPrecision() as loss_alone:
-                        tgm_loss(*states, frames.frame_lengths)
-                    found[units] = loss_alone
-            assert found[True].share(torch.float32) < 1e-3
-            assert found[False].share(torch.float32) == 1.0
-            assert 1 < found[True].flops[dtype] / 2e9 / seconds < 2, "two products in place of one float32 product"
+        place(dtype, teacher, student)
+        source = torch.empty(3, 256_000, dtype=dtype, device="cuda")
+        frames = Frames.of(teacher.geometry, num_samples, source)
+        with HotPath(), FlopsByPrecision() as encoders:
+            states = [compared_states(model.encode(source, frames), PAPER) for model in (teacher, student)]
+        assert 8.5 < encoders.flops[dtype] / 2e9 / seconds < 10, "GMACs a second of audio, all but attention"
+        found = {}
+        for units in (True, False):
+            with mock.patch.object(linalg, "_has_half_units", lambda like, units=units: units):
+                with HotPath(), FlopsByPrecision() as loss_alone:
+                    tgm_loss(*states, frames.frame_lengths)
+                found[units] = loss_alone
+        assert found[True].share(torch.float32) < 1e-3
+        assert found[False].share(torch.float32) == 1.0
+        assert 1 < found[True].flops[dtype] / 2e9 / seconds < 2, "two products in place of one float32 product"
 
 
 # ------------------------------------------------------------------------------------------- a test of these tests
@@ -228,16 +229,20 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def one_step(corpus, teacher_path):
+    task, student, criterion = build(corpus, teacher_path)
+    return task, student, criterion, batch_of(task, [0, 3])
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_hot_path_is_found(built, mistake):
-    task, student, criterion = built("STaR")
+def test_a_mistake_in_the_hot_path_is_found(one_step, mistake):
+    task, student, criterion, batch = one_step
 
     def term(batch):
         return MISTAKES[mistake](batch.student.hidden_states[1]).sum()
 
-    criterion.objectives.append(term)
-    batch = batch_of(task, [0, 3])
-    with gpu():
+    with gpu(), mock.patch.object(criterion, "objectives", [term]):  # of a step that passes the tests above
         place(torch.float32, student, task.teacher)
         batch = batch_on_gpu(batch, torch.float32)
         with HotPath(), pytest.raises((AssertionError, RuntimeError), match=r"host|device|waits"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fairseq import tasks
+from fairseq.logging import metrics
 
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
@@ -129,3 +130,13 @@ def test_the_teacher_is_seen_by_nobody(corpus, teacher_path):
     assert list(criterion.parameters()) == []
     assert not any("teacher" in name for name, _ in [*student.named_modules(), *criterion.named_modules()])
     assert task.state_dict().keys() == {"sample_rate", "normalize", "teacher_digest"}
+
+
+def test_the_log_tells_seconds_of_speech_in_a_second(corpus, teacher_path):
+    task, student, criterion = build(corpus, teacher_path)
+    logs = [criterion(student, batch_of(task, part))[2] for part in ([0, 5], [3])]
+    with metrics.aggregate(new_root=True) as logged:
+        for _ in ("begins to measure the time", "counts"):
+            task.reduce_metrics(logs, criterion)
+    frames = sum(task.teacher.geometry.num_frames(task.dataset("train").size(index)) for index in (0, 5, 3))
+    assert logged["speech"].n == pytest.approx(frames * 320 / 16_000)

@@ -21,7 +21,7 @@ def arguments_of(corpus, teacher_path, folder, *more) -> list[str]:
 def planned(corpus, teacher_path, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(measure.MATRIX, "cpu", 64)
 
-    def planned(*more, steps=2) -> dict:
+    def planned(*more, steps=1) -> dict:
         main(["plan", *arguments_of(corpus, teacher_path, tmp_path, *more), "--steps", str(steps), "--json"])
         return json.loads(capsys.readouterr().out)
 

@@ -22,7 +22,7 @@ from tests.support.tgm_cases import (
 
 @pytest.mark.parametrize(("form", "distance", "path"), CASES)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 def test_reduced_equals_the_loss_of_the_states_that_are_meant(form, distance, path, data):
     frames, utterances, states = (data.draw(st.integers(*ends)) for ends in [(1, 300), (1, 3), (2, 4)])
     lengths = [data.draw(st.integers(1, frames), label="frame_length") for _ in range(utterances)]

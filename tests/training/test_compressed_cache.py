@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from fairseq_star.compression.codec_file import FOLDER
 from fairseq_star.training import codec_sample
 from fairseq_star.training.read_ahead import STORED
 from fairseq_star.training.state_store import StateStore
-from tests.support import tiny
+from tests.support import runs, tiny
 from tests.support.steps import batch_of, build, gradient, relative_difference
 
 WIDTH, CODES = 24, 4  # of the tiny teacher; bytes beside a row's codes
@@ -119,6 +120,26 @@ def test_it_follows_the_precision_of_the_run(corpus, teacher_path, tmp_path, dty
         given = task.teach(half).hidden_states
         assert {state.dtype for state in given} == {dtype}
         assert given.coordinates([0, 1])[0][0].dtype == dtype
+
+
+@pytest.mark.slow
+def test_two_processes_that_fill_one_cache_end_with_one_codec(corpus, teacher_path, tmp_path):
+    """Both fit one at the same time; with what is kept the same command gives the same losses, without a first pass."""
+    options = [
+        f"task.teacher_cache={tmp_path / 'cache'}", "task.teacher_cache_compression=pca", "dataset.batch_size=2",
+        "dataset.num_workers=1",
+    ]  # fmt: skip
+    logs = []
+    for name in ("first", "second"):
+        arguments = runs.hydra_arguments(corpus, teacher_path, tmp_path / name, *options)
+        logs.append(runs.finish(runs.start_workers(tmp_path / name, arguments))[0])
+        assert len(list(tmp_path.glob(f"cache/*/{FOLDER}"))) == 1
+        assert list(tmp_path.glob("cache/*/unfinished/*")) == []
+        assert "damaged" not in logs[-1]
+    first, second = (re.findall(r" loss=([\d.]+)", log) for log in logs)
+    assert len(first) >= 6
+    assert first == second
+    assert len(list(tmp_path.glob("cache/*/??/*"))) == 15
 
 
 # ------------------------------------------------------------------------------------------------- reading ahead

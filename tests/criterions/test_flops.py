@@ -3,8 +3,8 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_star.profiling.flops import FlopsByPrecision
 from tests.support.fake_gpu import gpu
+from tests.support.flops import FlopsByPrecision
 
 
 def work(dtype):

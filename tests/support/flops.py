@@ -10,15 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 class FlopsByPrecision(TorchDispatchMode):
     """Within it, :attr:`flops` counts the operations of matrix products, convolutions and attention, as
-    ``torch.utils.flop_counter`` does, by the dtype of their inputs: two for each multiply-add.
-
-    >>> import torch
-    >>> from fairseq_star.profiling.flops import FlopsByPrecision
-    >>> with FlopsByPrecision() as counted:
-    ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
-    >>> counted.flops[torch.float32]
-    48
-    """
+    ``torch.utils.flop_counter`` does, by the dtype of their inputs: two for each multiply-add."""
 
     def __init__(self):
         super().__init__()
