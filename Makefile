@@ -65,7 +65,7 @@ $(SUPERB_VENV)/.ready: tools/superb-environment.txt
 	$(SUPERB_VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
-# SUPERB's tasks through s3prl on synthetic corpora: the student of demo-long, its first weights, FBANK. An hour at most.
+# SUPERB's tasks through s3prl on synthetic corpora: the student of demo-long, its first weights, FBANK.
 superb-demo: setup-demo superb-env
 	test -e demo/long/checkpoint_best.pt || $(MAKE) demo-long
 	$(BIN)/python manifests/demo/superb.py demo/superb

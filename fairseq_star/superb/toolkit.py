@@ -127,8 +127,9 @@ class Toolkit:
         return f"s3prl of {self.source}"
 
     def command(self, *arguments: str) -> list[str]:
-        """s3prl's ``run_downstream.py`` with these arguments."""
-        return [str(self.environment.python), str(PROGRAMS / "launch.py"), *arguments]
+        """s3prl's ``run_downstream.py`` with these arguments; to be started by this process, with which it ends."""
+        tied = [str(PROGRAMS / "tied.py"), str(os.getpid())]
+        return [str(self.environment.python), *tied, str(PROGRAMS / "launch.py"), *arguments]
 
     def python(self, *arguments: str) -> list[str]:
         """Another script of s3prl's, in its environment."""

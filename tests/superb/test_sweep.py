@@ -137,6 +137,32 @@ def test_another_process_is_left_alone(make):
     assert [result["task"] for result in results] == ["ic"]
 
 
+def test_a_program_ends_with_what_started_it(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    tied = toolkit.PROGRAMS / "tied.py"
+    starting = (
+        "import os, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, sys.argv[1], str(os.getpid()), *sys.argv[2:]])\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starting, tied, program, tmp_path / "pid"])
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    child = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    late = subprocess.run(
+        [sys.executable, tied, "1", program, tmp_path / "late"], capture_output=True, text=True, check=False
+    )
+    assert "process 1, which started this, has ended" in late.stderr
+    assert not (tmp_path / "late").exists()
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"name": "mfcc"}, {"changes": {"ks": {"optimizer.lr": 1.0}}}])
 def test_results_of_something_else_are_not_taken(make, change):
     make("ks").perform()

@@ -14,8 +14,7 @@ does the same.
   of catalyst that current Pythons can import.
 * ``Tensor.cuda()``, which speaker verification calls whatever the device: without a GPU it leaves a tensor where it is.
 
-``argparse.Namespace`` is declared harmless to torch, as s3prl keeps its options in checkpoints. The process ends with
-the one that started it, so that a killed sweep leaves nothing behind that still writes.
+``argparse.Namespace`` is declared harmless to torch, as s3prl keeps its options in checkpoints.
 """
 
 import argparse
@@ -24,8 +23,6 @@ import functools
 import importlib
 import importlib.machinery
 import importlib.util
-import os
-import signal
 import sys
 import types
 from pathlib import Path
@@ -43,7 +40,6 @@ _spec.loader.exec_module(_module)
 torchaudio = _module.import_torchaudio()
 
 SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
-_PR_SET_PDEATHSIG = 1
 
 
 def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tensor, int]:
@@ -157,16 +153,7 @@ def stand_in() -> None:
     torch.serialization.add_safe_globals([argparse.Namespace])
 
 
-def end_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it ends, however that ends (Linux)."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before it was asked
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    end_with_parent()
     stand_in()
     from s3prl.run_downstream import main
 
