@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.ready-torch-$(TORCH)
 READY = $(VENV)/.ready-$(1)-torch-$(TORCH)
 
-.PHONY: setup setup-demo demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
+.PHONY: setup setup-demo demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-device bench-gpu bench-s3prl \
+	clean
 .DELETE_ON_ERROR:
 
 # All that the tests need; `make demo` makes do with less.
@@ -79,6 +80,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.loss
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.deploy
+
+bench-device: setup
+	$(BIN)/python -m benchmarks.device
 
 bench-s3prl: setup demo
 	$(BIN)/python -m benchmarks.s3prl_keywords demo/run/checkpoint_best.pt
