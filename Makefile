@@ -12,8 +12,14 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.ready-torch-$(TORCH)
 READY = $(VENV)/.ready-$(1)-torch-$(TORCH)
 
-.PHONY: setup setup-demo demo demo-long demo-teacher ablation test test-all test-gpu lint bench bench-device bench-gpu bench-s3prl \
-	clean
+# s3prl's environment, beside this project's; S3PRL=CLONE, where there is one, has what its package lacks.
+SUPERB_VENV ?= .venv-superb
+SUPERB := --corpora demo/superb/superb.yaml --python $(SUPERB_VENV)/bin/python $(if $(S3PRL),--s3prl $(S3PRL))
+# PR and SF import modules that only the clone has.
+SUPERB_TASKS ?= $(if $(S3PRL),pr asr ks qbe sid asv sd ic sf er se,asr ks qbe sid asv sd ic er se)
+
+.PHONY: setup setup-demo demo demo-long demo-teacher superb-env superb-demo ablation test test-all test-gpu \
+	lint bench bench-device bench-gpu bench-s3prl clean
 .DELETE_ON_ERROR:
 
 # All that the tests need; `make demo` makes do with less.
@@ -51,10 +57,28 @@ demo-long: setup-demo
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star probe demo/long/checkpoint_best.pt --plot demo/long/layer_weights.png
 
+# With the newest pip, which these versions were chosen with.
+superb-env: $(SUPERB_VENV)/.ready
+$(SUPERB_VENV)/.ready: tools/superb-environment.txt
+	@"$(PYTHON)" tools/check_machine.py "$(SUPERB_VENV)"
+	test -x $(SUPERB_VENV)/bin/python || "$(PYTHON)" -m venv "$(SUPERB_VENV)"
+	$(SUPERB_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(SUPERB_VENV)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+# SUPERB's tasks through s3prl on synthetic corpora: the student of demo-long, its first weights, FBANK. An hour at most.
+superb-demo: setup-demo superb-env
+	test -e demo/long/checkpoint_best.pt || $(MAKE) demo-long
+	$(BIN)/python manifests/demo/superb.py demo/superb
+	$(BIN)/python -m benchmarks.superb_demo demo/long/checkpoint_best.pt $(SUPERB) --tasks $(SUPERB_TASKS)
+
 ablation: setup-demo
 	$(BIN)/python manifests/demo/corpus.py demo/corpus
 	$(BIN)/python -m benchmarks.ablation
-	$(BIN)/python -m benchmarks.ablation --suite objectives --out demo/objectives --noisy --snrs 20 10 0
+	$(BIN)/python -m benchmarks.ablation --suite objectives --out demo/objectives --noisy --equal-time --snrs 20 10 0
+	$(BIN)/python -m benchmarks.ablation_curve --out demo/objectives
+	$(if $(STAR_REAL_SPEECH),$(BIN)/python -m benchmarks.real_speech $(STAR_REAL_SPEECH))
+	$(if $(STAR_REAL_SPEECH),$(BIN)/python -m benchmarks.ablation --suite objectives --data demo/real --batch-size 2 --noisy --out demo/real-objectives)
 
 demo-teacher: setup-demo
 	$(BIN)/python manifests/demo/teacher.py demo/teacher

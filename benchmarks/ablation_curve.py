@@ -9,7 +9,6 @@ OUT/curve.md, OUT/curve.json and OUT/curve.png.
 
 import argparse
 import json
-import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from benchmarks import ablation
 from benchmarks.ablation_methods import STAR, Method
+from benchmarks.ablation_training import train, updates_of
 from benchmarks.measure import environment, heading, pyplot_or_none
 from fairseq_star.formats import load_teacher
 from fairseq_star.manifest import write_lines
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ablation.add_arguments(parser)
     parser.add_argument("--every", type=int, default=400, help="updates between probes (default %(default)s)")
-    parser.set_defaults(suite="objectives", updates=3200, seeds=[1], methods=[STAR, "masked STaR"])
+    parser.set_defaults(suite="objectives", updates=3200, seeds=[1], methods=[STAR, "masked STaR"], snrs=[])
     options = ablation.check(parser.parse_args(arguments))
     methods = ablation.methods_of(options)
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), ablation.set_threads, (options.threads,)) as pool:
@@ -66,14 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _curve(name: str, method: Method, options: argparse.Namespace) -> list[Point]:
     """Train one method, and probe every checkpoint that it kept."""
     folder = options.out / f"{name.replace(' ', '')}-{options.seeds[0]}-{options.updates}-every{options.every}"
-    ablation.train(method, options.seeds[0], folder, options, every=options.every, keep=-1)
-    found = {}
-    for path in folder.glob("checkpoint_*_*.pt"):
-        if number := re.fullmatch(r"checkpoint_\d+_(\d+)\.pt", path.name):
-            found[int(number[1])] = path
-    found[options.updates] = folder / "checkpoint_last.pt"
+    train(method, options.seeds[0], folder, options, every=options.every, keep=-1)
+    found = {updates_of(path): path for path in folder.glob("checkpoint[_0-9]*.pt")}
     return [
-        (number, *_accuracy(str(found[number]), options, folder / f"phones-{number}.pt")) for number in sorted(found)
+        (number, *_accuracy(str(found[number]), options, folder / f"phones-{number}.pt"))
+        for number in sorted(found)
+        if number % options.every == 0 or number == options.updates
     ]
 
 

@@ -1,11 +1,11 @@
-"""The ways of distilling that ``benchmarks.ablation`` compares: two suites, and each way's twin trained in noise."""
+"""The ways of distilling that ``benchmarks.ablation`` compares: three suites, and each way's twin trained in noise."""
 
 from typing import NamedTuple
 
 from fairseq_star.objectives.options import RELATIONS
 
 STAR = "layer-wise + intra-layer"  # the paper's final choice
-NOISY = " (noisy)"
+NOISY, EQUAL_TIME = " (noisy)", " (equal time)"
 UNITS_FILE = "{units}"  # stands for the centroids, which the ablation fits first
 
 
@@ -57,7 +57,14 @@ OBJECTIVES = {
     "masked STaR + units": Method(_relations(*BOTH, unit_weight=UNIT_SCALE, units=[UNITS_FILE]), HIDING),
     STAR: LOSSES[STAR],
 }
-SUITES = {"losses": LOSSES, "objectives": OBJECTIVES}
+# The teacher's states as task.teacher_cache keeps them; the demo teacher's are 256 wide.
+CACHES = {
+    STAR: LOSSES[STAR],
+    "int8 cache": Method(_relations(*BOTH), {"teacher_cache_compression": "int8"}),
+    "pca cache, half": Method(_relations(*BOTH), {"teacher_cache_compression": "pca", "teacher_cache_dim": 128}),
+    "pca cache, a quarter": Method(_relations(*BOTH), {"teacher_cache_compression": "pca", "teacher_cache_dim": 64}),
+}
+SUITES = {"losses": LOSSES, "objectives": OBJECTIVES, "cache": CACHES}
 
 
 def in_noise(method: Method, noise: str, rooms: str) -> Method:

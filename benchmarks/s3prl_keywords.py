@@ -5,9 +5,9 @@
 
 The corpus is manifests/demo/keywords.py's (52 synthetic speakers, 20 words, 0 to 40 dB of noise, disjoint speakers); it
 is made if it is not there. The student is exported by ``fairseq-star export --to s3prl``, then s3prl's
-``run_downstream.py -m train`` and ``-m evaluate`` (benchmarks/run_s3prl.py) run on it, unedited, with the settings of
-s3prl's own speech_commands/config.yaml but for paths and the number of steps: the same for all. Accuracy is that of
-s3prl's test split at its best dev accuracy. Writes a dated .md and .json.
+``run_downstream.py -m train`` and ``-m evaluate`` (started by fairseq_star/superb/programs/launch.py) run on it,
+unedited, with the settings of s3prl's own speech_commands/config.yaml but for paths and the number of steps: the same
+for all. Accuracy is that of s3prl's test split at its best dev accuracy. Writes a dated .md and .json.
 
 s3prl's ``fbank`` has the mean of each utterance taken off, and the task's head takes means over time of what it
 projects linearly: FBANK is at chance by construction (SUPERB's table has 8.63 %). ``fbank_no_cmvn`` keeps the means.
@@ -33,7 +33,7 @@ from fairseq_star.models.starhubert import StarHubertModel
 from manifests.demo import keywords
 
 EVALUATIONS = 4  # on the dev split, while training
-RUNNER = ROOT / "benchmarks" / "run_s3prl.py"
+RUNNER = ROOT / "fairseq_star" / "superb" / "programs" / "launch.py"
 
 
 def config(corpus: Path, steps: int) -> dict:

@@ -13,10 +13,12 @@ COMMANDS = {
     "evaluate": "losses of a student before and after training",
     "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript, ONNX or torch.export, checked there",
     "import": "a student from another toolkit's file, or from the authors' .ckpt and .yaml",
+    "plan": "how long a run will take and whether it fits, from a few steps of it on this machine",
     "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
     "profile": "parameters, multiply-accumulates, speed and memory of models",
     "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
     "stream": "frames of a streaming student, printed as the audio arrives",
+    "superb": "a student on the eleven tasks of SUPERB, through s3prl, in one table",
     "teacher": "what a checkpoint is, and which layers a student would learn from",
     "units": "k-means centroids of a teacher layer, whose units a student can learn to predict",
 }

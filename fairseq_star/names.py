@@ -40,3 +40,6 @@ TARGET_OPTIONS = {
         },
     },
 }
+
+# SUPERB's tasks in the order of its tables.
+SUPERB_TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er", "se")

@@ -19,6 +19,7 @@ from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel, Transfor
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
+from fairseq_star.encoder.aligned_heads import align_heads
 from fairseq_star.encoder.chunks import Chunks, hear_as_it_comes
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frames import Frames
@@ -83,6 +84,7 @@ class SpeechEncoder(nn.Module):
             if isinstance(part, nn.LayerNorm):
                 part.eps = config.layer_norm_eps
         self.positions_see_padding = valid_statistics and config.pos_conv_depth > 1
+        align_heads(self.encoder)
         if valid_statistics:
             use_valid_group_norm(self.feature_extractor)
         if self.positions_see_padding:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fairseq_star.compression.codec import ReducedStates
 from fairseq_star.errors import StarError
 from fairseq_star.objectives.batch import Compared
 from fairseq_star.objectives.options import StarTGMConfig
@@ -61,8 +62,11 @@ class Relations:
         return total
 
     def _tgm_loss(self, batch: Compared) -> Tensor:
-        teacher = compared_states(batch.teacher, self.convention, self.teacher_layers)
         student = compared_states(batch.student, self.convention)
+        if isinstance(batch.teacher.hidden_states, ReducedStates):
+            teacher, bases = batch.teacher.hidden_states.coordinates(self.teacher_states)
+        else:
+            teacher, bases = compared_states(batch.teacher, self.convention, self.teacher_layers), None
         frames = batch.student.frames
         if self.frames == ALL:
             lengths = (frames.all_counted() if self.cfg.count_padding else frames).frame_lengths
@@ -81,6 +85,7 @@ class Relations:
             intra_layer_weight=self.cfg.intra_layer_weight,
             first_layerwise_state=first_layerwise_state(self.convention),
             distance=str(self.cfg.distance),
+            bases=bases,
         )
         batch.log["layerwise"] = loss.layerwise.sum()
         batch.log["intra_layer"] = loss.intra_layer.sum()

@@ -14,7 +14,7 @@ sum over all frames of a batch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class CentroidUnits:
 
     layer: int
     centroids: Tensor  # K x D
+    _placed: dict = field(default_factory=dict, repr=False)  # on each device once: a step must not wait for a copy
 
     @property
     def num_units(self) -> int:
@@ -69,7 +70,9 @@ class CentroidUnits:
 
     def targets(self, states: Tensor) -> Tensor:
         """Numbers (N) of the centroids nearest to ``states`` (N x D)."""
-        centroids = self.centroids.to(states.device)
+        if states.device not in self._placed:
+            self._placed[states.device] = self.centroids.to(states.device)
+        centroids = self._placed[states.device]
         with torch.autocast(states.device.type, enabled=False):
             return (centroids.square().sum(-1) - 2 * states.float() @ centroids.T).argmin(-1)
 

@@ -97,7 +97,8 @@ class FeatureStore:
         extract: the features.
         tasks: whose utterances; frames are kept for the phone task alone.
         description: for the progress bar.
-        heard: what is heard of an utterance's samples, noise for example; the samples themselves when None.
+        heard: what is heard of an utterance's samples, with noise for example, as its ``condition`` says; the samples
+            themselves when None.
 
     Raises:
         StarError: an audio file cannot be read or has not the length the manifest says.
@@ -105,11 +106,11 @@ class FeatureStore:
 
     def __init__(self, extract: Extractor, tasks: Sequence[TaskData], description: str, heard: Heard | None = None):
         self._file = tempfile.TemporaryFile(prefix="fairseq_star_probe_")  # noqa: SIM115
-        self._means: dict[str, Tensor] = {}
-        self._spans: dict[str, tuple[int, int]] = {}  # first frame, number of frames
+        self._means: dict[tuple[str, str], Tensor] = {}  # by sound
+        self._spans: dict[tuple[str, str], tuple[int, int]] = {}  # first frame, number of frames
         self._shape: tuple[int, ...] = ()  # of a frame's features: L x D
-        wanted = {one.path: one for task in tasks for one in task.utterances}
-        by_frame = {one.path for task in tasks if task.task == PHONE for one in task.utterances}
+        wanted = {one.sound: one for task in tasks for one in task.utterances}
+        by_frame = {one.sound for task in tasks if task.task == PHONE for one in task.utterances}
         filled = 0
 
         def features_of(one: Utterance) -> tuple[Tensor, Tensor]:
@@ -118,10 +119,10 @@ class FeatureStore:
 
         extracted = map_on_cores(features_of, wanted.values())
         extracted = tqdm(extracted, description, len(wanted), unit="utt", leave=False, disable=None)
-        for path, (features, self._means[path]) in zip(wanted, extracted, strict=True):
-            if path not in by_frame:
+        for sound, (features, self._means[sound]) in zip(wanted, extracted, strict=True):
+            if sound not in by_frame:
                 continue
-            self._spans[path], self._shape = (filled, len(features)), features.shape[1:]
+            self._spans[sound], self._shape = (filled, len(features)), features.shape[1:]
             self._file.write(features.clamp(-LARGEST, LARGEST).half().contiguous().numpy())
             filled += len(features)
 
@@ -129,8 +130,8 @@ class FeatureStore:
         """Features (N x L x D, float16 for frames) and class numbers (N) of utterances, in their order."""
         classes = torch.tensor([number for one in utterances for number in task.class_numbers(one)])
         if task.task == PHONE:
-            return torch.from_numpy(self._read([self._spans[one.path] for one in utterances])), classes
-        return torch.stack([self._means[one.path] for one in utterances]), classes
+            return torch.from_numpy(self._read([self._spans[one.sound] for one in utterances])), classes
+        return torch.stack([self._means[one.sound] for one in utterances]), classes
 
     def close(self) -> None:
         """Delete the file."""

@@ -33,6 +33,12 @@ class Utterance:
     num_samples: int
     labels: tuple[str, ...]
     cluster: str  # its speaker, or itself where speakers are not known: what intervals resample
+    condition: str = ""  # names what is done to its samples before they are heard, where anything is
+
+    @property
+    def sound(self) -> tuple[str, str]:
+        """What is heard, whatever the labels: two utterances of one sound have the same features."""
+        return self.path, self.condition
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fairseq_star.safety.checkpoints import guard_runs, kept_teacher
 from fairseq_star.safety.stopping import StopRequest
 from fairseq_star.tgm.layer_plan import match_layers
 from fairseq_star.training.bad_audio import BadAudio, stand_in, without_counts
+from fairseq_star.training.cache_settings import NONE
 from fairseq_star.training.dataset import DistillationDataset, check_manifest
 from fairseq_star.training.first_weights import copy_from_teacher
 from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
@@ -124,7 +125,13 @@ class StarDistillationTask(FairseqTask):
         return teacher
 
     def _make_cache(self, teacher: FrozenEncoder, path: str) -> TeacherCache | None:
+        compression = str(self.cfg.teacher_cache_compression)
         if not self.cfg.teacher_cache:
+            if compression != NONE or self.cfg.teacher_cache_dim is not None:
+                raise StarError(
+                    f"task.teacher_cache_compression={compression} and task.teacher_cache_dim="
+                    f"{self.cfg.teacher_cache_dim} are of task.teacher_cache; name a folder there, or leave them out"
+                )
             return None
         return TeacherCache(
             self.cfg.teacher_cache,
@@ -132,6 +139,8 @@ class StarDistillationTask(FairseqTask):
             teacher=teacher,
             checkpoint=path,
             valid_group_norm=not self.cfg.padded_group_norm,
+            compression=compression,
+            dim=self.cfg.teacher_cache_dim,
         )
 
     def match_layers(self, chosen: Sequence[int] | None) -> list[int]:
@@ -155,6 +164,7 @@ class StarDistillationTask(FairseqTask):
                 pad_to_multiple=self.cfg.pad_to_multiple,
                 seed=self.cfg.seed,
                 digests=self.teacher_cache is not None,
+                read_ahead=self.teacher_cache and self.teacher_cache.read_ahead,
                 view=self.view,
             )
             self.bad_audio.set_split_size(len(self.datasets[split]))

@@ -7,7 +7,8 @@ Shape legend of all its files: B utterances, N utterances computed together, T f
 of them, what enters the first one), D_t and D_s the widths of teacher and student.
 """
 
+from fairseq_star.tgm.bases import Bases
 from fairseq_star.tgm.cost import FormCost, choose_form, form_cost
 from fairseq_star.tgm.loss import TGMLoss, tgm_loss
 
-__all__ = ["FormCost", "TGMLoss", "choose_form", "form_cost", "tgm_loss"]
+__all__ = ["Bases", "FormCost", "TGMLoss", "choose_form", "form_cost", "tgm_loss"]

@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fairseq_star.tgm.bases import Bases
+
 
 @dataclass(frozen=True)
 class Group:
@@ -17,6 +19,7 @@ class Group:
         num_frames: T', frames read; every utterance's valid frames are among them.
         dtype: precision of products, sums and gradients.
         padding: N x T' x 1 bool, True = padded; None where all T' frames of all N utterances are valid.
+        bases: where the teacher's states are coordinates; then D_t in all shapes is their width d.
     """
 
     teacher_states: Sequence[Tensor]  # M of B x T x D_t
@@ -25,6 +28,7 @@ class Group:
     num_frames: int
     dtype: torch.dtype
     padding: Tensor | None = None
+    bases: Bases | None = None
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """State ``index`` as X: N x T' x D_t and Y: N x T' x D_s with zeros in padded rows.
@@ -53,6 +57,16 @@ class Group:
             return like.new_ones(self.size, self.num_frames, 1)
         return (~self.padding).to(like.dtype)
 
+    def overlap(self, index: int) -> Tensor | None:
+        """O of the pair (``index`` - 1, ``index``) in the precision of products; None where there are no bases."""
+        overlap = None if self.bases is None else self.bases.overlap(index)
+        return None if overlap is None else overlap.to(self.dtype)
+
+    @property
+    def teacher_width(self) -> int:
+        """D_t of the states themselves."""
+        return self.teacher_states[0].shape[-1] if self.bases is None else self.bases.width
+
     @property
     def size(self) -> int:
         """N."""
@@ -72,6 +86,7 @@ def groups(
     dtype: torch.dtype,
     *,
     batched: bool,
+    bases: Bases | None = None,
 ) -> Iterator[Group]:
     """Split a batch for computation.
 
@@ -83,11 +98,11 @@ def groups(
     if not batched:
         for index in range(num_utterances):
             frames = num_frames if host_lengths is None else host_lengths[index]
-            yield Group(teacher_states, student_states, slice(index, index + 1), frames, dtype)
+            yield Group(teacher_states, student_states, slice(index, index + 1), frames, dtype, bases=bases)
         return
     frames = num_frames if host_lengths is None else max(host_lengths)
     padding = None
     if device_lengths is not None:
         positions = torch.arange(frames, device=student_states[0].device)  # [T']
         padding = (positions[None, :] >= device_lengths[:, None])[:, :, None]  # N x T' x 1
-    yield Group(teacher_states, student_states, slice(0, num_utterances), frames, dtype, padding)
+    yield Group(teacher_states, student_states, slice(0, num_utterances), frames, dtype, padding, bases)

@@ -44,6 +44,7 @@ def mean_terms(
     right: tuple[Tensor, Tensor, Means],
     coef: float,
     shares: tuple[list, list] | None,
+    overlap: Tensor | None = None,
 ) -> Tensor:
     """n^2 alpha^2 + n ||w_i||^2 + n ||w_j||^2 of a pair of states, and its gradient as outer products.
 
@@ -54,16 +55,21 @@ def mean_terms(
         coef: weight of the squared distance.
         shares: lists of both states' outer products (N x T' x 1 columns, N x 1 x D_s rows), appended to; None: no
             gradient.
+        overlap: O of the pair, D_t x D_t, where the teacher's states are coordinates in two bases (``bases.py``).
 
     Returns:
         [N] float64.
     """
     (x_i, y_i, means_i), (x_j, y_j, means_j) = left, right
     count = group.count  # n: a number, or N x 1 x 1
+    mu_i, mu_j = means_i.teacher, means_j.teacher
+    if overlap is not None:  # each mean frame in the other state's basis; float64 as alpha is
+        wide = overlap.double()
+        mu_i, mu_j = (mu_i.double() @ wide).to(mu_i.dtype), (mu_j.double() @ wide.mT).to(mu_j.dtype)
     # float64: a difference of two sums of D products that nearly cancel.
-    alpha = _dot(means_i.student, means_j.student) - _dot(means_i.teacher, means_j.teacher)  # N x 1 x 1
-    w_i = torch.bmm(y_i, means_j.student.mT) - torch.bmm(x_i, means_j.teacher.mT)  # N x T' x 1
-    w_j = w_i if y_i is y_j else torch.bmm(y_j, means_i.student.mT) - torch.bmm(x_j, means_i.teacher.mT)
+    alpha = _dot(means_i.student, means_j.student) - _dot(means_i.teacher, mu_j)  # N x 1 x 1
+    w_i = torch.bmm(y_i, means_j.student.mT) - torch.bmm(x_i, mu_j.mT)  # N x T' x 1
+    w_j = w_i if y_i is y_j else torch.bmm(y_j, means_i.student.mT) - torch.bmm(x_j, mu_i.mT)
     squares = w_i.double().square().sum(1, keepdim=True) + w_j.double().square().sum(1, keepdim=True)
     value = (alpha * count).square() + count * squares  # N x 1 x 1
     if shares is not None:

@@ -7,6 +7,8 @@ of a symmetric product: (1 + 1/number of panels) / 2):
     tiled   f T^2 (t + s)  layer-wise value       + T^2 s  its gradient
             T^2 (t + s)    intra-layer value      + 2 T^2 s  its gradient
 
+and for each pair of a teacher given by coordinates (``bases.py``), t = d: gram 2 t^3 + 2 t^2 s, tiled T t^2.
+
 What isn't a product is bound by memory. It is counted as entries read or written, ENTRY_COST multiply-adds each, and
 an operation called from Python as CALL_COST multiply-adds:
 
@@ -55,6 +57,7 @@ def form_cost(
     layerwise: bool = True,
     intra_layer: bool = True,
     with_gradient: bool = True,
+    two_bases: bool = False,
 ) -> FormCost:
     """What the mse loss of one utterance costs in one form (formula: head of this file).
 
@@ -68,6 +71,7 @@ def form_cost(
         layerwise: whether there is a layer-wise term.
         intra_layer: whether there is an intra-layer term.
         with_gradient: whether the gradient is formed too.
+        two_bases: whether the teacher's states are coordinates, each in a basis of its own.
 
     Raises:
         StarError: another form.
@@ -79,7 +83,9 @@ def form_cost(
     if form == "gram":
         states = num_states if intra_layer else own
         share = (1 + 1 / NUM_PANELS) / 2
+        share = 1.0 if two_bases else share
         operations = states * frames * (share * t * t + (1 + gradient) * (t * s + s * s))
+        operations += pairs * 2 * t * t * (t + s) * two_bases
         matrices = share * t * t + t * s + s * s
         # Norms read each matrix twice a term; weights add R and S once or twice each.
         entries = 2 * (own + pairs) * matrices + gradient * 3 * (own + 2 * pairs) * (t * s + s * s)
@@ -91,6 +97,7 @@ def form_cost(
         share = (1 + 1 / blocks) / 2
         square = frames * frames
         operations = square * (own * (share * (t + s) + gradient * s) + pairs * ((t + s) + gradient * 2 * s))
+        operations += pairs * frames * t * t * two_bases
         entries = (share * own + pairs) * 6 * square
         calls = 12 * blocks * (own + pairs)
         return FormCost(operations, entries, calls, 2 * min(BLOCK_ROWS, num_frames) * frames)
@@ -107,6 +114,7 @@ def choose_form(
     layerwise: bool = True,
     intra_layer: bool = True,
     with_gradient: bool = True,
+    two_bases: bool = False,
 ) -> str:
     """The cheaper form of the mse loss by ``FormCost.time``: ``gram`` or ``tiled``. Arguments as of ``form_cost``.
 
@@ -124,6 +132,7 @@ def choose_form(
             layerwise=layerwise,
             intra_layer=intra_layer,
             with_gradient=with_gradient,
+            two_bases=two_bases,
         ).time
 
     return "gram" if time("gram") < time("tiled") else "tiled"

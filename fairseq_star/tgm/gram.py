@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fairseq_star.tgm.batch import Group
 from fairseq_star.tgm.center import Means, add_mean_gradient, center, mean_terms
-from fairseq_star.tgm.linalg import inner, product
+from fairseq_star.tgm.linalg import add_product, inner, product
 from fairseq_star.tgm.terms import Terms
 
 # A_l is symmetric and only its norms are needed: its upper triangle in this many panels is 5/8 of the work. More
@@ -47,20 +47,20 @@ class _State:
     student_weight: Tensor | None = None  # P_l so far
     low_rank: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # gradient: sum of N x T' x 1 times N x 1 x D_s
 
-    def add_weights(self, other: "_State", coef: float) -> None:
-        """Q_l += coef R of the other state, P_l += coef S of it."""
+    def add_weights(self, cross: Tensor, student: Tensor, coef: float) -> None:
+        """Q_l += coef R, P_l += coef S, of a state it makes a term with; R in this state's basis."""
         if self.cross_weight is None:
-            self.cross_weight, self.student_weight = coef * other.cross, coef * other.student
+            self.cross_weight, self.student_weight = coef * cross, coef * student
         else:
-            self.cross_weight.add_(other.cross, alpha=coef)
-            self.student_weight.add_(other.student, alpha=coef)
+            self.cross_weight.add_(cross, alpha=coef)
+            self.student_weight.add_(student, alpha=coef)
 
     def write_gradient(self, out: Tensor) -> None:
-        """out = Y P - X Q + low-rank part; out: N x T' x D_s. Half inputs leave half: P and Q don't fit into it."""
+        """out += Y P - X Q + low-rank part; out: N x T' x D_s, zeros. P and Q are float32 also of half inputs."""
         if self.cross_weight is None:
             return
-        out.baddbmm_(self.y.to(out.dtype), self.student_weight, beta=0)
-        out.baddbmm_(self.x.to(out.dtype), self.cross_weight, alpha=-1)
+        add_product(out, self.y, self.student_weight)
+        add_product(out, self.x, self.cross_weight, alpha=-1)
         add_mean_gradient(out, self.low_rank)
 
 
@@ -70,7 +70,7 @@ def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -
     Args:
         group: the utterances.
         terms: which states, with which weights.
-        gradients: M of N x T' x D_s in ``group.dtype``, zeros, overwritten with d(weighted sum)/dY_l; None to skip the
+        gradients: M of N x T' x D_s in ``group.dtype``, zeros, added to: d(weighted sum)/dY_l; None to skip the
             work.
 
     Returns:
@@ -91,7 +91,7 @@ def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -
             layerwise += value
             magnitude += positive
         if paired:
-            value, positive = _distance(group, previous, current, terms.intra_coef, with_gradient)
+            value, positive = _distance(group, previous, current, terms.intra_coef, with_gradient, group.overlap(index))
             intra_layer += value
             magnitude += positive
         if with_gradient and previous is not None:
@@ -109,32 +109,40 @@ def _load(group: Group, index: int) -> _State:
     if group.dtype in (x.dtype, y.dtype):
         x, y, means = center(x.to(group.dtype), y.to(group.dtype), group)
     # else both are half, which can't hold centred values: they stay as they are, for the units with half inputs
-    return _State(x, y, means, _upper_panels(x), product(x.mT, y), product(y.mT, y))
+    teacher = _upper_panels(x, NUM_PANELS if group.bases is None else 1)  # rotated, A is needed whole
+    return _State(x, y, means, teacher, product(x.mT, y), product(y.mT, y))
 
 
-def _distance(group: Group, left: _State, right: _State, coef: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def _distance(
+    group: Group, left: _State, right: _State, coef: float, with_gradient: bool, overlap: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """||Y_left Y_right^T - X_left X_right^T||^2 (a state with itself: its layer-wise term), gradient shares noted.
 
     Returns:
         [N] the squared distance; [N] the positive part of the D x D identity in it: their ratio says how many of the
         digits cancelled.
     """
-    positive = _panel_inner(left.teacher, right.teacher) + inner(left.student, right.student)
-    value = positive - 2 * inner(left.cross, right.cross)
+    teacher, left_cross, right_cross = left.teacher, left.cross, right.cross
+    if overlap is not None:  # what each has of the teacher, in the other's basis
+        teacher = [overlap.mT @ left.teacher[0] @ overlap]
+        left_cross, right_cross = overlap.mT @ left.cross, overlap @ right.cross
+    positive = _panel_inner(teacher, right.teacher) + inner(left.student, right.student)
+    value = positive - 2 * inner(left_cross, right.cross)
     if with_gradient:
         # A state with itself has both shares, hence 4 c and 2 c'.
-        left.add_weights(right, 2 * coef)
-        right.add_weights(left, 2 * coef)
+        left.add_weights(right_cross, right.student, 2 * coef)
+        right.add_weights(left_cross, left.student, 2 * coef)
     if left.means is not None:
         shares = (left.low_rank, right.low_rank) if with_gradient else None
-        value = value + mean_terms(group, (left.x, left.y, left.means), (right.x, right.y, right.means), coef, shares)
+        sides = (left.x, left.y, left.means), (right.x, right.y, right.means)
+        value = value + mean_terms(group, *sides, coef, shares, overlap)
     return value, positive
 
 
-def _upper_panels(state: Tensor) -> list[Tensor]:
+def _upper_panels(state: Tensor, num_panels: int) -> list[Tensor]:
     """Row panels of A = X^T X from the diagonal on; X: N x T' x D_t."""
     dim = state.shape[-1]
-    width = -(-dim // NUM_PANELS)
+    width = -(-dim // num_panels)
     return [product(state[..., start : start + width].mT, state[..., start:]) for start in range(0, dim, width)]
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fairseq_star.tgm.bases import Bases
 from fairseq_star.tgm.batch import Group, groups
 from fairseq_star.tgm.checks import check_options, check_states, read_lengths
 from fairseq_star.tgm.cost import choose_form
@@ -61,6 +62,7 @@ def tgm_loss(
     first_layerwise_state: int = 1,
     distance: str = "mse",
     form: str = "auto",
+    bases: Bases | None = None,
 ) -> TGMLoss:
     """STaR's layer-wise and intra-layer TGM distillation loss, per utterance.
 
@@ -103,6 +105,8 @@ def tgm_loss(
         distance: ``mse`` (STaR), ``l1`` or ``kl``.
         form: ``auto`` chooses by ``choose_form`` (per utterance on the CPU, per batch elsewhere). ``gram``: D x D
             matrices, mse only. ``tiled``: blocks of T x T matrices. ``reference``: all T x T matrices, stacked.
+        bases: of a teacher whose states are given by coordinates, M tensors B x T x d (``bases.py``); the result is
+            that of the states Z P^T, though these are never formed.
 
     Returns:
         ``TGMLoss`` of three [B] tensors in float32 (float64). ``gram`` subtracts large sums, and the value (not the
@@ -113,6 +117,8 @@ def tgm_loss(
         StarError: numbers of states, shapes, devices, counts, weights or names that don't fit.
     """
     check_states(teacher_states, student_states, first_layerwise_state)
+    if bases is not None:
+        bases.check(teacher_states)
     check_options(layerwise_weight, intra_layer_weight, distance, form, DISTANCES, FORMS)
     host_lengths, device_lengths = read_lengths(frame_lengths, student_states[0])
     terms = Terms(len(student_states), first_layerwise_state, float(layerwise_weight), float(intra_layer_weight))
@@ -131,7 +137,9 @@ def tgm_loss(
     gradients = None
     with full_precision(device.type):
         if form == "reference":
-            layerwise, intra_layer = reference_terms(teacher_states, student_states, device_lengths, terms, distance)
+            layerwise, intra_layer = reference_terms(
+                teacher_states, student_states, device_lengths, terms, distance, bases
+            )
         else:
             with torch.no_grad():
                 if wanted:
@@ -139,7 +147,13 @@ def tgm_loss(
                 parts = [
                     _evaluate(group, terms, gradients, distance, form)
                     for group in groups(
-                        teacher_states, student_states, host_lengths, device_lengths, dtype, batched=_batched(device)
+                        teacher_states,
+                        student_states,
+                        host_lengths,
+                        device_lengths,
+                        dtype,
+                        batched=_batched(device),
+                        bases=bases,
                     )
                 ]
                 layerwise, intra_layer = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -178,6 +192,7 @@ def _evaluate(
                 layerwise=bool(terms.layerwise_states),
                 intra_layer=bool(terms.pairs),
                 with_gradient=gradients is not None,
+                two_bases=group.bases is not None,
             )
     if chosen == "tiled":
         return tiled_terms(group, terms, gradients, distance)

@@ -52,7 +52,10 @@ def tiled_terms(
         if own:
             layerwise += _matrix(group, state, state, gradient, gradient, terms.layerwise_coef, distance)
         if paired:
-            intra_layer += _matrix(group, previous, state, previous_gradient, gradient, terms.intra_coef, distance)
+            rows, overlap = previous, group.overlap(index)
+            if overlap is not None:  # in the basis of its columns
+                rows = torch.matmul(previous[0].to(overlap.dtype), overlap), previous[1]
+            intra_layer += _matrix(group, rows, state, previous_gradient, gradient, terms.intra_coef, distance)
         previous, previous_gradient = state, gradient
     return layerwise, intra_layer
 
@@ -89,6 +92,8 @@ def _matrix(
         if row_gradient is None:
             continue
         factor *= 2 * coef if mirrored else coef
+        # In float32 also of half states: to split a slope in two halves (``split_product``) reads and writes as many
+        # bytes as its two products by half-precision units would save time.
         row_gradient[:, start:stop].baddbmm_(slope, y_columns.to(slope.dtype), alpha=factor)
         if not mirrored:
             column_gradient.baddbmm_(slope.mT, y_rows.to(slope.dtype), alpha=factor)
@@ -101,7 +106,7 @@ def _matrix(
 def _difference(x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Tensor) -> Tensor:
     """G^S - G^T of a block in one buffer, N x r x c."""
     out = product(y_rows, y_columns.mT)
-    if x_rows.dtype == out.dtype:
+    if x_rows.dtype == x_columns.dtype == out.dtype:
         return out.baddbmm_(x_rows, x_columns.mT, alpha=-1)
     return out.sub_(product(x_rows, x_columns.mT))
 
@@ -123,7 +128,7 @@ def _divergence(
     """
     scale = y_rows.shape[-1] ** -0.5
     student = product(y_rows, y_columns.mT) * scale
-    teacher = product(x_rows, x_columns.mT) * x_rows.shape[-1] ** -0.5
+    teacher = product(x_rows, x_columns.mT) * group.teacher_width**-0.5
     if group.padding is not None:
         # The lowest finite number: its probability is exactly 0 and, unlike -inf, 0 times its logarithm is 0.
         lowest = torch.finfo(student.dtype).min

@@ -18,6 +18,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
 from fairseq_star.safety.stopping import outlive_foreign_sigterm
 from fairseq_star.training.bad_audio import NOT_FINITE, all_finite, what_is_wrong
+from fairseq_star.training.read_ahead import ReadAhead
 from fairseq_star.view.student_view import StudentView
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ class DistillationDataset(FileAudioDataset):
 
     A batch is ``{"id", "num_samples", "paths", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a
     list of plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests``
-    there is also ``audio_digests``, a list of :func:`audio_digest`. With a ``view`` the source is what the student
-    hears; what else there then is, :mod:`fairseq_star.view.student_view` says.
+    there is also ``audio_digests``, a list of :func:`audio_digest`, and with ``read_ahead`` what a teacher cache holds
+    of the batch (:mod:`fairseq_star.training.read_ahead`). With a ``view`` the source is what the student hears; what
+    else there then is, :mod:`fairseq_star.view.student_view` says.
 
     A file that cannot be read, or is not what the manifest says, raises nothing, since that may happen in a data
     worker: its item has ``source`` None, and its sentence comes in the batch's ``bad_audio``, a list. A batch without
@@ -48,6 +50,7 @@ class DistillationDataset(FileAudioDataset):
         pad_to_multiple: int,
         seed: int,
         digests: bool = False,
+        read_ahead: ReadAhead | None = None,
         view: StudentView | None = None,
     ):
         super().__init__(
@@ -63,6 +66,7 @@ class DistillationDataset(FileAudioDataset):
         self.pad_to_multiple = pad_to_multiple
         self.seed = seed
         self.digests = digests
+        self.read_ahead = read_ahead
         self.view = view
         self.epoch = 1
         if not len(self):
@@ -124,6 +128,8 @@ class DistillationDataset(FileAudioDataset):
         item["source"] = self._crop(item["source"], int(index))
         if self.digests:
             item["audio_digest"] = audio_digest(item["source"])
+        if self.read_ahead is not None:
+            item["stored"] = self.read_ahead.read(item["audio_digest"], len(item["source"]))
         if self.view is not None:
             try:
                 item |= self.view.look(
@@ -195,6 +201,9 @@ class DistillationDataset(FileAudioDataset):
             source = batch["net_input"]["source"]
             # Not fairseq's buckets: np.percentile lost the argument they need with numpy 2.
             batch["net_input"] = {"source": F.pad(source, (0, -source.size(1) % self.pad_to_multiple))}
+            if self.read_ahead is not None:
+                width = batch["net_input"]["source"].size(1)
+                batch |= self.read_ahead.collate([sample["stored"] for sample in good], width)
             if self.view is not None:
                 self.view.collate(good, batch)
         return batch

@@ -8,6 +8,7 @@ from fairseq.dataclass import ChoiceEnum
 from omegaconf import II, MISSING
 
 from fairseq_star.training.bad_audio import POLICIES
+from fairseq_star.training.cache_settings import COMPRESSIONS
 from fairseq_star.training.teacher_cache import STORED_DTYPES
 from fairseq_star.view.options import ViewConfig
 
@@ -76,7 +77,18 @@ class StarDistillationConfig(ViewConfig):
         },
     )
     teacher_cache_dtype: ChoiceEnum(list(STORED_DTYPES)) = field(
-        default="float16", metadata={"help": "precision the hidden states are kept in"}
+        default="float16", metadata={"help": "precision the hidden states are kept in, uncompressed"}
+    )
+    teacher_cache_compression: ChoiceEnum(COMPRESSIONS) = field(
+        default="none",
+        metadata={
+            "help": "int8: a byte a number (1.8 GB an hour); pca: the first coordinates of each layer's principal "
+            "components, a byte each (0.46 GB an hour at a quarter of the width). Fitted to a sample of the corpus in "
+            "a first pass, which tells how far Gram matrices and gradient are off"
+        },
+    )
+    teacher_cache_dim: Optional[int] = field(
+        default=None, metadata={"help": "of pca: coordinates kept; a quarter of the teacher's width when not given"}
     )
     release_memory: bool = field(
         default=False,

@@ -8,6 +8,7 @@ not used. It appears under its name by ``os.replace`` only when it is whole; two
 import logging
 import os
 import secrets
+import shutil
 import struct
 import time
 import zlib
@@ -21,18 +22,25 @@ from fairseq_star.files import replacing
 logger = logging.getLogger(__name__)
 
 MAGIC = b"STaRstat"
-HEADER = struct.Struct("<8s8s64sIII")  # magic, dtype, digest of the audio, S, n, D
+HEADER = struct.Struct("<8s8s64sIII")  # magic, kind, digest of the audio, S, n, D
 CHECKSUM = struct.Struct("<I")  # crc32 of header and numbers
 BLOCK = 4096  # bytes; what a file system gives out at a time, for the estimate
 OLD = 3600.0  # seconds after which a temporary file has no writer any more: a write takes far less than one
 
 
 class StateStore:
-    """The entries of one setting. Shapes: S states, n frames of the utterance, D embedding dimension."""
+    """The entries of one setting. Shapes: S states, n frames of the utterance, D embedding dimension.
 
-    def __init__(self, folder: Path, dtype: torch.dtype):
+    Args:
+        folder: of the entries.
+        dtype: of their numbers.
+        kind: up to 8 characters in every entry's header, without which it is not read; None: the name of its dtype.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, kind: str | None = None):
         self.folder = folder
         self.dtype = dtype
+        self.kind = kind
         self.unfinished = folder / "unfinished"
 
     def open(self) -> None:
@@ -45,7 +53,7 @@ class StateStore:
         for path in self.unfinished.iterdir():
             try:
                 if time.time() - path.stat().st_mtime > OLD:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             except OSError:  # another process was quicker, or the folder is read-only
                 continue
 
@@ -71,7 +79,7 @@ class StateStore:
         Returns:
             False where there is no such entry, or a damaged one, which is told; ``into`` then holds anything.
         """
-        header = _header(digest, into)
+        header = self._header(digest, into)
         checksum = zlib.crc32(header)
         try:
             with open(self.path(digest), "rb") as file:
@@ -97,7 +105,7 @@ class StateStore:
         Raises:
             OSError: the disk is full or may not be written to; nothing but whole entries is left.
         """
-        header, numbers = _header(digest, states), [_bytes_of(state) for state in states]
+        header, numbers = self._header(digest, states), [_bytes_of(state) for state in states]
         checksum = zlib.crc32(header)
         for part in numbers:
             checksum = zlib.crc32(part, checksum)
@@ -109,10 +117,9 @@ class StateStore:
             file.write(header + CHECKSUM.pack(checksum))
             file.writelines(numbers)
 
-
-def _header(digest: str, states: Tensor) -> bytes:
-    dtype = str(states.dtype).removeprefix("torch.").encode()
-    return HEADER.pack(MAGIC, dtype, digest.encode(), *states.shape)
+    def _header(self, digest: str, states: Tensor) -> bytes:
+        kind = self.kind or str(states.dtype).removeprefix("torch.")
+        return HEADER.pack(MAGIC, kind.encode(), digest.encode(), *states.shape)
 
 
 def _whole_blocks(size: int) -> int:

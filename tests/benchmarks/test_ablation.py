@@ -4,13 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
-from benchmarks import ablation, ablation_curve
+from benchmarks import ablation, ablation_curve, real_speech
 from benchmarks.ablation_methods import LOSSES, OBJECTIVES, STAR
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
+from fairseq_star.manifest import read_manifest
+from fairseq_star.names import PHONE, SPEAKER
 from fairseq_star.objectives.centroids import Centroids
+from fairseq_star.probe.labels import read_task
 from fairseq_star.training.resuming import TEACHER
 from tests.support import labelled, runs, tiny
 from tests.support.steps import batch_of, build
@@ -35,6 +40,8 @@ def test_methods_are_the_papers_and_the_baseline():
     assert STAR in OBJECTIVES
     with pytest.raises(StarError, match="must be 1 or more"):
         ablation.main(["--updates", "0"])
+    with pytest.raises(StarError, match="name that too in --methods"):
+        ablation.main(["--equal-time", "--methods", "layer-wise"])
 
 
 def test_every_objective_is_one_that_can_be_trained(corpus, teacher_path, tmp_path):
@@ -90,7 +97,7 @@ def test_objectives_in_noise(tmp_path, tiny_setting, capsys):
     ablation.main([str(argument) for argument in arguments])
     table = capsys.readouterr().out
     for name in ("masked STaR", "masked STaR (noisy)", "STaR + units", "STaR + units (noisy)"):
-        assert table.count(f"\n| {name} | ") == 2 + (name != "masked STaR"), name
+        assert table.count(f"\n| {name} | ") == 3 + (name != "masked STaR"), name
     assert "| phones in noise never trained on | 20 dB | 0 dB |" in table
 
 
@@ -105,3 +112,48 @@ def test_a_curve_of_long_runs(tmp_path, tiny_setting, capsys):
     curves = json.loads((tmp_path / "out" / "curve.json").read_text())["curves"]
     assert [point[0] for point in curves[STAR]] == [2, 4, 6]
     assert (tmp_path / "out" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_equal_time_is_that_of_star(tmp_path, tiny_setting, capsys, monkeypatch):
+    monkeypatch.setattr(ablation, "ALIKE", -1.0)  # not even STaR's own
+    arguments = [
+        "--suite", "objectives", "--out", tmp_path / "out", *tiny_setting, "--updates", 2, "--seeds", 1,
+        "--methods", STAR, "masked STaR", "--jobs", 1, "--equal-time",
+    ]  # fmt: skip
+    ablation.main([str(argument) for argument in arguments])
+    result = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    expected = 2 * result["seconds"][STAR][0] / result["seconds"]["masked STaR"][0]
+    assert result["updates"]["masked STaR (equal time)"] == round(expected)
+    assert result["updates"][STAR + " (equal time)"] == 2
+    assert "\n| masked STaR (equal time) | " in capsys.readouterr().out
+
+
+def test_runs_of_about_star_s_time_are_not_done_again():
+    runs = {name: ablation.Run(OBJECTIVES[name], 100) for name in (STAR, "masked STaR", "STaR + units")}
+    seconds = {STAR: 50.0, "masked STaR": 52.0, "STaR + units": 62.5}
+    done = {(name, 1): ablation.Outcome({}, time) for name, time in seconds.items()}
+    more = ablation._of_equal_time(runs, done, [1])
+    assert {name: run.updates for name, run in more.items()} == {"STaR + units (equal time)": 80}
+    with pytest.raises(StarError, match="whose CPU time nobody kept"):
+        ablation._of_equal_time(runs, done | {(STAR, 1): ablation.Outcome({}, 0.0)}, [1])
+
+
+def test_real_speech_is_divided_by_speaker(tmp_path):
+    rng = np.random.default_rng(0)
+    for speaker in range(1, 7):
+        folder = tmp_path / "LibriSpeech" / "train-clean-100" / str(speaker) / "1"
+        folder.mkdir(parents=True)
+        soundfile.write(folder / f"{speaker}-1-0000.flac", rng.uniform(-0.1, 0.1, 16_003), 16_000)
+    corpus = labelled.write_labelled(tmp_path / "corpus")
+    out = tmp_path / "real"
+    real_speech.main([str(tmp_path / "LibriSpeech"), "--out", str(out), "--corpus", str(corpus), "--held-out", "4"])
+    assert [entry.path.split("/")[1] for entry in read_manifest(out / "train.tsv")[1]] == ["1", "2"]
+    geometry = FrameGeometry(400, 320)
+    speakers = read_task(out, SPEAKER, geometry)
+    assert speakers.classes == ["3", "4", "5", "6"]
+    assert [len(part) for part in (speakers.train, speakers.dev, speakers.test)] == [12, 4, 4]
+    assert {one.num_samples for one in speakers.utterances} == {3200}
+    assert read_task(out, PHONE, geometry).classes == read_task(corpus, PHONE, geometry).classes
+    with pytest.raises(StarError, match="no demo corpus"):
+        real_speech.main([str(tmp_path / "LibriSpeech"), "--out", str(out), "--corpus", str(tmp_path)])

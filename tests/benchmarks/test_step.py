@@ -17,7 +17,11 @@ def test_step_smoke(tmp_path):
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    losses = dict(re.findall(r"^\| (naive|naive, host settled|fast|cached) \|.*\| ([\d.]+) \|$", finished.stdout, re.M))
-    assert len(losses) == 4
+    losses = dict(
+        re.findall(
+            r"^\| (naive|naive, host settled|fast|cached|cached, pca) \|.*\| ([\d.]+) \|$", finished.stdout, re.M
+        )
+    )
+    assert len(losses) == 5
     assert losses["fast"] == losses["naive"]
     assert not list(tmp_path.iterdir())  # tiny sizes are no result

@@ -1,11 +1,12 @@
 """What the tests of the TGM loss share: states, comparisons, and the accelerators' path run on the CPU."""
 
+from itertools import pairwise
 from unittest import mock
 
 import torch
 
 import fairseq_star.tgm.loss as loss_module
-from fairseq_star.tgm import tgm_loss
+from fairseq_star.tgm import Bases, tgm_loss
 from fairseq_star.tgm.naive import loop_tgm_loss
 
 # (form, distance, path): every form with every distance it has. "each" utterance by itself is the CPU's way,
@@ -32,6 +33,17 @@ def make_states(frames, *, utterances=2, dims=(6, 4), states=4, dtype=torch.floa
         for dim in dims
     )
     return teacher, [state.requires_grad_() for state in student]
+
+
+def make_bases(width, dim, states, *, dtype=torch.float64, seed=0):
+    """M orthonormal bases (D_t x d), neighbours alike but not equal, and what the loss is told of them."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(width, dim, generator=generator, dtype=torch.float64)
+    found = [
+        torch.linalg.qr(common + 0.5 * torch.randn(width, dim, generator=generator, dtype=torch.float64)).Q.to(dtype)
+        for _ in range(states)
+    ]
+    return found, Bases(width, [left.mT @ right for left, right in pairwise(found)])
 
 
 def near_states(frames, noise, *, dims=(48, 32), states=4, offset=0.0, seed=0):

@@ -6,12 +6,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
-from benchmarks import run_s3prl, s3prl_keywords
+from benchmarks import s3prl_keywords
 from fairseq_star.errors import StarError
 from fairseq_star.formats import export, load_target
+from fairseq_star.superb.programs import launch
 from manifests.demo import keywords as demo_keywords
 from tests.support import ROOT, convert_cases
 from tests.support.runs import TRAIN
@@ -28,7 +30,7 @@ def keywords(tmp_path_factory) -> Path:
 
 
 def test_corpus_is_what_s3prl_reads(keywords):
-    run_s3prl.stand_in()
+    launch.stand_in()
     from s3prl.downstream.speech_commands.dataset import CLASSES, SpeechCommandsDataset, SpeechCommandsTestingDataset
     from s3prl.downstream.speech_commands.expert import split_dataset
 
@@ -81,12 +83,25 @@ def test_runner_trains_and_evaluates_an_exported_student(keywords, tmp_path):
     assert accuracy == pytest.approx(sum(map(str.__eq__, predicted, truth)) / 24)
 
 
+def test_silence_and_rate_stand_in_for_soxs(tmp_path, capsys):
+    launch._tell.cache_clear()
+    tone = 0.1 * np.sin(np.arange(8000) * 0.3)
+    for gap, expected in ((8000, 16_000), (640, 16_640)):  # half a second is removed, 0.04 s is not
+        soundfile.write(tmp_path / "a.wav", np.concatenate([tone, np.zeros(gap), tone]), 16_000)
+        samples, sample_rate = launch.apply_effects_file(tmp_path / "a.wav", [["rate", "16000"], launch.SILENCE])
+        assert (samples.shape, sample_rate) == ((1, expected), 16_000)
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(8000), 8000)
+    samples, sample_rate = launch.apply_effects_file(tmp_path / "quiet.wav", [launch.SILENCE, ["rate", "16000"]])
+    assert (samples.shape, sample_rate) == ((1, 16_000), 16_000)
+    assert capsys.readouterr().err.count("stand-in: sox's effects") == 1
+
+
 def test_effects_that_need_sox_are_refused(tmp_path):
     soundfile.write(tmp_path / "stereo.wav", [[0.1, 0.2]] * 10, 16_000)
     with pytest.raises(ValueError, match=r"'channels', '1'.* is not there without sox"):
-        run_s3prl.apply_effects_file(tmp_path / "stereo.wav", [["channels", "1"]])
+        launch.apply_effects_file(tmp_path / "stereo.wav", [["channels", "1"]])
     with pytest.raises(ValueError, match="'reverb'"):
-        run_s3prl.apply_effects_file(tmp_path / "stereo.wav", [["reverb"]])
+        launch.apply_effects_file(tmp_path / "stereo.wav", [["reverb"]])
 
 
 @pytest.mark.slow

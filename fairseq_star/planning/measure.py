@@ -1,0 +1,189 @@
+"""What a few steps of a run cost on this machine: time, of which the teacher's and the data's, and memory."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fairseq import tasks, utils
+from fairseq.trainer import Trainer
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.profiling.memory import process_bytes, synchronize
+from fairseq_star.safety.host import settle_on_host
+from fairseq_star.training.preflight import check_options
+
+MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the matrices whose product is taken for the ceiling
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of the training set."""
+
+    indices: Sequence[int]
+    samples: int  # of all its utterances, their own
+    padded: int  # with padding
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one of them took."""
+
+    batch: Batch
+    seconds: float  # forward, backward, update
+    teacher: float  # seconds of these
+    data: float  # seconds of reading and padding the batch, in one process
+
+
+@dataclass
+class Measured:
+    """What :func:`measure` found."""
+
+    batches: list[Batch]  # of an epoch, over all workers
+    steps: list[Step]
+    bytes_before: int  # held before the first step
+    peak_bytes: int  # at the batch with the most samples, all included
+    total_bytes: int  # of the device; of the CPU what is free and what the process holds
+    matrix_flops: float  # a second, of a large product
+    device: str
+    trainer: Trainer
+
+    @property
+    def worst(self) -> Batch:
+        """The batch that needs the most memory."""
+        return max(self.batches, key=lambda batch: batch.padded)
+
+
+def measure(cfg: DictConfig, num_steps: int) -> Measured:
+    """Build a run as fairseq does, alone and without a cache, and train it for a few steps, the largest batch first.
+
+    Nothing is written but what the task itself writes, no checkpoint is read.
+
+    Args:
+        cfg: the whole configuration.
+        num_steps: after the first, of batches at even distances between the largest and the smallest.
+
+    Raises:
+        StarError: the run could not begin, or its largest batch does not fit.
+    """
+    cfg.task.teacher_cache = cfg.task.teacher_cache_dim = None
+    cfg.task.teacher_cache_compression = "none"
+    cfg.distributed_training.distributed_world_size = 1
+    np.random.seed(cfg.common.seed)
+    utils.set_torch_seed(cfg.common.seed)
+    settle_on_host(keep_memory=not cfg.task.release_memory)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    criterion = task.build_criterion(cfg.criterion)
+    for split in () if cfg.dataset.disable_validation else cfg.dataset.valid_subset.split(","):
+        task.load_dataset(split)
+    trainer = Trainer(cfg, task, model, criterion, None)
+    device = "cuda" if trainer.cuda else "cpu"
+    with told_in_one_line():
+        check_options(cfg, criterion, on_gpu=trainer.cuda)
+    batches = _batches(trainer)
+    trainer.begin_epoch(1)
+    trainer.lr_step(1)
+
+    timer = _TeacherTimer(task, device)
+    by_size = sorted(batches, key=lambda batch: -batch.padded)
+    places = np.linspace(0, len(by_size) - 1, num_steps + 2).round().astype(int)[1:-1]
+    before = _held(device)
+    _step(trainer, by_size[0], timer, device)  # the largest; also warms up
+    peak = _peak(device)
+    steps = [_step(trainer, by_size[place], timer, device) for place in tqdm(places, "plan", unit="step", disable=None)]
+    return Measured(batches, steps, before, peak, _total(device), matrix_flops(trainer, device), device, trainer)
+
+
+def _batches(trainer: Trainer) -> list[Batch]:
+    dataset_of = trainer.cfg.dataset.train_subset
+    frozen = trainer.get_train_iterator(epoch=1).frozen_batches
+    lengths = trainer.task.dataset(dataset_of).cropped_lengths()
+    multiple = trainer.task.cfg.pad_to_multiple
+    found = []
+    for indices in frozen:
+        own = lengths[np.asarray(indices)]
+        longest = -(-int(own.max()) // multiple) * multiple
+        found.append(Batch([int(index) for index in indices], int(own.sum()), longest * len(own)))
+    return found
+
+
+class _TeacherTimer:
+    """Adds up the time in a task's teacher."""
+
+    def __init__(self, task, device: str):
+        self.seconds, self._run, self._device = 0.0, task._run_teacher, device
+        task._run_teacher = self
+
+    def __call__(self, *arguments, **options):
+        synchronize(self._device)
+        start = time.perf_counter()
+        encoding = self._run(*arguments, **options)
+        synchronize(self._device)
+        self.seconds += time.perf_counter() - start
+        return encoding
+
+
+def _step(trainer: Trainer, batch: Batch, timer: _TeacherTimer, device: str) -> Step:
+    dataset = trainer.task.dataset(trainer.cfg.dataset.train_subset)
+    start = time.perf_counter()
+    sample = dataset.collater([dataset[index] for index in batch.indices])
+    read = time.perf_counter()
+    timer.seconds = 0.0
+    try:
+        trainer.train_step([sample], raise_oom=True)
+    except torch.cuda.OutOfMemoryError as error:
+        raise StarError(
+            f"plan: a batch of {len(batch.indices)} utterances of {batch.padded // len(batch.indices):,} samples "
+            "does not fit into the GPU's memory; lower dataset.batch_size or dataset.max_tokens, crop with "
+            "task.max_sample_size, or set model.checkpoint_activations=true"
+        ) from error
+    synchronize(device)
+    return Step(batch, time.perf_counter() - read, timer.seconds, read - start)
+
+
+def _held(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else process_bytes("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else process_bytes("VmHWM")
+
+
+def _total(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    with open("/proc/meminfo") as lines:
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return free * 1024 + process_bytes("VmRSS")
+
+
+def matrix_flops(trainer: Trainer, device: str) -> float:
+    """Floating point operations a second of a large square product, in the precision of the run."""
+    common = trainer.cfg.common
+    half = torch.float16 if common.fp16 or common.amp else torch.bfloat16 if common.bf16 else torch.float32
+    side = MATRIX[device]
+    left, right = (torch.randn(side, side, device=device).to(half) for _ in range(2))
+    times = []
+    for _ in range(4):
+        synchronize(device)
+        start = time.perf_counter()
+        left @ right
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(times[1:])
+
+
+def check_steps(num_steps: int) -> int:
+    """``--steps`` as it is.
+
+    Raises:
+        StarError: it is below 1.
+    """
+    if num_steps < 1:
+        raise StarError(f"plan: --steps {num_steps} must be 1 or more")
+    return num_steps

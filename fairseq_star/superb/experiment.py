@@ -1,0 +1,272 @@
+"""One experiment: s3prl trains, s3prl evaluates, its numbers are read; resumed where it was broken off."""
+
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
+from fairseq_star.superb import parsing, scorers
+from fairseq_star.superb.settings import differences, flat
+from fairseq_star.superb.tasks import Experiment
+from fairseq_star.superb.toolkit import Toolkit
+from fairseq_star.superb.upstream import Upstream
+
+Watch = Callable[[str, subprocess.Popen, Path], None]
+RESULT = "result.json"
+
+
+class BusyError(Exception):
+    """Another process is at this experiment."""
+
+
+@dataclass
+class Run:
+    """An experiment in its folder.
+
+    ``train.out``, ``train.err`` and so on are what s3prl printed; ``train.done`` says that a phase has ended;
+    ``s3prl/`` is s3prl's ``expdir``; ``result.json`` is the end.
+    """
+
+    experiment: Experiment
+    folder: Path
+    config: dict
+    toolkit: Toolkit
+    upstream: Upstream
+    device: str
+    seed: int
+    layers: int  # hidden states of the upstream
+    watch: Watch
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def expdir(self) -> Path:
+        """s3prl's folder."""
+        return self.folder / "s3prl"
+
+    @property
+    def result(self) -> dict | None:
+        """The result, where there is one."""
+        path = self.folder / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def perform(self, *, evaluate: bool = True) -> dict:
+        """All phases that are not done yet; the result.
+
+        Args:
+            evaluate: False to end after the training, as ``--lr auto`` does for rates that lose.
+
+        Raises:
+            BusyError: another process is at it.
+            StarError: a phase failed, or the folder is another experiment's.
+        """
+        if (found := self.result) is not None:
+            self._check_same()
+            return found
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(self.folder):
+            self._check_same()
+            task = self.experiment.task
+            if task.needs_training:
+                self._train()
+            if not evaluate:
+                return {}
+            metrics = {"qbe": self._query, "asv": self._verify}.get(task.name, self._evaluate)()
+            return self._conclude(metrics)
+
+    def _described(self) -> dict:
+        return {
+            "experiment": self.experiment.name,
+            "upstream": [self.upstream.name, self.upstream.identity],
+            "seed": self.seed,
+            "config": self.config,
+        }
+
+    def _check_same(self) -> None:
+        """Write what this experiment is, or refuse to go on from another."""
+        path, own = self.folder / "experiment.json", json.loads(json.dumps(self._described()))
+        if not path.is_file():
+            _write_text(self.folder / "settings.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            _write(path, own)  # last, as it is what is looked for
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for key in own:
+            if known.get(key) != own[key]:
+                difference = _difference(key, known.get(key), own[key])
+                raise StarError(f"{self.folder}: was begun with {difference}; give back what it had, or another --out")
+
+    def _phase(self, name: str, arguments: list[str]) -> str:
+        """Run s3prl, unless this phase is done; what it printed."""
+        out, err, done = (self.folder / f"{name}.{kind}" for kind in ("out", "err", "done"))
+        if not done.is_file():
+            began = time.monotonic()
+            self._process(name, self.toolkit.command(*arguments, "--device", self.device), out, err)
+            _write(done, {"seconds": round(time.monotonic() - began, 1)})
+        return parsing.read([out])
+
+    def _process(self, name: str, command: list[str], out: Path, err: Path) -> None:
+        mode = "ab" if name == "train" else "wb"  # a resumed training goes on
+        with out.open(mode) as stdout, err.open(mode) as stderr:
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL,
+                                       **self.toolkit.process_options())  # fmt: skip
+            try:
+                self.watch(name, process, err)
+                status = process.wait()
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        if status:
+            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            raise StarError(
+                f"{self.experiment.name}: {name} ended {how}: {parsing.last_error(parsing.read([err]))} ({err})"
+            )
+
+    def _train(self) -> None:
+        if (self.folder / "train.done").is_file():
+            return
+        checkpoint = self._newest()
+        if checkpoint:
+            arguments = ["-m", "train", "-e", str(checkpoint)]
+        else:
+            arguments = ["-m", "train", *self._fresh(self.expdir)]
+            shutil.rmtree(self.expdir, ignore_errors=True)  # of a training that left no checkpoint
+            for kind in ("out", "err"):
+                (self.folder / f"train.{kind}").unlink(missing_ok=True)
+        self._phase("train", arguments)
+
+    def _fresh(self, expdir: Path) -> list[str]:
+        task, settings = self.experiment.task, str(self.folder / "settings.yaml")
+        told = ["-d", task.downstream, "-c", settings, "-p", str(expdir), "--seed", str(self.seed)]
+        return [*self.upstream.arguments, *told]
+
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from; one that a kill cut short is removed, and said."""
+        for path in self.expdir.glob("*.ckpt"):
+            if not zipfile.is_zipfile(path):  # torch writes a zip's directory at its end
+                print(f"{self.experiment.name}: {path.name} was cut short while it was written; it is removed")
+                path.unlink()
+        return max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
+
+    def _checkpoint(self) -> Path:
+        """What is evaluated."""
+        task = self.experiment.task
+        best = self.expdir / str(task.best)
+        if best.is_file():
+            return best
+        self.notes.append(f"no score on dev was above the worst there is: the last checkpoint, for want of {task.best}")
+        newest = max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
+        if newest is None:
+            raise StarError(
+                f"{self.experiment.name}: s3prl kept no checkpoint; set runner.save_step to at most its total_steps"
+            )
+        return newest
+
+    def _evaluate(self) -> dict[str, float]:
+        task = self.experiment.task
+        text = self._phase("evaluate", ["-m", "evaluate", "-t", task.split, "-e", str(self._checkpoint())])
+        metrics = parsing.metrics_of(task, text)
+        if task.name == "sd":
+            frames = metrics.pop("der")
+            self.notes.append(f"s3prl's own DER, of frames with the labels' best order a recording: {frames:.2f} %")
+            reference = Path(self.config["downstream_expert"]["loaderrc"]["test_dir"]) / "rttm"
+            metrics |= scorers.diarization(self.expdir, reference, self.toolkit, self.notes)
+        return metrics
+
+    def _verify(self) -> dict[str, float]:
+        """The lowest EER of all checkpoints, as s3prl's ``sv_voxceleb1/test_expdir.sh`` takes it."""
+        task, found = self.experiment.task, {}
+        for path in sorted(self.expdir.glob("states-*.ckpt"), key=_step):
+            place = self.expdir / path.stem
+            arguments = ["-m", "evaluate", "-t", task.split, "-e", str(path), "-o", f"args.expdir={place}"]
+            found[path] = parsing.metrics_of(task, self._phase(f"evaluate-{_step(path)}", arguments))["eer"]
+        if not found:
+            raise StarError("asv: s3prl kept no checkpoint; set runner.save_step to at most its total_steps")
+        best = min(found, key=found.get)
+        shutil.copy2(self.expdir / best.stem / "test_predict.txt", self.expdir / "test_predict.txt")
+        self.notes.append(
+            f"lowest EER on the test's trials of {len(found)} checkpoints ({best.stem}), as SUPERB has it"
+        )
+        return {"eer": found[best]}
+
+    def _query(self) -> dict[str, float]:
+        """The layer that is best on dev, on the test's queries."""
+        root = Path(self.config["downstream_expert"]["datarc"]["dataset_root"])
+        scores = {}
+        for layer in range(self.layers) if self.layers > 1 else ():
+            folder = self._search("dev", layer)
+            scores[layer] = scorers.queries(folder, root, "dev", self.notes)
+        known = {layer: score for layer, score in scores.items() if score is not None}
+        layer = max(known, key=known.get) if known else self.layers - 1
+        folder = self._search("test", layer)
+        shutil.copy2(folder / "benchmark.stdlist.xml", self.expdir / "benchmark.stdlist.xml")
+        score = scorers.queries(folder, root, "eval", self.notes)
+        how = "best on dev" if known else "the last"
+        self.notes.append(f"layer {layer} of {self.layers}, {how}")
+        return {} if score is None else {"mtwv": score}
+
+    def _search(self, split: str, layer: int) -> Path:
+        place = self.expdir / f"{split}-layer{layer}"
+        self._phase(f"{split}-layer{layer}", ["-m", "evaluate", "-t", split, *self._fresh(place), "-l", str(layer)])
+        return place
+
+    def _conclude(self, metrics: dict[str, float]) -> dict:
+        done = sorted(self.folder.glob("*.done"))
+        printed = parsing.read(sorted(self.folder.glob("*.err")))
+        result = {
+            **self._described(),
+            "task": self.experiment.task.name,
+            "variant": self.experiment.variant,
+            "metrics": metrics,
+            "notes": list(dict.fromkeys(self.notes)),
+            "stand_ins": list(dict.fromkeys(parsing.stand_ins(printed))),
+            "differs_from_s3prl": differences(self.experiment.task.name, self.config),
+            "seconds": {path.stem: json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in done},
+            "device": self.device,
+            "s3prl": self.toolkit.version,
+            "environment": self.toolkit.environment.found["versions"],
+        }
+        _write(self.folder / RESULT, result)
+        return json.loads(json.dumps(result))
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _difference(key: str, known: object, own: object) -> str:
+    if key != "config":
+        return f"{key} {known!r}, not {own!r}"
+    old, new = dict(flat(known)), dict(flat(own))
+    path = next(path for path in {**old, **new} if old.get(path) != new.get(path))
+    return f"{path} = {old.get(path)!r}, not {new.get(path)!r}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder; it is let go however this process ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(folder.name) from None
+        yield
+
+
+def _write(path: Path, content: dict) -> None:
+    _write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,173 @@
+"""s3prl's own ``run_downstream.py``, unchanged, where something that it was written for is missing.
+
+    python fairseq_star/superb/programs/launch.py -m train -u wav2vec2_local -k student.pt -d speech_commands ...
+
+A file to run, in s3prl's environment, which need not have this package or fairseq. It puts in their place what s3prl
+imports or calls and does not find, and starts s3prl. What could change a number is said on standard error when it is
+first used (``stand-in: ...``). With all of it there nothing is replaced, and ``python run_downstream.py`` of a clone
+does the same.
+
+* ``HfFolder``, ``Repository`` of huggingface_hub: gone in 1.0, used for uploads alone.
+* ``torchaudio.sox_effects``: gone in 2.9, and before it of no use where the system has no libsox.
+* ``torchaudio.set_audio_backend``: gone in 2.9; a choice between readers that no longer exists.
+* ``catalyst``, ``sox``: imported by tasks that use neither in a run of one process. Current pips refuse every release
+  of catalyst that current Pythons can import.
+* ``Tensor.cuda()``, which speaker verification calls whatever the device: without a GPU it leaves a tensor where it is.
+
+``argparse.Namespace`` is declared harmless to torch, as s3prl keeps its options in checkpoints. The process ends with
+the one that started it, so that a killed sweep leaves nothing behind that still writes.
+"""
+
+import argparse
+import ctypes
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+import types
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import soundfile
+import torch
+
+_spec = importlib.util.spec_from_file_location(
+    "torchaudio_import", Path(__file__).resolve().parents[2] / "audio" / "torchaudio_import.py"
+)
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+torchaudio = _module.import_torchaudio()
+
+SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
+_PR_SET_PDEATHSIG = 1
+
+
+def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tensor, int]:
+    """What sox makes of a mono file by the effects that SUPERB's tasks ask for.
+
+    A channel, a rate (torchaudio's resampling in place of sox's), a gain, and the removal of silence: what lies 0.1 s
+    or longer below a thousandth of full scale, measured in windows of 20 ms as sox does.
+
+    Returns:
+        float32 samples, 1 x num_samples, and their rate.
+
+    Raises:
+        ValueError: any other effect, or a file that would need mixing.
+    """
+    _tell("sox's effects, as the system has no libsox")
+    samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    for effect in effects:
+        match effect:
+            case ["channels", "1"] if samples.shape[1] == 1:
+                pass
+            case ["rate", rate]:
+                if int(rate) != sample_rate:
+                    signal_ = torch.from_numpy(samples.T)
+                    samples = torchaudio.functional.resample(signal_, sample_rate, int(rate)).numpy().T
+                    sample_rate = int(rate)
+            case ["gain", decibel]:
+                samples = np.clip(samples * np.float32(10 ** (float(decibel) / 20)), -1, 1)
+            case _ if effect == SILENCE:
+                samples = _without_silence(samples, sample_rate)
+            case _:
+                raise ValueError(f"{path}: the effect {effect} is not there without sox")
+    return torch.from_numpy(np.ascontiguousarray(samples.T)), sample_rate
+
+
+def _without_silence(samples: np.ndarray, sample_rate: int, threshold: float = 1e-3, seconds: float = 0.1):
+    """``samples`` (num_samples x 1) without runs of quiet windows that last ``seconds`` or longer."""
+    window = sample_rate // 50
+    num_windows = -(-len(samples) // window)
+    padded = np.zeros(num_windows * window, np.float32)
+    padded[: len(samples)] = samples[:, 0]
+    quiet = np.sqrt((padded.reshape(num_windows, window) ** 2).mean(1)) < threshold
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet.astype(int), [0]])))
+    keep = np.ones(num_windows, bool)
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        if (last - first) * window >= seconds * sample_rate:
+            keep[first:last] = False
+    kept = np.repeat(keep, window)[: len(samples)]
+    return samples[kept] if kept.any() else samples
+
+
+@functools.cache
+def _tell(what: str) -> None:
+    print(f"stand-in: {what}", file=sys.stderr, flush=True)
+
+
+def _stay(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    _tell("Tensor.cuda(), which leaves tensors on the CPU")
+    return tensor
+
+
+def _missing(module: str) -> bool:
+    return module not in sys.modules and importlib.util.find_spec(module) is None
+
+
+def _has_sox() -> bool:
+    try:
+        ctypes.CDLL("libsox.so")  # as torchaudio loads it
+    except OSError:
+        return False
+    return True
+
+
+class DistributedSamplerWrapper:
+    """catalyst's name, for runs of one process, which never make one."""
+
+    def __init__(self, sampler: object):
+        raise NotImplementedError("s3prl needs catalyst to share a weighted sampler among processes; run one process")
+
+
+class Transformer:
+    """The Python wrapper of sox's name, which ``sv_voxceleb1`` imports and does not use."""
+
+
+def _module_with(name: str, **attributes: object) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # others ask for it: importlib.util.find_spec
+    module.__dict__.update(attributes)
+    sys.modules[name] = module
+    return module
+
+
+def stand_in() -> None:
+    """Put the missing names in their place."""
+    for name in ("HfFolder", "Repository"):
+        if not hasattr(huggingface_hub, name):
+            setattr(huggingface_hub, name, type(name, (), {}))
+    if not hasattr(torchaudio, "set_audio_backend"):
+        torchaudio.set_audio_backend = lambda backend: None
+    if _missing("torchaudio.sox_effects"):
+        torchaudio.sox_effects = _module_with("torchaudio.sox_effects", apply_effects_tensor=None)
+    if torchaudio.sox_effects.apply_effects_tensor is None or not _has_sox():
+        importlib.import_module("torchaudio.sox_effects").apply_effects_file = apply_effects_file
+    if _missing("catalyst"):
+        for name in ("catalyst", "catalyst.data"):
+            _module_with(name)
+        _module_with("catalyst.data.sampler", DistributedSamplerWrapper=DistributedSamplerWrapper)
+    if _missing("sox"):
+        _module_with("sox", Transformer=Transformer)
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = _stay
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it ends, however that ends (Linux)."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before it was asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    stand_in()
+    from s3prl.run_downstream import main
+
+    main()

@@ -1,0 +1,110 @@
+"""Which settings an experiment runs with: s3prl's, the paper's changes, the user's; and what differs from s3prl's.
+
+Settings are named by dotted paths, ``optimizer.lr`` or ``downstream_expert.datarc.batch_size``, as s3prl's override
+has them without its ``config.``.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import yaml
+
+from fairseq_star.errors import StarError
+from fairseq_star.names import SUPERB_TASKS
+from fairseq_star.superb.recipes import RECIPES, WARMUP
+
+SCHEDULER = {name: {"name": "linear_schedule_with_warmup", "num_warmup_steps": steps} for name, steps in WARMUP.items()}
+# STaR's experiments: SID at ten times s3prl's rate, the schedulers on that s3prl's files hold commented out.
+PAPER_SID_LR = 1e-3
+# s3prl removes the last checkpoint before it has written the next: one more, and a kill between costs no run.
+KEPT_CHECKPOINTS = 2
+RATE_GRID = (1e-2, 1e-3, 1e-4, 1e-5)
+
+
+def settings(task: str, *, convention: str, own: Mapping[str, object]) -> dict:
+    """s3prl's configuration of ``task``, changed; paths of corpora are not in it yet.
+
+    Args:
+        convention: ``paper`` (STaR's changes: scheduler on, SID at ten times the rate) or ``s3prl``.
+        own: the user's changes, dotted path -> value; they win.
+
+    Raises:
+        StarError: a path leads through something that is no group of settings.
+    """
+    config = copy.deepcopy(RECIPES[task])
+    if config["runner"].get("max_keep") == 1:
+        config["runner"]["max_keep"] = KEPT_CHECKPOINTS
+    if convention == "paper" and task in SCHEDULER:
+        config["scheduler"] = dict(SCHEDULER[task])
+        if task == "sid":
+            config["optimizer"]["lr"] = PAPER_SID_LR
+    for path, value in own.items():
+        put(config, path, value, f"{task}.{path}")
+    return config
+
+
+def put(config: dict, path: str, value: object, told: str) -> None:
+    """Set what a dotted path names; groups that are not there are made.
+
+    Raises:
+        StarError: a path leads through something that is no group.
+    """
+    *groups, last = path.split(".")
+    for group in groups:
+        if not isinstance(config.setdefault(group, {}), dict):
+            raise StarError(f"{told}: {group} is a value, not a group of settings; correct the name")
+        config = config[group]
+    config[last] = value
+
+
+def flat(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted paths and values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(task: str, config: Mapping) -> dict[str, tuple[object, object]]:
+    """Where ``config`` is not s3prl's: path -> (s3prl's value, this one); None for what one of them lacks."""
+    theirs, ours = dict(flat(RECIPES[task])), dict(flat(config))
+    return {
+        path: (theirs.get(path), ours.get(path))
+        for path in sorted({*theirs, *ours})
+        if theirs.get(path) != ours.get(path)
+    }
+
+
+def parse_changes(changes: list[str]) -> dict[str, dict[str, object]]:
+    """``--set TASK.PATH=VALUE`` by tasks; a value is read as YAML, ``1e-4`` as the number it is.
+
+    Raises:
+        StarError: one that is not of that form.
+    """
+    found: dict[str, dict[str, object]] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        task, dot, path = name.partition(".")
+        if not (equals and dot and path) or task not in SUPERB_TASKS:
+            raise StarError(f"--set {change}: must be TASK.SETTING=VALUE, such as asr.optimizer.lr=1e-4; correct it")
+        found.setdefault(task, {})[path] = value_of(text, change)
+    return found
+
+
+def value_of(text: str, told: str) -> object:
+    """A setting's value as YAML tells it, but for numbers such as ``1e-4``, which YAML takes for words.
+
+    Raises:
+        StarError: it is no YAML.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StarError(f"--set {told}: the value is no YAML ({str(error).splitlines()[0]}); correct it") from error
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value

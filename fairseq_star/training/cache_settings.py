@@ -1,0 +1,53 @@
+"""Options of a compressed teacher cache, and what a cache of other settings is told apart by."""
+
+import json
+import logging
+from pathlib import Path
+
+from fairseq_star.errors import StarError
+
+logger = logging.getLogger(__name__)
+
+NONE, INT8, PCA = "none", "int8", "pca"
+COMPRESSIONS = (NONE, INT8, PCA)
+
+
+def check_dim(compression: str, dim: int | None, width: int) -> int | None:
+    """d of ``pca`` (a quarter of the teacher's ``width`` where none is given); None of the others, which have none.
+
+    Raises:
+        StarError: it is given to another, or cannot be.
+    """
+    if compression != PCA:
+        if dim is not None:
+            raise StarError(
+                f"task.teacher_cache_dim={dim} is of task.teacher_cache_compression=pca; set that, or leave it out"
+            )
+        return None
+    dim = max(width // 4, 1) if dim is None else dim
+    if not 1 <= dim <= width:
+        raise StarError(f"task.teacher_cache_dim={dim} must be 1 to {width}, the width of the teacher's states")
+    return dim
+
+
+def tell_others(folder: Path, settings: dict) -> None:
+    """Say that what lies in a cache already is of other settings, and of which, where a new store is begun in it."""
+    for about in sorted(folder.glob("*/about.json")):
+        try:
+            other = json.loads(about.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(other, dict):
+            differing = [
+                f"{name}={_short(other.get(name))} (now {_short(settings.get(name))})"
+                for name in sorted({*settings, *other})
+                if other.get(name) != settings.get(name)
+            ]
+            logger.warning(
+                f"teacher cache: {about.parent} is of other settings and not used: {', '.join(differing)}; this run "
+                "begins a store of its own beside it"
+            )
+
+
+def _short(value: object) -> str:
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) > 40 else str(value)
