@@ -18,7 +18,8 @@ SUPERB := --corpora demo/superb/superb.yaml --python $(SUPERB_VENV)/bin/python $
 # PR and SF import modules that only the clone has.
 SUPERB_TASKS ?= $(if $(S3PRL),pr asr ks qbe sid asv sd ic sf er se,asr ks qbe sid asv sd ic er se)
 
-.PHONY: setup setup-demo demo demo-long demo-teacher superb-env superb-demo ablation test test-all test-gpu lint bench bench-gpu bench-s3prl clean
+.PHONY: setup setup-demo demo demo-long demo-teacher superb-env superb-demo ablation test test-all test-gpu \
+	lint bench bench-device bench-gpu bench-s3prl clean
 .DELETE_ON_ERROR:
 
 # All that the tests need; `make demo` makes do with less.
@@ -103,6 +104,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.loss
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.deploy
+
+bench-device: setup
+	$(BIN)/python -m benchmarks.device
 
 bench-s3prl: setup demo
 	$(BIN)/python -m benchmarks.s3prl_keywords demo/run/checkpoint_best.pt

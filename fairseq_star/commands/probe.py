@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
     parser.add_argument("--max-utterances", type=int, help="at most so many for training and test of each task")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="for the features (default: cuda where there is one)")
+    parser.add_argument(
+        "--chunk-frames", type=int, metavar="N",
+        help="that a streaming student hears in, 0 for whole utterances (default: the first of its sizes)",
+    )  # fmt: skip
     parser.add_argument("--plot", metavar="PNG", help="draw the learned layer weights")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -38,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         max_utterances=arguments.max_utterances,
         device=arguments.device,
+        chunk_frames=arguments.chunk_frames,
     )
     print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.to_markdown())
     if arguments.plot:

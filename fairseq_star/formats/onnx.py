@@ -81,11 +81,13 @@ class Onnx(ProgramTarget):
                 _write_by_torchscript(student, path)
 
     @staticmethod
-    def load(path: Path) -> tuple[Run, str | None]:
-        """The graph in onnxruntime, and what it says of its streams, if any."""
+    def load(path: Path, num_threads: int = 0) -> tuple[Run, str | None]:
+        """The graph in onnxruntime, on ``num_threads`` (0: a core each), and what it says of its streams, if any."""
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
 
         def run(*inputs: Tensor) -> list[Tensor]:

@@ -21,7 +21,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
-from fairseq_star.streaming import Streams, StreamShape, StreamState, StreamStep
+from fairseq_star.streaming import Streams, StreamShape, StreamState, StreamStep, check_streams
 
 INPUTS = ("source", "num_samples")
 STREAM_INPUTS = ("window", "num_frames", *StreamState._fields)
@@ -47,7 +47,8 @@ def program_of(student: Student) -> Program:
     """``student`` as a program.
 
     Raises:
-        StarError: torchaudio's modules, which hold a student of whole utterances, cannot express it.
+        StarError: torchaudio's modules, which hold a student of whole utterances, cannot express it; or a streaming
+            one hears normalized audio.
     """
     some = Dim("streams" if student.config.chunk_frames else "batch", min=1, max=MOST)
     if not student.config.chunk_frames:
@@ -57,6 +58,7 @@ def program_of(student: Student) -> Program:
         inputs = next(batches(check_sources(), padded=True, normalize=False))
         exported = _export(InferenceStudent(student), inputs, ({0: some, 1: samples}, {0: some}))
         return Program(exported, INPUTS, OUTPUTS, {})
+    check_streams(student)
     step = StreamStep(student.model)
     shape, chunk = step.shape, 4
     window = torch.zeros(2, shape.window(chunk))

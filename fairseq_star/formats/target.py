@@ -153,11 +153,13 @@ def compare(student: Student, target: Target, written: Path) -> tuple[float, flo
     if not student.config.chunk_frames:
         return _compare(student, target, written)
     in_use, found = student.model.chunk_frames, []
-    for size in dict.fromkeys([*student.config.chunk_frames, ODD_CHUNK]):
-        student.use_chunks(size)
-        target.chunk_frames = size or student.model.geometry.num_frames(max(CHECK_SAMPLES))
-        found.append(torch.tensor(_compare(student, target, written)))
-    student.use_chunks(in_use)
+    try:
+        for size in dict.fromkeys([*student.config.chunk_frames, ODD_CHUNK]):
+            student.use_chunks(size)
+            target.chunk_frames = size or student.model.geometry.num_frames(max(CHECK_SAMPLES))
+            found.append(torch.tensor(_compare(student, target, written)))
+    finally:
+        student.use_chunks(in_use)
     alone, batched = torch.stack(found).amax(0).tolist()  # a nan stays a nan
     return alone, batched
 

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
+from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
 from fairseq_star.evaluation.run import locate
@@ -34,6 +35,7 @@ def run_probe(
     seeds: Sequence[int] = (0, 1, 2),
     max_utterances: int | None = None,
     device: str | None = None,
+    chunk_frames: int | None = None,
 ) -> ProbeResult:
     """Measure what a frozen student's features know beside FBANK, MFCC, a random-init student and the teacher.
 
@@ -44,9 +46,11 @@ def run_probe(
         seeds: of the heads; intervals count their spread in.
         max_utterances: take so many training and test utterances at most of each task (chosen by hash).
         device: ``cpu`` or ``cuda`` for the features; CUDA where there is one when None.
+        chunk_frames: that a streaming student hears in, 0 for whole utterances; the size in use when None.
 
     Raises:
-        StarError: labels that do not fit their manifest, an empty split, a checkpoint that cannot be loaded.
+        StarError: labels that do not fit their manifest, an empty split, a checkpoint that cannot be loaded, chunks for
+            a student that hears whole utterances only.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not seeds:
@@ -56,14 +60,15 @@ def run_probe(
     teacher, data = _from_run(student, teacher, data)
     located = hub.locate(student, "probe")
     teacher = teacher and hub.locate(teacher, "--teacher").name  # before hours are spent on the student
-    encoder = load_encoder(located.path, option="probe")
+    encoder = _in_chunks(load_encoder(located.path, option="probe"), chunk_frames)
     task_data = [read_task(data, task, encoder.geometry, max_utterances) for task in tasks]
 
     def extractors():  # one at a time: only one model and its features are in memory
         yield FBANK, SpectralFeatures(FBANK, encoder.geometry)
         yield MFCC, SpectralFeatures(MFCC, encoder.geometry)
         yield FBANK_RAW, SpectralFeatures(FBANK, encoder.geometry, normalize=False)
-        yield RANDOM, EncoderFeatures(untrained(encoder.config, normalize=encoder.normalize), device)
+        random = untrained(encoder.config, normalize=encoder.normalize)
+        yield RANDOM, EncoderFeatures(_in_chunks(random, chunk_frames), device)
         yield STUDENT, EncoderFeatures(encoder, device)
         if teacher is not None:
             yield TEACHER, EncoderFeatures(load_encoder(teacher, option="--teacher"), device)
@@ -71,7 +76,15 @@ def run_probe(
     heads = {name: probe_features(extractor, task_data, seeds, name) for name, extractor in extractors()}
     result = summarize(heads, task_data, seeds)
     result.settings = {"student": os.fspath(located.name), "teacher": teacher, "data": os.fspath(data)}
+    if encoder.config.chunk_frames:
+        result.settings["chunk_frames"] = encoder.model.chunk_frames
     return result
+
+
+def _in_chunks(encoder: FrozenEncoder, chunk_frames: int | None) -> FrozenEncoder:
+    if chunk_frames is not None:
+        encoder.use_chunks(chunk_frames)
+    return encoder
 
 
 def probe_features(

@@ -4,9 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
 
 import numpy as np
+import soundfile
 
 from fairseq_star.audio.file import open_audio
 from fairseq_star.errors import StarError
@@ -17,12 +17,10 @@ STDIN = "-"
 PCM = np.dtype("<i2")  # of standard input
 
 
-def stream(
-    checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_values: int = 4, out: TextIO = sys.stdout
-) -> str:
+def stream(checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_values: int = 4) -> str:
     """Print the last layer's frames of ``audio`` as they become final.
 
-    A line of ``out`` is a frame: its number, the time in seconds that it begins at, and its first values. After each
+    A line is a frame: its number, the time in seconds that it begins at, and its first values. After each
     chunk a line that begins with ``#`` tells what was heard and the real-time factor so far, computing time alone.
 
     Args:
@@ -53,10 +51,10 @@ def stream(
         heard += 0 if piece is None else len(piece)
         for frame in states[-1]:
             values = " ".join(f"{value:.4f}" for value in frame[shown].tolist())
-            print(given, f"{given * period:.3f}", values, sep="\t", file=out)
+            print(given, f"{given * period:.3f}", values, sep="\t")
             given += 1
         if states.size(1):
-            print(f"# heard {heard / rate:.3f} s, real-time factor {busy * rate / heard:.4f}", file=out, flush=True)
+            print(f"# heard {heard / rate:.3f} s, real-time factor {busy * rate / heard:.4f}", flush=True)
 
     hop = live.chunk_frames * live.shape.downsample_rate
     try:
@@ -82,8 +80,11 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
                 f"stream: {path} has {audio.samplerate} Hz and {audio.channels} channels; this student hears "
                 f"{sample_rate} Hz, mono: convert it, for example with `sox IN -r {sample_rate} -c 1 OUT`"
             )
-        while len(piece := audio.read(num_samples, dtype="float32")):
-            yield piece
+        try:
+            while len(piece := audio.read(num_samples, dtype="float32")):
+                yield piece
+        except soundfile.SoundFileError as error:
+            raise StarError(f"stream: {path} is cut short or damaged ({error}); restore it") from error
 
 
 def _from_stdin(num_samples: int) -> Iterator[np.ndarray]:

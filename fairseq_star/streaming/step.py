@@ -18,7 +18,26 @@ from torch import Tensor, nn
 from fairseq_star.encoder.chunks import attention
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.encoder.frozen import Hearer
 from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.errors import StarError
+
+
+def check_streams(student: Hearer) -> None:
+    """See that a student can hear speech as it comes.
+
+    Raises:
+        StarError: it hears whole utterances only, or audio that is normalized over the whole utterance.
+    """
+    if not student.model.config.chunk_frames:
+        raise StarError(
+            "this student hears whole utterances only; train one that streams, with model._name=starhubert_stream"
+        )
+    if student.normalize:
+        raise StarError(
+            "this student hears audio of zero mean and unit variance, which no stream tells of an utterance before its "
+            "end; train one of a teacher that hears audio as it is"
+        )
 
 
 class StreamState(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairseq_star.encoder.frozen import Hearer, as_samples
 from fairseq_star.errors import StarError
-from fairseq_star.streaming.step import StreamShape, StreamState, StreamStep
+from fairseq_star.streaming.step import StreamShape, StreamState, StreamStep, check_streams
 
 Step = Callable[..., Sequence[Tensor]]
 """What takes and gives what :class:`StreamStep` does."""
@@ -67,16 +67,12 @@ class Streams:
         """Streams through a student; ``chunk_frames`` is the size of chunks it has in use when None.
 
         Raises:
-            StarError: a student that hears whole utterances only, or a number below 1.
+            StarError: a student that cannot hear a stream (:func:`check_streams`), or a number below 1.
         """
-        config = student.model.config
-        if not config.chunk_frames:
-            raise StarError(
-                "this student hears whole utterances only; train one that streams, with model._name=starhubert_stream"
-            )
+        check_streams(student)
         return cls(
             StreamStep(student.model),
-            StreamShape.of(config),
+            StreamShape.of(student.model.config),
             sample_rate=student.sample_rate,
             chunk_frames=student.model.chunk_frames if chunk_frames is None else chunk_frames,
             num_streams=num_streams,

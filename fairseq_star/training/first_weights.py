@@ -16,7 +16,8 @@ def copy_from_teacher(
 
     Args:
         layers: teacher layers (1-based) that become the student's first, second, ... With them come the positional
-            convolution and the norm beside it, where their shapes agree: what the layers are used to.
+            convolution (but not for a streaming student's) and the norm beside it, where their shapes agree: what the
+            layers are used to.
         feature_extractor: the convolutions and the norm after them; with the projection, where its shape agrees.
 
     Raises:
@@ -32,7 +33,8 @@ def copy_from_teacher(
         for number, layer in enumerate(layers):
             mine, theirs = student.encoder.layers[number], teacher.model.encoder.layers[layer - 1]
             _copy(mine, theirs, "model.init_layers", f"layer {layer}")
-        for name in ("pos_conv", "layer_norm"):
+        # A streaming student's positional convolution looks back alone, a teacher's to both sides.
+        for name in ("layer_norm",) if student.config.chunk_frames else ("pos_conv", "layer_norm"):
             _copy_if_alike(getattr(student.encoder, name), getattr(teacher.model.encoder, name))
     if feature_extractor:
         for name in ("feature_extractor", "layer_norm"):

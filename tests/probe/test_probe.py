@@ -10,6 +10,7 @@ from scipy import stats
 from fairseq_star.cli import main
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.untrained import untrained
+from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
 from fairseq_star.probe import run_probe
 from fairseq_star.probe.features import EncoderFeatures, FeatureStore, SpectralFeatures, read_samples
@@ -17,7 +18,7 @@ from fairseq_star.probe.head import WeightedSumHead, train_head
 from fairseq_star.probe.interval import Bootstrap, interval
 from fairseq_star.probe.labels import read_task
 from manifests.demo import teacher_targets as demo_teacher_targets
-from tests.support import labelled
+from tests.support import convert_cases, labelled
 
 GEOMETRY = FrameGeometry(receptive_field=400, downsample_rate=320)
 FEATURES = ["FBANK", "MFCC", "FBANK, not normalized", "random init", "student", "teacher"]
@@ -151,6 +152,19 @@ def test_random_weights_are_another_encoder_of_the_same_shape(teacher_path):
     assert torch.equal(last[1], last[2])
     assert not torch.allclose(last[1], last[3])
     assert not torch.allclose(last[0], last[1])
+
+
+def test_a_streaming_student_is_probed_in_the_chunks_asked_for(corpus, tmp_path, short_heads):
+    student = convert_cases.streaming_student(tmp_path)
+    options = {"teacher": None, "data": corpus, "seeds": [0], "tasks": ["phone"]}
+    asked = {size: run_probe(student.origin, **options, chunk_frames=size) for size in (1, 0)}
+    assert [result.settings["chunk_frames"] for result in asked.values()] == [1, 0]
+    for name in ("random init", "student"):
+        weights = [result.row("phone", name).layer_weights for result in asked.values()]
+        assert weights[0] != weights[1], name
+    plain = convert_cases.tiny_student(tmp_path)
+    with pytest.raises(StarError, match="this encoder hears whole utterances only"):
+        run_probe(plain.origin, **options, chunk_frames=4)
 
 
 def test_a_model_against_itself(corpus, teacher_path, tmp_path, short_heads):

@@ -86,6 +86,9 @@ def test_what_cannot_be_heard_ends_in_one_line(student, samples, tmp_path, monke
     assert "holds 399 samples, fewer than the 400" in refused(student.origin, str(tmp_path / "short.wav"))
     assert "no such file" in refused(student.origin, str(tmp_path / "none.wav"))
     assert "chunks of 0 frames are whole" in refused(student.origin, str(tmp_path / "slow.wav"), "--chunk-frames", "0")
+    soundfile.write(tmp_path / "cut.flac", samples, 16_000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:20_000])
+    assert "cut.flac is cut short or damaged" in refused(student.origin, str(tmp_path / "cut.flac"))
     plain = convert_cases.tiny_student(tmp_path)
     assert "hears whole utterances only" in refused(plain.origin, str(tmp_path / "slow.wav"))
     with (tmp_path / "slow.wav").open("rb") as file:

@@ -1,5 +1,7 @@
 """Audio fed in pieces of any size against the student's own hidden states of the whole utterance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,5 @@ def test_arrays_of_numpy_and_what_cannot_be_fed(student, tmp_path):
             Streams.of(student, **{"chunk_frames": 4, **options})
     with pytest.raises(StarError, match="hears whole utterances only; train one that streams"):
         Streams.of(convert_cases.tiny_student(tmp_path))
+    with pytest.raises(StarError, match="hears audio of zero mean and unit variance, which no stream tells"):
+        Streams.of(replace(student, normalize=True), chunk_frames=4)

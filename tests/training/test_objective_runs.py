@@ -133,6 +133,18 @@ def test_a_student_begins_as_its_teachers_layers(corpus, teacher_path):
     assert not torch.equal(random.state_dict()["encoder.layers.0.fc1.weight"], mine["encoder.layers.0.fc1.weight"])
 
 
+def test_a_streaming_student_takes_layers_but_not_positions_that_look_ahead(corpus, teacher_path):
+    sizes = {
+        "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 48, "encoder_layers": 2, "extractor_mode": "layer_norm",
+        "conv_feature_layers": tiny.TEACHER_CONV, "chunk_frames": [4], "init_layers": [1, 3],
+    }  # fmt: skip
+    task, student, _ = build(corpus, teacher_path, {"teacher_layers": [1, 3]}, sizes)
+    mine, theirs = student.state_dict(), task.teacher.model.state_dict()
+    assert torch.equal(mine["encoder.layers.1.fc1.weight"], theirs["encoder.layers.2.fc1.weight"])
+    assert torch.equal(mine["encoder.layers.1.self_attn.k_proj.bias"], theirs["encoder.layers.2.self_attn.k_proj.bias"])
+    assert not torch.equal(mine["encoder.pos_conv.0.weight_v"], theirs["encoder.pos_conv.0.weight_v"])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
 def test_half_precisions_on_a_gpu(train, noise, precision):
