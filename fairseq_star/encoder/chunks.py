@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention, SamePad
 from torch import Tensor, nn
 
+from fairseq_star.encoder.aligned_heads import MULTIPLE, in_half_on_gpu
+
 # Frames whose attention is computed together, with one mask: fewer make more and smaller products, more attend to more
 # that the mask takes out again.
 BLOCK_FRAMES = 64
@@ -163,9 +165,14 @@ class Chunks:
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout: float) -> Tensor:
     """Scaled dot-product attention of projections (B x queries x D, B x keys x D) under ``mask`` (B x queries x keys or
     what expands to it, True where a query may attend): B x queries x D."""
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    width = query.size(-1) // num_heads
+    made_up = -width % MULTIPLE if in_half_on_gpu(query) else 0  # as aligned_heads.py has it, and why
+    query, key, value = (
+        F.pad(x.unflatten(-1, (num_heads, width)).transpose(1, 2), (0, made_up)) for x in (query, key, value)
+    )
     mask = None if mask is None else mask[:, None]
-    return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=width**-0.5)
+    return out[..., :width].transpose(1, 2).flatten(2)
 
 
 class ChunkedAttention(nn.Module):

@@ -30,6 +30,10 @@ AMP = "amp"
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16, AMP]
 RELATIONS_OFF = {"layerwise_weight": 0.0, "intra_layer_weight": 0.0}
 HIDING = {"mask_prob": 0.5, "mask_length": 2}
+STREAMING = {
+    "extractor_mode": "layer_norm", "chunk_frames": [4], "left_context_frames": 7, "right_context_frames": 2,
+    "encoder_attention_heads": 4,
+}  # fmt: skip
 OBJECTIVES = {
     "STaR": ({}, {}),
     "reimplementation": ({"layer_convention": "reimplementation", "count_padding": True}, {}),
@@ -41,6 +45,7 @@ OBJECTIVES = {
     "centroids": ({"unit_unmasked_weight": 1.0, "units": ["FILE"]}, {}),
     "hidden relations": ({"tgm_frames": "masked"}, HIDING),
     "fairseq's group norm": ({}, {"padded_group_norm": True}),
+    "streaming": ({"avg_attn_weight": 1.0}, {"model": STREAMING}),
 }
 
 

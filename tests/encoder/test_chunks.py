@@ -53,6 +53,21 @@ def test_blocks_attend_as_the_definition_says(chunks):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+def test_heads_made_up_for_a_gpu_give_the_same(monkeypatch):
+    chunks = Chunks(3, 5, 2, 20, None, torch.device("cpu"))
+    inputs = torch.randn(3, 2, 20 + chunks.num_copies, 12, generator=torch.Generator().manual_seed(0))
+    plain = chunks.attend(*inputs, num_heads=2)
+    monkeypatch.setattr("fairseq_star.encoder.chunks.in_half_on_gpu", lambda query: True)
+    padded = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention",
+        lambda query, *rest, **options: padded.append(query.size(-1)) or attend(query, *rest, **options),
+    )  # fmt: skip
+    torch.testing.assert_close(chunks.attend(*inputs, num_heads=2), plain)
+    assert padded == [8]
+
+
 @FEW
 @given(layouts())
 def test_the_dense_mask_is_that_of_the_blocks(chunks):
