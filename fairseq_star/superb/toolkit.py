@@ -100,6 +100,7 @@ class Toolkit:
             return
         ignored = shutil.ignore_patterns("__pycache__", ".cache", ".wav_lengths", "result")
         try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".code.", dir=self.folder.parent) as partial:
                 whole = Path(partial) / "code"
                 shutil.copytree(self.source, whole / "s3prl", ignore=ignored)

@@ -19,7 +19,6 @@ does the same.
 
 import argparse
 import ctypes
-import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -40,6 +39,7 @@ _spec.loader.exec_module(_module)
 torchaudio = _module.import_torchaudio()
 
 SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
+_told: set[str] = set()  # plain, as joblib hands this file's functions to its workers by value
 
 
 def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tensor, int]:
@@ -90,9 +90,10 @@ def _without_silence(samples: np.ndarray, sample_rate: int, threshold: float = 1
     return samples[kept] if kept.any() else samples
 
 
-@functools.cache
 def _tell(what: str) -> None:
-    print(f"stand-in: {what}", file=sys.stderr, flush=True)
+    if what not in _told:
+        _told.add(what)
+        print(f"\nstand-in: {what}", file=sys.stderr, flush=True)  # on a line of its own, after a progress bar
 
 
 def _stay(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
