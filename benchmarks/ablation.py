@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import fairseq_star  # noqa: F401  (lets torch read fairseq's checkpoints)
 from benchmarks.ablation_methods import EQUAL_TIME, NOISY, STAR, SUITES, Method, in_noise
-from benchmarks.ablation_training import cpu_seconds, recipe, train
+from benchmarks.ablation_training import cpu_seconds, fill_cache, recipe, train
 from benchmarks.measure import ROOT, environment
 from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), set_threads, (options.threads,)) as pool:
         reference_job = pool.submit(_references, options)
+        if options.equal_time:
+            pool.submit(fill_cache, runs[STAR].method, options).result()
         done = _train_all(pool, runs, options)
         if options.equal_time:
             more = _of_equal_time(runs, done, options.seeds)

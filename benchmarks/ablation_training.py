@@ -30,8 +30,32 @@ def train(
     """
     if _is_finished(folder / "checkpoint_last.pt", options.updates):
         return
+    status = _run_fairseq(folder, _config(method, seed, folder, options, every, keep), options)
+    if status or not _is_finished(folder / "checkpoint_last.pt", options.updates):
+        raise StarError(f"ablation: training {folder.name} ended with status {status}; see {folder / 'train.log'}")
+
+
+def fill_cache(method: Method, options: argparse.Namespace) -> None:
+    """One epoch of a method, thrown away: after it no run's time has the teacher's in it.
+
+    Raises:
+        StarError: the training ended with another status than 0.
+    """
+    folder = options.out / "first_epoch"
+    if (folder / "done").is_file():
+        return
+    config = _config(method, 0, folder, options, every=0, keep=1)
+    config["optimization"] |= {"max_update": 0, "max_epoch": 1}
+    config["lr_scheduler"] |= {"_name": "fixed", "warmup_updates": 0}
+    config["checkpoint"]["no_save"] = True
+    if status := _run_fairseq(folder, config, options):
+        raise StarError(f"ablation: filling the teacher cache ended with status {status}; see {folder / 'train.log'}")
+    (folder / "done").touch()
+
+
+def _run_fairseq(folder: Path, config: dict, options: argparse.Namespace) -> int:
+    """Its status; output and CPU time are kept in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(method, seed, folder, options, every, keep)
     (folder / "recipe.yaml").write_text("# @package _group_\n" + yaml.safe_dump(config), encoding="utf-8")
     command = "from fairseq_cli.hydra_train import cli_main; cli_main()"
     arguments = ["--config-dir", str(folder), "--config-name", "recipe"]
@@ -43,8 +67,7 @@ def train(
             cwd=ROOT, env={**os.environ, **threads}, stdout=log, stderr=subprocess.STDOUT, check=False,
         ).returncode  # fmt: skip
     write_lines(_seconds_file(folder), [f"{cpu_seconds(folder) + _seconds_of_children() - before:.1f}\n"])
-    if status or not _is_finished(folder / "checkpoint_last.pt", options.updates):
-        raise StarError(f"ablation: training {folder.name} ended with status {status}; see {folder / 'train.log'}")
+    return status
 
 
 def cpu_seconds(folder: Path) -> float:
