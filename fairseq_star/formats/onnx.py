@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_star.errors import StarError
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
 from fairseq_star.formats.onnx_int8 import to_int8
 from fairseq_star.formats.programs import INPUTS, STREAM, ProgramTarget, Run, program_of
@@ -106,9 +107,15 @@ class Onnx(ProgramTarget):
 def _write_by_dynamo(student: Student, path: Path) -> None:
     need("onnxscript", "--to onnx, for a streaming student or with --dynamo,", _EXTRA)
     program = program_of(student)
-    written = torch.onnx.export(
-        program.exported, dynamo=True, verbose=False, input_names=program.inputs, output_names=program.outputs
-    )
+    try:
+        written = torch.onnx.export(
+            program.exported, dynamo=True, verbose=False, input_names=program.inputs, output_names=program.outputs
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise StarError(
+            f"{path}: the exporter of torch {torch.__version__} cannot write this student as ONNX "
+            f"({str(error).strip().splitlines()[0]}); use a newer torch (with 2.11 it is tested), or --to pt2"
+        ) from error
     written.model.metadata_props.update(program.metadata)
     written.save(path)
 
