@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.manifest import write_lines
 from fairseq_star.superb import parsing, scorers
 from fairseq_star.superb.settings import differences, flat
 from fairseq_star.superb.tasks import Experiment
@@ -96,7 +96,7 @@ class Run:
         """Write what this experiment is, or refuse to go on from another."""
         path, own = self.folder / "experiment.json", json.loads(json.dumps(self._described()))
         if not path.is_file():
-            _write_text(self.folder / "settings.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            write_lines(self.folder / "settings.yaml", [yaml.safe_dump(self.config, sort_keys=False)])
             _write(path, own)  # last, as it is what is looked for
             return
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -264,9 +264,4 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: dict) -> None:
-    _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_lines(path, [json.dumps(content, indent=1) + "\n"])

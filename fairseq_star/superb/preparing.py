@@ -11,7 +11,7 @@ from pathlib import Path
 from fairseq_star.audio.file import probe_audio
 from fairseq_star.audio.threads import map_in_threads
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.manifest import write_lines
 from fairseq_star.superb.corpora import Description
 from fairseq_star.superb.recipes import RECIPES
 from fairseq_star.superb.settings import flat, put
@@ -62,7 +62,7 @@ def _librispeech_lengths(root: Path, folder: Path, splits: tuple[str, ...]) -> N
                 raise length
             lengths.append((length, path.relative_to(root)))
         rows = [f"{number},{path},{length},\n" for number, (length, path) in enumerate(sorted(lengths, reverse=True))]
-        _write(folder / f"{split}.csv", [",file_path,length,label\n", *rows])
+        write_lines(folder / f"{split}.csv", [",file_path,length,label\n", *rows])
 
 
 def _asr(description: Description, lists: Path, package: Path) -> Paths:
@@ -82,7 +82,7 @@ def _se(description: Description, lists: Path, package: Path) -> Paths:
                 raise StarError(f"voicebank: no file of {part} ({kind}; dev is {' and '.join(VOICEBANK_DEV)})")
             folder = lists / "voicebank" / part / kind
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "wav.scp", [f"{path.stem} {path}\n" for path in kept])
+            write_lines(folder / "wav.scp", [f"{path.stem} {path}\n" for path in kept])
     return {f"loaderrc.{part}_dir": str(lists / "voicebank" / part) for part in ("train", "dev", "test")}
 
 
@@ -100,7 +100,7 @@ def _er(description: Description, lists: Path, package: Path) -> Paths:
         (folder / f"Session{number}").mkdir(parents=True, exist_ok=True)
         for part, those in (("train", rest), ("test", own)):
             text = json.dumps({"labels": IEMOCAP_LABELS, "meta_data": those})
-            _write(folder / f"Session{number}" / f"{part}_meta_data.json", [text])
+            write_lines(folder / f"Session{number}" / f"{part}_meta_data.json", [text])
     return {"datarc.root": str(root), "datarc.meta_data": str(folder)}
 
 
@@ -137,11 +137,6 @@ def _sf(description: Description, lists: Path, package: Path) -> Paths:
 
 def _root(corpus: str, path: str) -> Callable[[Description, Path, Path], Paths]:
     return lambda description, lists, package: {path: str(description.folder(corpus))}
-
-
-def _write(path: Path, lines: list[str]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 _PATHS: dict[str, Callable[[Description, Path, Path], Paths]] = {

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from fairseq_star.files import replacing
+from fairseq_star.manifest import write_lines
 from fairseq_star.superb.sweep import Sweep
 
 _SCRIPT = """#!/bin/bash
@@ -32,6 +32,5 @@ def write_array(sweep: Sweep, command: list[str]) -> Path:
         last=len(names) - 1, out=shlex.quote(str(sweep.out)), script=shlex.quote(str(path)), names=" ".join(names),
         here=shlex.quote(str(Path.cwd())), command=shlex.join(command),
     )  # fmt: skip
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_lines(path, [text])
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairseq_star.files import replacing
+from fairseq_star.manifest import write_lines
 from fairseq_star.superb.published import COLUMNS, HUBERT, PUBLISHED, Numbers, Row
 from fairseq_star.superb.scores import COUNTED, generalizability, overall, position
 from fairseq_star.superb.sweep import Sweep, task_numbers
@@ -146,8 +147,7 @@ def write(outcome: Outcome, out: Path) -> list[Path]:
     content = {"superb.md": outcome.to_markdown(), "superb.json": json.dumps(outcome.to_dict(), indent=1) + "\n"}
     written = []
     for name, text in content.items():
-        with replacing(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_lines(out / name, [text])
         written.append(out / name)
     try:
         import matplotlib  # noqa: F401

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.manifest import write_lines
 from fairseq_star.superb.parsing import last_error
 from fairseq_star.superb.toolkit import PROGRAMS, Toolkit
 
@@ -60,8 +60,7 @@ def exported(checkpoint: str, title: str, out: Path) -> Upstream:
         if known and known.get("sha256") != digest:
             raise StarError(f"--out {out}: is of another checkpoint ({known.get('checkpoint')}); name another")
         known = _export(checkpoint, path) | {"checkpoint": checkpoint, "sha256": digest}
-        with replacing(about) as temporary:
-            temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        write_lines(about, [json.dumps(known, indent=1) + "\n"])
     return Upstream(LOCAL, path.absolute(), title, digest, known["cost"])
 
 
