@@ -1,6 +1,5 @@
 """What a few steps of a run cost on this machine: time, of which the teacher's and the data's, and memory."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.profiling.memory import process_bytes, synchronize
 from fairseq_star.safety.host import settle_on_host
 from fairseq_star.training.preflight import check_options
-
-MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the matrices whose product is taken for the ceiling
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class Measured:
     bytes_before: int  # held before the first step
     peak_bytes: int  # at the batch with the most samples, all included
     total_bytes: int  # of the device; of the CPU what is free and what the process holds
-    matrix_flops: float  # a second, of a large product
     device: str
     trainer: Trainer
 
@@ -96,7 +92,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     _step(trainer, by_size[0], timer, device)  # the largest; also warms up
     peak = _peak(device)
     steps = [_step(trainer, by_size[place], timer, device) for place in tqdm(places, "plan", unit="step", disable=None)]
-    return Measured(batches, steps, before, peak, _total(device), matrix_flops(trainer, device), device, trainer)
+    return Measured(batches, steps, before, peak, _total(device), device, trainer)
 
 
 def _batches(trainer: Trainer) -> list[Batch]:
@@ -160,22 +156,6 @@ def _total(device: str) -> int:
     with open("/proc/meminfo") as lines:
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     return free * 1024 + process_bytes("VmRSS")
-
-
-def matrix_flops(trainer: Trainer, device: str) -> float:
-    """Floating point operations a second of a large square product, in the precision of the run."""
-    common = trainer.cfg.common
-    half = torch.float16 if common.fp16 or common.amp else torch.bfloat16 if common.bf16 else torch.float32
-    side = MATRIX[device]
-    left, right = (torch.randn(side, side, device=device).to(half) for _ in range(2))
-    times = []
-    for _ in range(4):
-        synchronize(device)
-        start = time.perf_counter()
-        left @ right
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(times[1:])
 
 
 def check_steps(num_steps: int) -> int:

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from fairseq_star.compression.codec import SCALE_BYTES
 from fairseq_star.planning.config import run_config
 from fairseq_star.planning.measure import Measured, check_steps, measure
-from fairseq_star.profiling.macs import encoder_macs
+from fairseq_star.profiling.macs import macs_of_sizes
 from fairseq_star.training.state_store import StateStore
+from fairseq_star.training.throughput import FORWARD, TRAINED
 
 FLOAT, ADAM = 4, 2  # bytes of a weight; what Adam keeps beside each
 
@@ -113,7 +114,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
         hours=updates * seconds / 3600,
         hours_cached=updates * seconds * (1 - teacher * max(0.0, 1 - 1 / max(epochs, 1.0))) / 3600,
         audio_seconds_a_second=own / rate / len(batches) * world_size / batch_seconds,
-        mfu=_flops(measured) / step_seconds / measured.matrix_flops,
+        mfu=_flops(measured) / step_seconds / measured.trainer.task.throughput.ceiling,
         teacher_share=teacher,
         data_share=data,
         padding=1 - own / sum(batch.padded for batch in batches),
@@ -135,16 +136,10 @@ def _updates(cfg: DictConfig, an_epoch: float) -> int:
 def _flops(measured: Measured) -> float:
     """Of the encoders over the utterances' own samples: teacher forward, student forward and twice that backward."""
     task, model = measured.trainer.task, measured.trainer.model
-    geometry = task.teacher.geometry
     lengths = task.dataset(measured.trainer.cfg.dataset.train_subset).cropped_lengths()
-    counted = np.concatenate([lengths[step.batch.indices] for step in measured.steps])
-    probes = geometry.receptive_field + geometry.downsample_rate * np.array([49, 499, 1499])
-    # Multiply-adds grow with the frames and their square, whose factors three lengths tell.
-    curves = [
-        np.polynomial.Polynomial.fit(probes, np.array(encoder_macs(config, probes.tolist()), float), 2) * share
-        for config, share in ((task.teacher.config, 1), (model.config, 3))
-    ]
-    return 2 * float(sum(curve(counted.astype(float)).sum() for curve in curves))
+    heard = np.concatenate([lengths[step.batch.indices] for step in measured.steps])
+    passes = ((task.teacher.config, FORWARD), (model.config, TRAINED))
+    return 2 * float(sum(number * macs_of_sizes(config, heard).sum() for config, number in passes))
 
 
 def _checkpoint_bytes(measured: Measured) -> int:

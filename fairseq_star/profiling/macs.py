@@ -7,6 +7,7 @@ as in SUPERB's profiler. The count depends on the audio's length, because attent
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +35,28 @@ def count_macs(run: Callable[[], object]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
+
+
+def macs_of_sizes(config: EncoderConfig, num_samples: np.ndarray) -> np.ndarray:
+    """What :func:`encoder_macs` counts, from sizes alone: in microseconds, and exactly but for WavLM's gates and for a
+    streaming encoder, which is taken as one that hears the whole utterance.
+
+    Args:
+        num_samples: of any number of utterances.
+    """
+    frames, channels, total = num_samples, 1, 0
+    for layer in config.conv_layers:
+        frames = (frames - layer.kernel) // layer.stride + 1
+        total = total + frames * layer.channels * channels * layer.kernel
+        channels = layer.channels
+    width, kernel = config.embed_dim, config.conv_pos // config.pos_conv_depth
+    positions = frames + (kernel % 2 == 0)  # "same" padding: one frame too many for an even kernel, then cut
+    grouped = width * (width // config.conv_pos_groups) * kernel
+    weights = config.projection * channels * width + config.num_layers * (
+        4 * width**2 + 2 * width * config.ffn_embed_dim
+    )
+    attention = config.num_layers * 2 * width * frames  # q k and weights v, of all heads together, a frame
+    return total + config.pos_conv_depth * positions * grouped + frames * (weights + attention)
 
 
 def encoder_macs(config: EncoderConfig, num_samples: Sequence[int]) -> list[int]:

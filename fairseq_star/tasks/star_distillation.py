@@ -7,7 +7,6 @@ from typing import Sequence
 import torch
 import torch.distributed as dist
 from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 
 from fairseq_star.encoder.frozen import FrozenEncoder
@@ -30,6 +29,7 @@ from fairseq_star.training.options import PRECISIONS, StarDistillationConfig
 from fairseq_star.training.preflight import check_frames, check_streaming
 from fairseq_star.training.resuming import TEACHER
 from fairseq_star.training.teacher_cache import TeacherCache, teacher_digest
+from fairseq_star.training.throughput import TRAINED, Throughput
 from fairseq_star.view.chunks import in_drawn_chunks
 from fairseq_star.view.distortion import MANIFESTS
 from fairseq_star.view.student_view import StudentView, alone, teacher_source
@@ -56,7 +56,7 @@ class StarDistillationTask(FairseqTask):
             self.bad_audio = BadAudio(str(cfg.on_bad_audio), cfg.max_bad_share)
             # Read only where it is needed: a task made without a whole run's config has none.
             self.maps = TensorboardMaps(cfg.log_tgm_maps, cfg.tensorboard_logdir if cfg.log_tgm_maps else None)
-        self.losses = LossWatch()
+        self.losses, self.throughput = LossWatch(), Throughput()
         self.stop = StopRequest()
 
     @classmethod
@@ -222,6 +222,7 @@ class StarDistillationTask(FairseqTask):
             )
 
     def _run_teacher(self, source: torch.Tensor, num_samples: Sequence[int], **wanted) -> Encoding:
+        self.throughput.count(self.teacher.config, num_samples)
         if self.cfg.teacher_precision is None:
             self.teacher.follow(source)
             return self.teacher(source, num_samples, **wanted)
@@ -240,6 +241,9 @@ class StarDistillationTask(FairseqTask):
 
     def begin_epoch(self, epoch: int, model) -> None:
         self.bad_audio.begin_pass()
+        weight = next(model.parameters())
+        precision = torch.float16 if self.cfg.amp else weight.dtype
+        self.throughput.begin(weight.device, precision, int(self.cfg.max_update or 0))
 
     def begin_valid_epoch(self, epoch: int, model) -> None:
         self.losses.check()
@@ -257,6 +261,8 @@ class StarDistillationTask(FairseqTask):
         with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
             loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.losses.remember(update_num, sample["paths"], loss)
+        self.throughput.count(bare(model).config, sample["num_samples"], TRAINED)
+        self.throughput.end_update(update_num)
         return loss, *self._counted(counts, sample_size, log, bad)
 
     def valid_step(self, sample, model, criterion):
@@ -275,7 +281,8 @@ class StarDistillationTask(FairseqTask):
     def _counted(self, counts: bool, sample_size: int, log: dict, bad: int) -> tuple[int, dict]:
         """Sample size and logging output with what this task adds; every worker's has the same keys."""
         log = log if counts else without_counts(log)
-        return (sample_size if counts else 0), log | {"bad_audio": bad, StopRequest.KEY: self.stop.wished}
+        own = {"bad_audio": bad, StopRequest.KEY: self.stop.wished, Throughput.KEY: self.throughput.take()}
+        return (sample_size if counts else 0), log | own
 
     def _find_utterance(self, sample: dict, model, criterion, update_num: int) -> None:
         """What became of a batch whose update had no finite gradient; fairseq makes no use of what is returned."""
@@ -293,7 +300,8 @@ class StarDistillationTask(FairseqTask):
         super().reduce_metrics(logging_outputs, criterion)
         frames = sum(log.get("ntokens", 0) for log in logging_outputs)
         seconds = frames * self.teacher.geometry.downsample_rate / self.cfg.sample_rate
-        metrics.log_speed("speech", seconds, priority=91, round=1)  # trained on in a second, by all workers
+        if criterion.training:
+            self.throughput.reduce(logging_outputs, seconds)
         self.stop.reduce(logging_outputs)
         with told_in_one_line():
             self.bad_audio.reduce(logging_outputs)

@@ -112,3 +112,5 @@ class StarDistillationConfig(ViewConfig):
     save_dir: Optional[str] = II("checkpoint.save_dir")
     restore_file: Optional[str] = II("checkpoint.restore_file")
     seed: int = II("common.seed")
+    amp: bool = II("common.amp")
+    max_update: int = II("optimization.max_update")

@@ -8,6 +8,7 @@ import pytest
 from fairseq_star.cli import main
 from fairseq_star.planning import measure
 from fairseq_star.planning import plan as planning
+from fairseq_star.profiling import ceiling
 from tests.support.runs import hydra_arguments
 from tests.support.steps import batch_of, build
 
@@ -19,7 +20,7 @@ def arguments_of(corpus, teacher_path, folder, *more) -> list[str]:
 
 @pytest.fixture
 def planned(corpus, teacher_path, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(measure.MATRIX, "cpu", 64)
+    monkeypatch.setitem(ceiling.SIDES, "cpu", 64)
 
     def planned(*more, steps=1) -> dict:
         main(["plan", *arguments_of(corpus, teacher_path, tmp_path, *more), "--steps", str(steps), "--json"])
@@ -96,11 +97,11 @@ def test_slow_data_and_full_memory_are_warned_of(planned, monkeypatch):
 
 
 def test_counted_operations_are_the_encoders_own(corpus, teacher_path, tmp_path, monkeypatch):
-    """Interpolated over lengths, against each utterance counted by itself."""
+    """From sizes alone, against each utterance counted by itself."""
     from fairseq_star.planning.config import run_config
     from fairseq_star.profiling.macs import encoder_macs
 
-    monkeypatch.setitem(measure.MATRIX, "cpu", 64)
+    monkeypatch.setitem(ceiling.SIDES, "cpu", 64)
     _, folder, _, name, *overrides = arguments_of(corpus, teacher_path, tmp_path)
     measured = measure.measure(run_config(folder, name, overrides), 3)
     dataset = measured.trainer.task.dataset("train")

@@ -1,7 +1,9 @@
 """Parameters and multiply-accumulates of the paper's pair, by two counters; speed and memory of what can be run."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from fairseq.data.dictionary import Dictionary
@@ -10,28 +12,11 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from torch.nn.functional import scaled_dot_product_attention
 
 from fairseq_star.cli import main
-from fairseq_star.encoder.config import EncoderConfig
+from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from fairseq_star.profiling import ProfileResult, profile
-from fairseq_star.profiling.macs import SUPERB_UTTERANCES, count_macs, encoder_macs
+from fairseq_star.profiling.macs import SUPERB_UTTERANCES, count_macs, encoder_macs, macs_of_sizes
 from fairseq_star.profiling.model_facts import architecture
-
-
-def macs_by_hand(config: EncoderConfig, num_samples: int) -> int:
-    """The second counter: products of sizes, written out; nothing is run."""
-    frames, channels, total = num_samples, 1, 0
-    for layer in config.conv_layers:
-        frames = (frames - layer.kernel) // layer.stride + 1
-        total += frames * layer.channels * channels * layer.kernel
-        channels = layer.channels
-    width = config.embed_dim
-    if config.projection:
-        total += frames * channels * width
-    positions = frames + 1 if config.conv_pos % 2 == 0 else frames  # "same" padding, one frame too many, then cut
-    total += positions * width * (width // config.conv_pos_groups) * config.conv_pos
-    projections, feed_forward = 4 * width * width, 2 * width * config.ffn_embed_dim
-    attention = 2 * frames * width  # of each frame with all others, all heads together: q k, then weights v
-    return total + config.num_layers * frames * (projections + feed_forward + attention)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +40,24 @@ def test_the_papers_pair(pair):
     assert "RTF" not in table
 
 
-@pytest.mark.parametrize("name", ["hubert_base", "starhubert", "starhubert_l"])
+VARIANTS = {
+    "pre-norm": {"layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True},
+    "data2vec": {"pos_conv_depth": 5, "conv_pos": 95},
+    "uneven": {"conv_pos": 31, "num_heads": 4, "projection": False, "embed_dim": 512},
+}
+
+
+@pytest.mark.parametrize("name", ["hubert_base", "starhubert", "starhubert_l", *VARIANTS])
 def test_two_counters_agree(name):
-    config, lengths = architecture(name), [400, 719, 16_000, 163_217, SUPERB_UTTERANCES[-1]]
-    assert encoder_macs(config, lengths) == [macs_by_hand(config, num_samples) for num_samples in lengths]
+    """torch's, of what is run, and ours, of sizes."""
+    config = replace(HUBERT_BASE, num_layers=2, **VARIANTS[name]) if name in VARIANTS else architecture(name)
+    lengths = [400, 719, 16_000, 163_217, SUPERB_UTTERANCES[-1]]
+    assert encoder_macs(config, lengths) == macs_of_sizes(config, np.array(lengths)).tolist()
+
+
+def test_wavlm_is_counted_but_for_its_gates():
+    config, lengths = replace(HUBERT_BASE, num_layers=2, relative_position=(320, 800)), [16_000, 160_000]
+    assert encoder_macs(config, lengths) == pytest.approx(macs_of_sizes(config, np.array(lengths)).tolist(), rel=1e-3)
 
 
 def test_parameters_are_those_of_fairseqs_own_models(pair):
