@@ -38,6 +38,17 @@ TARGET_OPTIONS = {
             "default": False,
             "help": "linear layers in 8 bit, other weights stored in 16: a third of the size or less, less exact",
         },
+        "calibration": {
+            "metavar": "MANIFEST",
+            "default": None,
+            "help": "with --int8: take the range of what comes into each layer from this manifest's speech, once and "
+            "for all, instead of from each utterance as it comes; the file is judged by other speech of it",
+        },
+        "int4": {
+            "action": "store_true",
+            "default": False,
+            "help": "weights of linear layers in 4 bit, others stored in 16: smaller still, less exact still",
+        },
     },
 }
 

@@ -12,17 +12,20 @@ no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, wh
 
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_star.errors import StarError
+from fairseq_star.formats.calibration import Calibration
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
-from fairseq_star.formats.onnx_int8 import to_int8
-from fairseq_star.formats.programs import INPUTS, STREAM, ProgramTarget, Run, program_of
+from fairseq_star.formats.onnx_quantized import only_errors, to_int4, to_int8, to_static_int8
+from fairseq_star.formats.programs import INPUTS, STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import batches, check_sources, need
 from fairseq_star.formats.torchaudio import INSTALL
@@ -35,7 +38,7 @@ AXES = {
     "hidden_states": {1: "batch", 2: "frames"},
     "frame_lengths": {0: "batch"},
 }
-INT8_COSINE, INT8_WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
+COSINE, WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
 _EXTRA = "pip install 'fairseq-star[onnx]'"
 
 
@@ -43,37 +46,78 @@ class Onnx(ProgramTarget):
     """The graph of an :class:`InferenceStudent`, ``source`` and ``num_samples`` in, ``OUTPUTS`` out; of a streaming
     student that of a :class:`StreamStep`.
 
-    With ``int8`` what is compared is 1 minus the frames' mean cosine, of each state, and the worst frame's beside it.
+    With ``int8`` or ``int4`` what is compared is 1 minus the frames' mean cosine, of each state, and the worst frame's
+    beside it; with ``calibration`` on speech of that manifest which no range was taken from.
+
+    Raises:
+        StarError: options that contradict each other.
     """
 
     title = "ONNX file"
     requires: ClassVar = {"torchaudio": INSTALL, "onnx": _EXTRA, "onnxruntime": _EXTRA}
     tolerance = 5e-5
 
-    def __init__(self, dynamo: bool = False, int8: bool = False):
+    def __init__(self, dynamo: bool = False, int8: bool = False, int4: bool = False, calibration: str | None = None):
         super().__init__()
-        self.dynamo, self.int8 = dynamo, int8
-        if int8:
-            self.title, self.tolerance = "ONNX file (int8)", 1 - INT8_COSINE
+        if int8 and int4:
+            raise StarError("--int8 and --int4 are two ways of storing the same weights; give one of them")
+        if calibration and not int8:
+            raise StarError("--calibration is of --int8; give that too, or leave it out")
+        self.dynamo, self.int8, self.int4, self.calibration = dynamo, int8, int4, calibration
+        self._speech: Calibration | None = None
+        if int8 or int4:
+            ranges = ", fixed ranges" if calibration else ""
+            self.title, self.tolerance = f"ONNX file ({'int8' if int8 else 'int4'}{ranges})", 1 - COSINE
             self.measure = "1 - cosine (or a tenth of the worst frame's)"
+            self.remedy = "these weights do not stand so few bits; " + (
+                "leave --calibration out" if calibration else "take --int8" if int4 else "leave --int8 out"
+            )
 
     def write(self, student: Student, path: Path) -> None:
-        if self.int8:
-            with tempfile.TemporaryDirectory() as folder:
-                whole = Path(folder) / "student.onnx"
-                self._write(student, whole)
-                to_int8(whole, path)
-        else:
+        if not (self.int8 or self.int4):
             self._write(student, path)
+            return
+        self._speech = Calibration.read(self.calibration, student) if self.calibration else None
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / "student.onnx"
+            self._write(student, whole)
+            if self.int4:
+                to_int4(whole, path)
+            elif self._speech is None:
+                to_int8(whole, path)
+            else:
+                to_static_int8(whole, path, self._given(whole, student, self._speech.heard))
+
+    def _given(self, path: Path, student: Student, heard: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
+        """What the file at ``path`` takes to hear utterances one by one, a streaming student's in chunks."""
+        run, settings = self.load(path)
+        for source in heard:
+            if settings is None:
+                yield {INPUTS[0]: source[None].numpy(), INPUTS[1]: np.array([len(source)])}
+                continue
+            taken = []
+
+            def listening(*inputs: Tensor, taken: list = taken) -> list[Tensor]:
+                taken.append(dict(zip(STREAM_INPUTS, (value.numpy().copy() for value in inputs), strict=True)))
+                return run(*inputs)
+
+            whole = student.model.geometry.num_frames(len(source))
+            live = streams_of(listening, settings, chunk_frames=student.model.chunk_frames or whole)
+            live.feed([source])
+            live.flush()
+            yield from taken
+
+    def sources(self) -> list[Tensor]:
+        return self._speech.judged if self._speech else super().sources()
 
     def difference(self, got: Tensor, expected: Tensor) -> float:
-        if not self.int8:
+        if not (self.int8 or self.int4):
             return super().difference(got, expected)
         apart = 1 - F.cosine_similarity(got, expected, dim=-1)
-        return float(torch.maximum(apart.mean(), apart.max() * (1 - INT8_COSINE) / (1 - INT8_WORST)))
+        return float(torch.maximum(apart.mean(), apart.max() * (1 - COSINE) / (1 - WORST)))
 
     def _write(self, student: Student, path: Path) -> None:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), only_errors(), torch.no_grad():
             # The older is deprecated, and it warns of torchaudio's checks of shapes, which hold for all shapes here.
             warnings.simplefilter("ignore")
             if self.dynamo or student.config.chunk_frames:

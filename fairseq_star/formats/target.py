@@ -39,6 +39,7 @@ class Target(ABC):
     is_folder: ClassVar[bool] = False
     padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
     streams: ClassVar[bool] = False  # whether it can hold a streaming student
+    remedy: str = "please report the student's config"  # what to do about a file that differs too much
     chunk_frames: int = 0  # frames of the chunks that a streaming student's states are asked for in; 0: of another's
 
     @abstractmethod
@@ -67,6 +68,10 @@ class Target(ABC):
     def frame_lengths(self, geometry: FrameGeometry, num_samples: Sequence[int]) -> list[int]:
         """Frames that the target counts as valid in a padded batch; by the convolutions' lengths unless it differs."""
         return [geometry.num_frames(number) for number in num_samples]
+
+    def sources(self) -> list[Tensor]:
+        """Raw audio (1-D) that what was written is compared on; asked for after :meth:`write`."""
+        return check_sources()
 
     def difference(self, got: Tensor, expected: Tensor) -> float:
         """How far apart two hidden states (n_b x D) are: largest difference, relative where states exceed 1."""
@@ -136,7 +141,7 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
         if not (alone <= target.tolerance and batched <= target.tolerance):  # nan fails
             raise StarError(
                 f"export: {target.title} and student differ by {max(alone, batched):.1e} ({target.measure}), more than "
-                f"{target.tolerance:.0e}; {out} was not written: please report the student's config"
+                f"{target.tolerance:.0e}; {out} was not written: {target.remedy}"
             )
         num_bytes = sum(file.stat().st_size for file in [written, *written.rglob("*")] if file.is_file())
     return Exported(out, num_bytes, alone, batched)
@@ -156,7 +161,8 @@ def compare(student: Student, target: Target, written: Path) -> tuple[float, flo
     try:
         for size in dict.fromkeys([*student.config.chunk_frames, ODD_CHUNK]):
             student.use_chunks(size)
-            target.chunk_frames = size or student.model.geometry.num_frames(max(CHECK_SAMPLES))
+            longest = max(map(len, target.sources()))
+            target.chunk_frames = size or student.model.geometry.num_frames(longest)
             found.append(torch.tensor(_compare(student, target, written)))
     finally:
         student.use_chunks(in_use)
@@ -167,7 +173,7 @@ def compare(student: Student, target: Target, written: Path) -> tuple[float, flo
 def _compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
     # Normalizers add different epsilons to the variance (fairseq 1e-5, transformers 1e-7), nothing beside that of loud
     # audio. Without a normalizer, the audio is as loud as it is.
-    sources = [source * (30 if student.normalize else 1) for source in check_sources()]
+    sources = [source * (30 if student.normalize else 1) for source in target.sources()]
     differences = []
     for padded in (False, True):
         with warnings.catch_warnings():

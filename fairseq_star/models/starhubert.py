@@ -13,6 +13,7 @@ from torch import Tensor
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
+from fairseq_star.encoder.rounding import BITS, round_linear_layers
 from fairseq_star.errors import StarError, told_in_one_line
 
 
@@ -60,6 +61,13 @@ class StarHubertConfig(FairseqDataclass):
     )
     left_context_frames: int = field(default=128, metadata={"help": "frames before its chunk that a frame sees"})
     right_context_frames: int = field(default=0, metadata={"help": "frames after its chunk that a frame sees"})
+    weight_bits: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "8 or 4: compute as a file of --int8 or --int4 will, weights and inputs of linear layers rounded, "
+            "while the weights are trained; for the last updates of a finished student"
+        },
+    )
     padded_group_norm: bool = II("task.padded_group_norm")
 
 
@@ -120,6 +128,8 @@ def _check(cfg: StarHubertConfig) -> None:
     for name in DROPOUTS:
         if not 0 <= getattr(cfg, name) < 1:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be at least 0 and below 1")
+    if cfg.weight_bits not in (None, *BITS):
+        raise StarError(f"model.weight_bits={cfg.weight_bits} must be {' or '.join(map(str, BITS))}, or left out")
     if cfg.chunk_frames:
         _check_streaming(cfg)
 
@@ -154,6 +164,8 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
             checkpoint_activations=cfg.checkpoint_activations,
             valid_statistics=not cfg.padded_group_norm,
         )
+        if cfg.weight_bits:
+            round_linear_layers(self, cfg.weight_bits)
         self.cfg = cfg
 
     @classmethod

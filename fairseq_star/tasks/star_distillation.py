@@ -77,6 +77,8 @@ class StarDistillationTask(FairseqTask):
                 model, teacher, layers=cfg.get("init_layers"), feature_extractor=cfg.get("init_feature_extractor")
             )
             self.teacher_cache = self._make_cache(teacher, path)
+            if self.cfg.compile and model.cfg.weight_bits:
+                raise StarError("task.compile=true cannot compile model.weight_bits; leave one of them out")
         if self.cfg.compile:
             teacher.model.compile_layers()
             model.compile_layers()

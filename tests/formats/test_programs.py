@@ -169,36 +169,3 @@ def test_the_streaming_architecture_at_its_full_depth(tmp_path):
         assert max(exported.alone, exported.batched) < 5e-5, name
         assert json.loads(load_target(name).load(exported.path)[1])["chunk_frames"] == 16
     assert STREAM in path.parent.joinpath("onnx").read_bytes().decode("latin1")
-
-
-def test_int8_is_a_third_of_the_size_and_as_close_as_is_asked(tmp_path, monkeypatch, capsys):
-    student = convert_cases.student(tmp_path, "starhubert_s")
-    whole = export(student, load_target("onnx")(), tmp_path / "whole.onnx")
-    main(["export", student.origin, "--to", "onnx", "--int8", "--out", str(tmp_path / "int8.onnx")])
-    assert "ONNX file (int8), " in (told := capsys.readouterr().out)
-    assert "1 - cosine (or a tenth of the worst frame's)" in told
-    assert (tmp_path / "int8.onnx").stat().st_size < whole.num_bytes / 2.3  # three layers: convolutions are most of it
-    [source] = [noise(20_000)]
-    toolkit = load_target("onnx")(int8=True)
-    [states] = toolkit.hidden_states(tmp_path / "int8.onnx", [source], padded=False)
-    for ours, theirs in zip(states, student.hidden_states([source], 16_000)[0], strict=True):
-        cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
-        assert cosine.min() > 0.99
-    assert not torch.equal(ours, theirs)
-
-    frames = torch.eye(50)
-    swapped = frames.clone()
-    swapped[0] = frames[1]  # one frame of 50: the mean is 0.98
-    assert toolkit.difference(swapped, frames) > toolkit.tolerance
-    tilted = frames.clone()
-    tilted[0, 1] = 0.6  # its cosine is 0.86, the mean 0.997
-    assert toolkit.difference(tilted, frames) > toolkit.tolerance
-    tilted[0, 1] = 0.4  # 0.93
-    assert toolkit.difference(tilted, frames) < toolkit.tolerance
-
-
-@pytest.mark.slow
-def test_int8_of_a_streaming_student_keeps_what_its_file_tells(student, tmp_path):
-    exported = export(student, load_target("onnx")(int8=True), tmp_path / "int8.onnx")
-    assert max(exported.alone, exported.batched) < 0.01
-    assert json.loads(load_target("onnx").load(exported.path)[1])["chunk_frames"] == 4

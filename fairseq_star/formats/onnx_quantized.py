@@ -1,0 +1,99 @@
+"""ONNX files in 8 or 4 bits, by onnxruntime's own tools; convolutions and all other weights stored in 16 bits.
+
+Quantized are linear layers: products with a weight. Convolutions compute in float: the first ones hear raw audio, whose
+range no scale fits (moonshine#73). Their weights take half the space in the file and are float again once it is loaded.
+The products within attention stay in float too.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+LEAST_NUMBERS = 4096  # of a weight that is stored in 16 bits: norms and biases stay as they are
+BLOCK = 32  # weights of an output channel that share a scale in 4 bits
+INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: what comes in is rounded to 8 bits, a scale each block
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Keeps what exporter and quantizers tell of each node from a root logger that some library has opened to all."""
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def to_int8(path: Path, out: Path) -> None:
+    """Write the ONNX file at ``path`` in 8 bits at ``out``, what it says of itself kept.
+
+    Weights have a scale for each output channel; what comes in has one, taken from itself as it comes.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with only_errors():
+        quantize_dynamic(path, out, per_channel=True, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+    _store_the_rest_in_16_bits(path, out)
+
+
+def to_static_int8(path: Path, out: Path, heard: Iterable[dict[str, np.ndarray]]) -> None:
+    """The same, with the range of what comes into each linear layer fixed: from least to greatest of all that is
+    ``heard``, inputs of the file by name."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(heard)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    with only_errors():
+        quantize_static(
+            path, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=["MatMul"],
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            # Neither products within attention nor what comes out of a layer.
+            extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        )  # fmt: skip
+    _store_the_rest_in_16_bits(path, out)
+
+
+def to_int4(path: Path, out: Path) -> None:
+    """Weights in 4 bits, a scale for each 32 of an output channel; what comes in is rounded to 8 as it comes."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with only_errors():
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(path), block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_PRODUCTS
+        )
+        quantizer.process()
+    quantizer.model.save_model_to_file(str(out))
+    _store_the_rest_in_16_bits(path, out)
+
+
+def _store_the_rest_in_16_bits(path: Path, out: Path) -> None:
+    """What is large and still float in the file at ``out``, which was made of that at ``path``."""
+    import onnx
+
+    model = onnx.load(out)
+    weights, casts = [], []
+    scales = {name for node in model.graph.node if node.op_type == "MatMulNBits" for name in node.input[2:]}
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size >= LEAST_NUMBERS and weight.name not in scales:
+            stored = f"{weight.name}_16"
+            casts.append(onnx.helper.make_node("Cast", [stored], [weight.name], to=onnx.TensorProto.FLOAT))
+            weight = onnx.numpy_helper.from_array(values.astype(np.float16), stored)
+        weights.append(weight)
+    nodes = [*casts, *model.graph.node]
+    for field, items in ((model.graph.initializer, weights), (model.graph.node, nodes)):
+        del field[:]
+        field.extend(items)
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load(path, load_external_data=False).metadata_props)
+    onnx.save(model, out)
