@@ -1,14 +1,19 @@
-"""What a student costs and keeps on a device, in onnxruntime: float32 and int8, whole utterances and live.
+"""What a student costs and keeps on a device, in onnxruntime: in float, 8 and 4 bits, whole utterances and live.
 
     python -m benchmarks.device                                      # random weights of the published widths, noise
-    python -m benchmarks.device --offline A.pt --stream B.pt --manifest data/valid.tsv   # trained ones, on speech
+    python -m benchmarks.device --offline A.pt --stream B.pt --trained-for 4 C.pt \\
+        --manifest REAL/valid.tsv --calibration data/train.tsv --labels demo/corpus      # trained ones, on speech
     python -m benchmarks.device --quick                              # a smoke run in seconds, no result to keep
 
-``agreement`` is the cosine of a file's last states with the student's own float states, frame by frame: the mean, and
-the worst frame. Speed and agreement of quantized weights say little of random weights and of noise: give trained
-students and a manifest, whose files are joined to the lengths asked for. Live, a chunk's latency is the time from its
-last sample to its frames (p50, p95); the real-time factor counts computing alone. Ways run one after the other: measure
-on an idle machine. Writes a dated .md and .json.
+A file is made as by ``fairseq-star export``; one that is refused has a row that says so and no others. ``agreement`` is
+the cosine of a file's states with the student's own float states, frame by frame: the lowest layer's mean, the last
+layer's, and the worst frame of any layer; of weights trained for few bits with those of that student in float. Speed
+and agreement of quantized weights say little of random weights and of noise: give trained students and a manifest,
+whose files are joined to the lengths asked for. ``phones``: a head of its own on the file's states, as by
+``fairseq-star probe``, with the difference to the float file's. Files of a length run in turn, ratios are taken within
+a round; the peak is of a process that hears noise of that length once. Live, a chunk's latency is the time from its
+last sample to its frames (p50, p95); the real-time factor counts computing alone. Measure on an idle machine. Writes a
+dated .md, .json and .png.
 """
 
 import argparse
@@ -16,26 +21,16 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from benchmarks.device_files import WEIGHTS, File, make_files
+from benchmarks.device_measures import Labels, agreements, heard_in_chunks, heard_whole, peaks, speech
+from benchmarks.device_result import draw, tables
 from benchmarks.measure import ROOT, environment, heading, write_result
 from benchmarks.models import QUICK_STUDENT, write_student
 from fairseq_star.errors import told_in_one_line
-from fairseq_star.formats import Student, export, load_student
-from fairseq_star.formats.onnx import Onnx
-from fairseq_star.formats.programs import streams_of
-from fairseq_star.manifest import read_manifest
 
 STREAM = {"extractor_mode": "layer_norm", "chunk_frames": [16, 4, 8, 32, 0], "left_context_frames": 128}
-PRECISIONS = {"float32": {}, "int8": {"int8": True}}
-COLUMNS = ("student", "weights", "MB", "threads", "audio", "real-time factor", "chunk p50 / p95 ms", "agreement")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,16 +38,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--offline", help="checkpoint of a student of whole utterances (default: random weights)")
     parser.add_argument("--stream", help="checkpoint of a streaming student, likewise")
+    parser.add_argument(
+        "--trained-for", nargs=2, action="append", default=[], metavar=("BITS", "CHECKPOINT"),
+        help="a student of whole utterances trained with model.weight_bits=BITS",
+    )  # fmt: skip
     parser.add_argument("--manifest", type=Path, help="speech to hear, joined to the lengths (default: noise)")
+    parser.add_argument("--calibration", help="manifest of `export --calibration` (default: no fixed ranges)")
+    parser.add_argument("--labels", type=Path, help="folder of a labelled corpus, to tell phones (default: not told)")
+    parser.add_argument("--max-utterances", type=int, default=120, help="of each probe part (default %(default)s)")
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="default: all")
     parser.add_argument("--seconds", type=float, nargs="+", default=[2.0, 5.0, 10.0, 20.0, 35.0, 120.0])
     parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8, 16, 32], help="frames, of the live ways")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, min(2, os.cpu_count() or 1)])
     parser.add_argument("--rounds", type=int, default=3, help="runs of an utterance; the median counts")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--name", default="device", help="of the results (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     options = parser.parse_args(arguments)
     if options.quick:
         options.seconds, options.chunks, options.threads, options.rounds = [2.0], [4], [1], 1
+        options.weights = ["float32", "int8"]
     return options
 
 
@@ -60,83 +65,40 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = parse(arguments)
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.device", *sys.argv[1:]]))
-    rows = []
     with tempfile.TemporaryDirectory() as name, told_in_one_line():
         folder, sizes = Path(name), QUICK_STUDENT if options.quick else {}
         offline = options.offline or write_student(folder / "offline.pt", **sizes)
         live = options.stream or write_student(folder / "stream.pt", **STREAM, **sizes)
         audio = speech(options.manifest, max(options.seconds))
-        for checkpoint, measure in ((offline, whole), (live, chunked)):
-            student = load_student(str(checkpoint), "device")
-            for precision, settings in PRECISIONS.items():
-                exported = export(student, Onnx(**settings), folder / f"{measure.__name__}-{precision}.onnx")
-                for threads in options.threads:
-                    about = (precision, f"{exported.num_bytes / 1e6:.1f}", threads)
-                    rows += measure(student, exported.path, about, audio, options)
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|--:|--:|"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    table = "\n".join([*heading("Students on a device", made_with), "", *lines, ""])
+        labels = options.labels and Labels(options.labels, options.max_utterances)
+        whole = make_files(folder, str(offline), options.weights, options.calibration, options.trained_for)
+        chunked = make_files(folder, str(live), options.weights, options.calibration)
+        result = {
+            "environment": made_with,
+            "files": [_about(file, labels) for file in whole],
+            "whole": heard_whole([file for file in whole if file.path], audio, options),
+            "peaks": peaks([file for file in whole if file.path], options),
+            "live files": [_about(file, None) for file in chunked],
+            "live": [
+                row for file in chunked if file.path for row in heard_in_chunks(file, audio, labels, options)
+            ],
+        }  # fmt: skip
+        for file, about in zip(whole, result["files"], strict=True):
+            if file.path:
+                about |= agreements(file, audio)
+    table = "\n".join([*heading("Students on a device", made_with), "", *tables(result), ""])
     if not options.quick:
-        result = {"environment": made_with, "rows": [dict(zip(COLUMNS, row, strict=True)) for row in rows]}
-        write_result(options.out, f"device-{made_with['date']}", table, result)
+        stem = f"{options.name}-{made_with['date']}"
+        write_result(options.out, stem, table, result)
+        draw(result, options.out / f"{stem}.png")
     print(table)
 
 
-def speech(manifest: Path | None, seconds: float) -> Tensor:
-    """Audio of so many seconds at 16 kHz: a manifest's files, joined and begun again, or noise."""
-    length = int(seconds * 16_000)
-    if manifest is None:
-        return 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(0))
-    root, entries = read_manifest(manifest)
-    joined, found = [], 0
-    while found < length:
-        samples, _ = soundfile.read(Path(root) / entries[len(joined) % len(entries)].path, dtype="float32")
-        joined.append(samples)
-        found += len(samples)
-    return torch.from_numpy(np.concatenate(joined)[:length])
-
-
-def whole(student: Student, path: Path, about: tuple, audio: Tensor, options: argparse.Namespace) -> list[tuple]:
-    """A row for each length, one utterance at a time."""
-    run, _ = Onnx.load(path, about[-1])
-    rows = []
-    for seconds in options.seconds:
-        source = audio[: int(seconds * 16_000)]
-        times = []
-        for _ in range(options.rounds + 1):  # the first warms up
-            start = time.perf_counter()
-            last, _, _ = run(source[None], torch.tensor([len(source)]))
-            times.append(time.perf_counter() - start)
-        close = agreement(last[0], student.hidden_states([source], student.sample_rate)[0][-1])
-        factor = f"{np.median(times[1:]) / seconds:.3f}"
-        rows.append(("whole utterances", *about, f"{seconds:g} s", factor, "", close))
-    return rows
-
-
-def chunked(student: Student, path: Path, about: tuple, audio: Tensor, options: argparse.Namespace) -> list[tuple]:
-    """A row for each size of chunks, all of the audio as one stream."""
-    run, settings = Onnx.load(path, about[-1])
-    seconds, rows = len(audio) / student.sample_rate, []
-    for chunk in options.chunks:
-        live = streams_of(run, settings, chunk_frames=chunk)
-        times, frames = [], []
-        for piece in audio.split(chunk * live.shape.downsample_rate):
-            start = time.perf_counter()
-            frames.append(live.feed([piece])[0][-1])
-            times.append(time.perf_counter() - start)
-        frames.append(live.flush()[0][-1])
-        student.use_chunks(chunk)
-        close = agreement(torch.cat(frames), student.hidden_states([audio], student.sample_rate)[0][-1])
-        p50, p95 = (1e3 * np.percentile(times[1:], q) for q in (50, 95))
-        delay = f"{p50:.1f} / {p95:.1f}"
-        rows.append((f"live, {20 * chunk} ms", *about, f"{seconds:g} s", f"{sum(times) / seconds:.3f}", delay, close))
-    return rows
-
-
-def agreement(got: Tensor, expected: Tensor) -> str:
-    """Cosine of frames (both n x D): their mean, and the worst."""
-    cosine = F.cosine_similarity(got, expected, dim=-1)
-    return f"{cosine.mean():.4f}, worst {cosine.min():.4f}"
+def _about(file: File, labels: Labels | None) -> dict:
+    told = {"weights": file.weights, "MB": file.megabytes, "parameters": file.student.num_parameters}
+    if not file.path:
+        return told | {"refused": file.refused}
+    return told | (labels.told(file) if labels else {})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="folder of manifests, if not the run's own")
     parser.add_argument("--split", default="valid", help="manifest to measure on (default: valid)")
     parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
+    parser.add_argument(
+        "--chunk-frames", type=int, metavar="N",
+        help="that a streaming student hears in, 0 for whole utterances (default: the first of its sizes)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -17,4 +21,5 @@ def run(arguments: argparse.Namespace) -> None:
     from fairseq_star.safety.host import settle_on_host
 
     settle_on_host()
-    print(evaluate(arguments.checkpoint, data=arguments.data, split=arguments.split, teacher=arguments.teacher))
+    options = {name: getattr(arguments, name) for name in ("data", "split", "teacher", "chunk_frames")}
+    print(evaluate(arguments.checkpoint, **options))

@@ -26,11 +26,7 @@ class Hearer:
         Raises:
             StarError: a number below 0, or an encoder that hears whole utterances only.
         """
-        if not self.model.config.chunk_frames:
-            raise StarError("this encoder hears whole utterances only; a student of model.chunk_frames hears in chunks")
-        if chunk_frames < 0:
-            raise StarError(f"chunks of {chunk_frames} frames cannot be; give 1 or more, or 0 for all at once")
-        self.model.chunk_frames = chunk_frames
+        self.model.use_chunks(chunk_frames)
 
     @property
     def num_parameters(self) -> int:

@@ -25,6 +25,7 @@ from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.group_norm import extract_features, use_valid_group_norm
 from fairseq_star.encoder.positions import use_valid_positions
+from fairseq_star.errors import StarError
 
 NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
 
@@ -103,6 +104,18 @@ class SpeechEncoder(nn.Module):
     def learn_mask(self) -> None:
         """Give the encoder the vector (D) that stands for hidden frames, drawn as fairseq's HuBERT draws its own."""
         self.mask_emb = nn.Parameter(torch.empty(self.config.embed_dim).uniform_())
+
+    def use_chunks(self, chunk_frames: int) -> None:
+        """Hear in chunks of so many frames from now on, or with 0 whole utterances at once.
+
+        Raises:
+            StarError: a number below 0, or an encoder that hears whole utterances only.
+        """
+        if not self.config.chunk_frames:
+            raise StarError("this encoder hears whole utterances only; a student of model.chunk_frames hears in chunks")
+        if chunk_frames < 0:
+            raise StarError(f"chunks of {chunk_frames} frames cannot be; give 1 or more, or 0 for all at once")
+        self.chunk_frames = chunk_frames
 
     def encode(
         self,

@@ -38,7 +38,12 @@ class Evaluation:
 
 
 def evaluate(
-    checkpoint: str, *, data: str | None = None, split: str = "valid", teacher: str | None = None
+    checkpoint: str,
+    *,
+    data: str | None = None,
+    split: str = "valid",
+    teacher: str | None = None,
+    chunk_frames: int | None = None,
 ) -> Evaluation:
     """Measure a student checkpoint of this project with the criterion it was trained with.
 
@@ -48,11 +53,15 @@ def evaluate(
         checkpoint: written by a ``star_distillation`` run.
         data, teacher: where manifests and teacher are now, if not where they were in training.
         split: manifest to use.
+        chunk_frames: that a streaming student hears in, 0 for whole utterances; the size in use when None.
 
     Raises:
-        StarError: the checkpoint cannot be read or is not one of a distillation run.
+        StarError: the checkpoint cannot be read or is not one of a distillation run, or chunks for a student that hears
+            whole utterances only.
     """
     run = load_run(checkpoint, data=data, teacher=teacher, option="evaluate")
+    if chunk_frames is not None:
+        run.model.use_chunks(chunk_frames)
     run.task.load_dataset(split)
     before = _mean_losses(run, split, "before")
     run.load_trained()

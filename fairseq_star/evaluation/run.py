@@ -15,6 +15,7 @@ from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub
 from fairseq_star.tasks.star_distillation import StarDistillationTask
+from fairseq_star.training.cache_settings import leave_cache_out
 
 
 @dataclass
@@ -56,7 +57,7 @@ def load_run(
         raise StarError(f"{option}: {checkpoint} was not written by a star_distillation run")
     cfg.task.data = data or locate(checkpoint, cfg, "data", option)
     cfg.task.teacher = teacher or locate(checkpoint, cfg, "teacher", option)
-    cfg.task.teacher_cache = None  # a pass or two over one manifest are not worth its disk space
+    leave_cache_out(cfg.task)  # a pass or two over one manifest are not worth its disk space
     cfg.task.save_dir = None  # nothing goes on from there
 
     fairseq_star.register()

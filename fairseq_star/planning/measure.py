@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.profiling.memory import process_bytes, synchronize
 from fairseq_star.safety.host import settle_on_host
+from fairseq_star.training.cache_settings import leave_cache_out
 from fairseq_star.training.preflight import check_options
 
 
@@ -66,8 +67,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     Raises:
         StarError: the run could not begin, or its largest batch does not fit.
     """
-    cfg.task.teacher_cache = cfg.task.teacher_cache_dim = None
-    cfg.task.teacher_cache_compression = "none"
+    leave_cache_out(cfg.task)
     cfg.distributed_training.distributed_world_size = 1
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)

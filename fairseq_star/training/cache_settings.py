@@ -4,12 +4,20 @@ import json
 import logging
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from fairseq_star.errors import StarError
 
 logger = logging.getLogger(__name__)
 
 NONE, INT8, PCA = "none", "int8", "pca"
 COMPRESSIONS = (NONE, INT8, PCA)
+
+
+def leave_cache_out(options: DictConfig) -> None:
+    """Have a task's ``options`` name no teacher cache, nor anything that is of one."""
+    options.teacher_cache = options.teacher_cache_dim = None
+    options.teacher_cache_compression = NONE
 
 
 def check_dim(compression: str, dim: int | None, width: int) -> int | None:

@@ -119,7 +119,7 @@ def test_padding_changes_nothing(corpus, teacher_path, bits):
 def test_a_finished_student_goes_on_with_few_bits(corpus, teacher_path, tmp_path):
     first, then = tmp_path / "first", tmp_path / "then"
     assert run(hydra_arguments(corpus, teacher_path, first)).returncode == 0
-    more = [f"checkpoint.finetune_from_model={first / 'checkpoint_last.pt'}", "+model.weight_bits=4"]
+    more = [f"checkpoint.finetune_from_model={first / 'checkpoint_last.pt'}", "model.weight_bits=4"]
     done = run(hydra_arguments(corpus, teacher_path, then, *more))
     assert done.returncode == 0, done.stderr
     student = load_student(str(then / "checkpoint_last.pt"), "test")

@@ -41,3 +41,26 @@ def test_other_files_are_refused(tmp_path, content, message):
         torch.save(content, path)
     with pytest.raises(SystemExit, match=message):
         main(["evaluate", str(path)])
+
+
+def test_a_run_that_kept_a_compressed_cache_is_evaluated_without_it(train, tmp_path):
+    cache = [
+        f"task.teacher_cache={tmp_path / 'cache'}",
+        "task.teacher_cache_compression=pca",
+        "task.teacher_cache_dim=8",
+    ]
+    done = train(*cache)
+    assert done.returncode == 0, done.stderr
+    assert evaluate(str(tmp_path / "run" / "checkpoint_last.pt")).num_updates == 6
+
+
+def test_a_streaming_student_is_evaluated_in_chunks(train, tmp_path, capsys):
+    streaming = ["+model.chunk_frames=[4,0]", "+model.extractor_mode=layer_norm"]
+    assert train(*streaming).returncode == 0
+    checkpoint = str(tmp_path / "run" / "checkpoint_last.pt")
+    losses = {chunk: evaluate(checkpoint, chunk_frames=chunk).after["loss"] for chunk in (None, 4, 0)}
+    assert losses[None] == losses[4] != losses[0]
+    main(["evaluate", checkpoint, "--chunk-frames", "0"])
+    assert f"{losses[0]:.4f}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="chunks of -1 frames cannot be"):
+        main(["evaluate", checkpoint, "--chunk-frames", "-1"])

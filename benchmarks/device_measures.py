@@ -1,0 +1,161 @@
+"""What ``benchmarks.device`` measures of a file: how near it is to its student, what it knows, how fast it is."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.device_files import File
+from benchmarks.measure import alternate
+from fairseq_star.encoder.frames import FrameGeometry
+from fairseq_star.formats.onnx import Onnx
+from fairseq_star.formats.programs import Run, streams_of
+from fairseq_star.manifest import read_manifest
+from fairseq_star.probe.interval import Bootstrap, interval
+from fairseq_star.probe.labels import PHONE, read_task
+from fairseq_star.probe.run import probe_features
+from fairseq_star.profiling.speed import measure_speed
+
+CHECKED_SECONDS = 35.0  # of whole utterances, of which all layers are compared
+
+
+def speech(manifest: Path | None, seconds: float) -> Tensor:
+    """Audio of so many seconds at 16 kHz: a manifest's files, joined and begun again, or noise."""
+    length = int(seconds * 16_000)
+    if manifest is None:
+        return 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(0))
+    root, entries = read_manifest(manifest)
+    joined, found = [], 0
+    while found < length:
+        samples, _ = soundfile.read(Path(root) / entries[len(joined) % len(entries)].path, dtype="float32")
+        joined.append(samples)
+        found += len(samples)
+    return torch.from_numpy(np.concatenate(joined)[:length])
+
+
+def agreement(got: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float | list[float]]:
+    """Cosines of frames, of all layers (each n x D): each layer's mean, and the worst frame of any."""
+    cosines = [F.cosine_similarity(a, b, dim=-1) for a, b in zip(got, expected, strict=True)]
+    return {
+        "layers": [float(one.mean()) for one in cosines],
+        "worst": min(float(one.min()) for one in cosines),
+    }
+
+
+def agreements(file: File, audio: Tensor) -> dict:
+    """Of whole utterances, all layers, over what is heard in :data:`CHECKED_SECONDS`."""
+    run, _ = Onnx.load(file.path)
+    source = audio[: int(CHECKED_SECONDS * 16_000)]
+    return agreement(_states(run, source), file.student.hidden_states([source], 16_000)[0])
+
+
+def heard_whole(files: Sequence[File], audio: Tensor, options: argparse.Namespace) -> list[dict]:
+    """A row for each length and number of threads: the files in turn, the first is what the others are faster than."""
+    rows = []
+    for threads in options.threads:
+        runs = [Onnx.load(file.path, threads)[0] for file in files]
+        for seconds in options.seconds:
+            source = audio[: int(seconds * 16_000)]
+            timings = alternate([partial(_states, run, source) for run in runs], options.rounds, "cpu")
+            for file, run, timing in zip(files, runs, timings, strict=True):
+                close = agreement(_states(run, source), file.student.hidden_states([source], 16_000)[0])
+                rows.append(
+                    {
+                        "weights": file.weights, "threads": threads, "seconds": seconds,
+                        "real-time factor": timing.median / seconds, "faster": timing.speedup,
+                        "last layer": close["layers"][-1], "worst": close["worst"],
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def _states(run: Run, source: Tensor) -> list[Tensor]:
+    last, states, _ = run(source[None], torch.tensor([len(source)]))
+    return [*states[:-1, 0], last[0]]
+
+
+def peaks(files: Sequence[File], options: argparse.Namespace) -> list[dict]:
+    """MiB beyond the loaded file, of one utterance of noise of each length, in a process of its own."""
+    threads = max(options.threads)
+    return [
+        {
+            "weights": file.weights, "seconds": seconds,
+            "MiB": measure_speed(str(file.path), seconds, "cpu", threads, 1).peak_mib,
+        }
+        for file in files for seconds in options.seconds
+    ]  # fmt: skip
+
+
+def heard_in_chunks(file: File, audio: Tensor, labels: "Labels | None", options: argparse.Namespace) -> list[dict]:
+    """A row for each size of chunks and number of threads, all of the audio as one stream."""
+    rows, seconds = [], len(audio) / 16_000
+    for chunk in options.chunks:
+        file.student.use_chunks(chunk)
+        expected = file.student.hidden_states([audio], 16_000)[0]
+        known = labels.told(file, chunk) if labels else {}
+        for threads in options.threads:
+            run, settings = Onnx.load(file.path, threads)
+            live = streams_of(run, settings, chunk_frames=chunk)
+            times, frames = [], []
+            for piece in audio.split(chunk * live.shape.downsample_rate):
+                start = time.perf_counter()
+                frames.append(live.feed([piece])[0])
+                times.append(time.perf_counter() - start)
+            frames.append(live.flush()[0])
+            close = agreement(torch.cat(frames, 1), expected)
+            p50, p95 = (1e3 * float(np.percentile(times[1:], q)) for q in (50, 95))
+            rows.append(
+                {
+                    "weights": file.weights, "chunk_frames": chunk, "look-ahead ms": live.look_ahead,
+                    "threads": threads, "real-time factor": sum(times) / seconds, "p50 ms": p50, "p95 ms": p95,
+                    "MB a stream": live.state_bytes / 1e6, "last layer": close["layers"][-1], "worst": close["worst"],
+                    **known,
+                }
+            )  # fmt: skip
+    return rows
+
+
+class Labels:
+    """Phones of a labelled corpus, told from a file's states; the first file asked about is what others differ from."""
+
+    def __init__(self, data: Path, max_utterances: int):
+        self.data, self.most = data, max_utterances
+        self._first: dict[int | None, np.ndarray] = {}  # by size of chunks: which test frames the float file tells
+
+    def told(self, file: File, chunk_frames: int | None = None) -> dict[str, float]:
+        """Accuracy and its interval, and those of the difference to the first file that heard likewise."""
+        geometry: FrameGeometry = file.student.model.geometry
+        task = read_task(self.data, PHONE, geometry, self.most)
+        [head] = probe_features(_extractor(file, chunk_frames), [task], [0], file.weights)[PHONE]
+        correct = head.correct.numpy()[None]
+        bootstrap = Bootstrap([one.cluster for one in task.test for _ in one.labels], 1)
+        draws = bootstrap.draws(correct)
+        first = self._first.setdefault(chunk_frames, correct)
+        found = {"phones": float(correct.mean()), "interval": interval(draws)}
+        if first is not correct:
+            difference = float(correct.mean() - first.mean())
+            found |= {"difference": difference, "difference's interval": interval(draws - bootstrap.draws(first))}
+        return found
+
+
+def _extractor(file: File, chunk_frames: int | None):
+    run, settings = Onnx.load(file.path, 1)
+    live = None if chunk_frames is None else streams_of(run, settings, chunk_frames=chunk_frames)
+
+    def features(samples: Tensor) -> tuple[Tensor, Tensor]:  # T x L x D, L x D
+        if live is None:
+            states = torch.stack(_states(run, samples))
+        else:
+            live.reset()
+            states = torch.cat([live.feed([samples])[0], live.flush()[0]], 1)
+        states = states.transpose(0, 1)
+        return states, states.mean(0)
+
+    return features
