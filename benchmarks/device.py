@@ -10,10 +10,10 @@ the cosine of a file's states with the student's own float states, frame by fram
 layer's, and the worst frame of any layer; of weights trained for few bits with those of that student in float. Speed
 and agreement of quantized weights say little of random weights and of noise: give trained students and a manifest,
 whose files are joined to the lengths asked for. ``phones``: a head of its own on the file's states, as by
-``fairseq-star probe``, with the difference to the float file's. Files of a length run in turn, ratios are taken within
-a round; the peak is of a process that hears noise of that length once. Live, a chunk's latency is the time from its
-last sample to its frames (p50, p95); the real-time factor counts computing alone. Measure on an idle machine. Writes a
-dated .md, .json and .png.
+``fairseq-star probe``, with the difference to the float file's. A file runs in turn with the float one, ratios are
+taken within a round; the peak is of a process that hears noise of that length once. Live, a chunk's latency is the time
+from its last sample to its frames (p50, p95); the real-time factor counts computing alone. Measure on an idle machine.
+Writes a dated .md, .json and .png.
 """
 
 import argparse

@@ -44,7 +44,7 @@ class Measured:
     batches: list[Batch]  # of an epoch, over all workers
     steps: list[Step]
     bytes_before: int  # held before the first step
-    peak_bytes: int  # at the batch with the most samples, all included
+    peak_bytes: int  # of all steps, the one with the most samples among them, all included
     total_bytes: int  # of the device; of the CPU what is free and what the process holds
     device: str
     trainer: Trainer
@@ -90,9 +90,8 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     places = np.linspace(0, len(by_size) - 1, num_steps + 2).round().astype(int)[1:-1]
     before = _held(device)
     _step(trainer, by_size[0], timer, device)  # the largest; also warms up
-    peak = _peak(device)
     steps = [_step(trainer, by_size[place], timer, device) for place in tqdm(places, "plan", unit="step", disable=None)]
-    return Measured(batches, steps, before, peak, _total(device), device, trainer)
+    return Measured(batches, steps, before, _peak(device), _total(device), device, trainer)
 
 
 def _batches(trainer: Trainer) -> list[Batch]:
