@@ -30,7 +30,7 @@ from benchmarks.measure import ROOT, environment, heading, write_result
 from benchmarks.models import QUICK_STUDENT, write_student
 from fairseq_star.errors import told_in_one_line
 
-STREAM = {"extractor_mode": "layer_norm", "chunk_frames": [16, 4, 8, 32, 0], "left_context_frames": 128}
+STREAM = {"extractor_mode": "running_norm", "chunk_frames": [16, 4, 8, 32, 0], "left_context_frames": 128}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

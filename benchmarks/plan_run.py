@@ -5,23 +5,29 @@
 
 Plans a recipe, then trains it for as many updates as the plan says take so long, in a process of its own, without
 validating or saving, which a plan does not count. An update's time is taken between the first and the last line of the
-run's log, its peak from the kernel's count of the process. Measure on an idle machine. Writes a dated .md and .json.
+run's log, its peak from the kernel's count of the process, without its data workers. Measure on an idle machine. Writes
+a dated .md and .json.
 """
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks.measure import ROOT, environment, heading, write_result
 from fairseq_star.errors import StarError
 from manifests.preparing import run_script
 
-TRAIN = "from fairseq_cli.hydra_train import cli_main; cli_main()"
+PEAK = "peak bytes:"
+# The peak is told by the process itself: the kernel's count for its parent includes data workers, which begin as large.
+TRAIN = f"""
+from fairseq_cli.hydra_train import cli_main
+from fairseq_star.profiling.memory import process_bytes
+cli_main()
+print("{PEAK}", process_bytes("VmHWM"))
+"""
 PLAN = "from fairseq_star.cli import main; import sys; main(sys.argv[1:])"
 EVERY = 20  # updates between two lines of the log
 
@@ -48,9 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.plan_run", *sys.argv[1:]]))
     recipe = ["--config-dir", options.config_dir, "--config-name", options.config_name]
     overrides = [f"common.user_dir={ROOT / 'fairseq_star'}", *options.overrides]
-    planned = json.loads(_output([PLAN, "plan", *recipe, *overrides, "--steps", options.steps, "--json"])[0])
+    planned = json.loads(_output([PLAN, "plan", *recipe, *overrides, "--steps", options.steps, "--json"]))
     updates = max(2 * EVERY, round(options.minutes * 60 / planned["seconds_an_update"]))
-    log, peak = _output(
+    log = _output(
         [
             TRAIN, *recipe, *overrides, f"optimization.max_update={updates}", "lr_scheduler.warmup_updates=1",
             "checkpoint.no_save=true", "dataset.disable_validation=true", "common.log_format=json",
@@ -62,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         "environment": made_with,
         "updates": updates,
         "planned": {"seconds": planned["seconds_an_update"], "MiB": planned["peak_bytes"] / 2**20},
-        "taken": {"seconds": found, "MiB": peak / 2**20},
+        "taken": {"seconds": found, "MiB": int(log.rpartition(PEAK)[2]) / 2**20},
     }
     rows = []
     for name, unit in (("seconds", "an update, s"), ("MiB", "peak memory, MiB")):
@@ -87,21 +93,16 @@ def taken(log: str) -> float:
     return (last[1] - first[1]) / (last[0] - first[0])
 
 
-def _output(arguments: list[str]) -> tuple[str, int]:
-    """What a Python command prints, and the bytes it held at most, those of its data workers apart.
+def _output(arguments: list[str]) -> str:
+    """What a Python command prints.
 
     Raises:
         StarError: it failed; with the last line of what it said.
     """
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen([sys.executable, "-c", *arguments], cwd=ROOT, stdout=stdout, stderr=stderr)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        stdout.seek(0)
-        stderr.seek(0)
-        if process.returncode:
-            raise StarError(f"plan_run: {(stderr.read().strip().splitlines() or ['no message'])[-1]}")
-        return stdout.read(), used.ru_maxrss * 1024
+    process = subprocess.run([sys.executable, "-c", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        raise StarError(f"plan_run: {(process.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return process.stdout
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from fairseq.logging import metrics
 
 from fairseq_star.audio.torchaudio_import import import_torchaudio
 from tests.support import tiny
@@ -15,6 +16,12 @@ import_torchaudio()  # before any test imports it by itself
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
+
+
+@pytest.fixture(autouse=True)
+def no_meters_of_others():
+    """fairseq keeps its named meters ("train", "valid") for the whole process: a test begins without another's."""
+    metrics.reset()
 
 
 @pytest.fixture(scope="session")

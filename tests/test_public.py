@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The current folder: a clone's assets, a student, a recording, and what a finished run leaves."""
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     write(tmp_path / "student.pt")
-    write(tmp_path / "stream.pt", extractor_mode="layer_norm", chunk_frames=[4])
+    write(tmp_path / "stream.pt", extractor_mode="running_norm", chunk_frames=[4])
     noise = np.random.default_rng(0).standard_normal(16_000) * 0.1
     soundfile.write(tmp_path / "speech.flac", noise, 16_000)
     run = tmp_path / "demo" / "run"

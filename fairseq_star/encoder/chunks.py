@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from fairseq.modules import MultiheadAttention, SamePad
+from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_star.encoder.aligned_heads import MULTIPLE, in_half_on_gpu
@@ -61,8 +61,21 @@ class Chunks:
         return self.num_chunks * self.right
 
     def with_copies(self, x: Tensor) -> Tensor:
-        """The frames within the layers, S x B x D, of ``x`` (T x B x D)."""
-        return x if not self.right else torch.cat([x, x[self.copied.clamp(max=self.num_frames - 1)]])
+        """The frames within the layers, B x S x D, of ``x`` (B x T x D)."""
+        return x if not self.right else torch.cat([x, x[:, self.copied.clamp(max=self.num_frames - 1)]], dim=1)
+
+    def heard(self, x: Tensor) -> Tensor:
+        """What each chunk hears of ``x`` (B x T x D), its own frames and the R after it: B x N x D x C + R.
+
+        Zeros where there are none.
+        """
+        missing = self.num_chunks * self.size + self.right - self.num_frames
+        return F.pad(x, (0, 0, 0, missing)).unfold(1, self.size + self.right, self.size)
+
+    def within_layers(self, heard: Tensor) -> Tensor:
+        """The frames within the layers, B x S x D, of values of what each chunk hears, B x N x D x C + R."""
+        frames, copies = heard.transpose(2, 3).split([self.size, self.right], dim=2)
+        return torch.cat([frames.flatten(1, 2)[:, : self.num_frames], copies.flatten(1, 2)], dim=1)
 
     def visible(self) -> Tensor:
         """The definition: 1 or B x S x S, True where the query (second) may attend to the key (third).
@@ -204,15 +217,43 @@ class ChunkedAttention(nn.Module):
 
 
 def hear_as_it_comes(encoder: nn.Module) -> None:
-    """Make a fairseq Transformer encoder, in place, one that can hear in chunks: weights and their names stay.
-
-    Its positional convolution then sees the frame itself and those before it, as many as it is wide.
-    """
+    """Make a fairseq Transformer encoder, in place, one that can hear in chunks: weights and their names stay."""
     for layer in encoder.layers:
         layer.self_attn = ChunkedAttention(layer.self_attn)
-    convolution, width = encoder.pos_conv[0], encoder.pos_conv[0].kernel_size[0]
-    convolution.padding = (width - 1,)
-    encoder.pos_conv[1] = SamePad(width, causal=True)
+
+
+def positions_weight(convolution: nn.Conv1d) -> Tensor:
+    """g v / |v|, the weight (D x D/groups x K) of fairseq's weight-normed positional convolution."""
+    return F.normalize(convolution.weight_v, dim=(0, 1)) * convolution.weight_g
+
+
+def chunked_positions(pos_conv: nn.Sequential, features: Tensor, chunks: Chunks) -> Tensor:
+    """What a positional convolution adds to the frames within the layers where it does not see past their chunk.
+
+    Of the K frames that it is wide, K // 2 lie before a frame; those after it count as zeros from R frames after the
+    frame's chunk on, as in the dynamic chunk convolution of Li et al. (2023, arXiv 2304.09325). So one set of weights
+    hears with every size of chunks, and whole utterances as any other student.
+
+    Args:
+        pos_conv: fairseq's: convolution, what cuts it to size, activation.
+        features: B x T x D, zero where padded.
+        chunks: of these frames.
+
+    Returns:
+        B x S x D.
+    """
+    convolution, activation = pos_conv[0], pos_conv[-1]
+    weight, groups, before = positions_weight(convolution), convolution.groups, convolution.kernel_size[0] // 2
+    past = F.pad(features.transpose(1, 2), (before, 0))
+    past = F.conv1d(past, weight[..., : before + 1], convolution.bias, groups=groups).transpose(1, 2)
+    x = chunks.with_copies(past)
+    reach = min(convolution.kernel_size[0] - before, chunks.size + chunks.right) - 1  # frames after a frame
+    if reach:
+        heard = chunks.heard(features)  # B x N x D x C+R
+        after = F.pad(heard.flatten(0, 1)[..., 1:], (0, reach))
+        after = F.conv1d(after, weight[..., before + 1 :][..., :reach], groups=groups)
+        x = x + chunks.within_layers(after.unflatten(0, heard.shape[:2]))
+    return activation(x)
 
 
 def naive_attend(chunks: Chunks, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

@@ -32,7 +32,8 @@ class EncoderConfig:
     num_heads: int
     conv_pos: int  # width of the positional convolution in frames (of all of its layers together)
     conv_pos_groups: int
-    extractor_mode: str = "default"  # default: group norm on the first convolution; layer_norm: on every one
+    # default: group norm on the first convolution; layer_norm: on every one; running_norm: encoder/running_norm.py
+    extractor_mode: str = "default"
     conv_bias: bool = False
     activation_fn: str = "gelu"
     layer_norm_first: bool = False  # pre-norm

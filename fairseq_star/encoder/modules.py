@@ -20,11 +20,12 @@ from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
 from fairseq_star.encoder.aligned_heads import align_heads
-from fairseq_star.encoder.chunks import Chunks, hear_as_it_comes
+from fairseq_star.encoder.chunks import Chunks, chunked_positions, hear_as_it_comes
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.group_norm import extract_features, use_valid_group_norm
 from fairseq_star.encoder.positions import use_valid_positions
+from fairseq_star.encoder.running_norm import RUNNING, use_running_norm
 from fairseq_star.errors import StarError
 
 NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
@@ -67,9 +68,15 @@ class SpeechEncoder(nn.Module):
         channels = config.conv_layers[-1].channels
         self.config, self.geometry = config, config.geometry
         # In this order: a run's first weights are rebuilt from its seed.
+        running = config.extractor_mode == RUNNING  # which fairseq does not know
         self.feature_extractor = ConvFeatureExtractionModel(
-            list(config.conv_layers), dropout=0.0, mode=config.extractor_mode, conv_bias=config.conv_bias
+            list(config.conv_layers),
+            dropout=0.0,
+            mode="default" if running else config.extractor_mode,
+            conv_bias=config.conv_bias,
         )
+        if running:
+            use_running_norm(self.feature_extractor)
         self.layer_norm = LayerNorm(channels) if config.input_norm else nn.Identity()
         self.post_extract_proj = nn.Linear(channels, config.embed_dim) if config.projection else None
         self.dropout_input = nn.Dropout(dropouts["dropout_input"])
@@ -157,20 +164,21 @@ class SpeechEncoder(nn.Module):
         if padding_mask is not None:
             features = features.masked_fill(padding_mask[..., None], 0)
 
-        x = features + self.positions(features, padding_mask)
+        chunks = self._chunks(features, padding_mask, self.chunk_frames if chunk_frames is None else chunk_frames)
+        num_frames = features.size(1)
+        if chunks is None:
+            x = features + self.positions(features, padding_mask)
+        else:
+            x = chunks.with_copies(features) + chunked_positions(self.encoder.pos_conv, features, chunks)
         if not self.encoder.layer_norm_first:
             x = self.encoder.layer_norm(x)
         x = F.dropout(x, p=self.encoder.dropout, training=self.encoder.training)
 
-        hidden_states, attention_maps = [x], {}
+        hidden_states, attention_maps = [x[:, :num_frames]], {}
         # T x B x D, fairseq's layout within the layers; as a mere view, the first projections take three times as long.
         x = x.transpose(0, 1).contiguous()
-        num_frames, attended = x.size(0), padding_mask
         shared = self.layer_arguments(num_frames)
-        if size := self.chunk_frames if chunk_frames is None else chunk_frames:
-            context = self.config.left_context_frames, self.config.right_context_frames
-            attended = Chunks(size, *context, num_frames, padding_mask, x.device)
-            x = attended.with_copies(x)
+        attended = padding_mask if chunks is None else chunks
         for number, layer in enumerate(self.encoder.layers[:last_layer], start=1):
             if number in attention_layers:
                 attention_maps[number] = self.attention_map(layer, x, attended, **shared)
@@ -181,6 +189,11 @@ class SpeechEncoder(nn.Module):
     def finished(self, states: Tensor) -> Tensor:
         """The last layer's ``states`` as whoever uses them takes them: after the final norm of a pre-norm encoder."""
         return self.encoder.layer_norm(states) if self.encoder.layer_norm_first else states
+
+    def _chunks(self, features: Tensor, padding_mask: Tensor | None, size: int) -> Chunks | None:
+        """Chunks of ``size`` frames of ``features`` (B x T x D); None where all are heard at once."""
+        context = self.config.left_context_frames, self.config.right_context_frames
+        return Chunks(size, *context, features.size(1), padding_mask, features.device) if size else None
 
     def positions(self, features: Tensor, padding_mask: Tensor | None) -> Tensor:
         """What the positional convolution adds to ``features`` (B x T x D), whose padded frames are zero: B x T x D."""

@@ -4,6 +4,7 @@ Sources: ``fairseq/models/hubert/hubert.py``, ``fairseq/models/wav2vec/wav2vec2.
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -40,8 +41,12 @@ def sections(config: Any) -> tuple[dict, dict]:
     return parts[0], parts[1]
 
 
-def encoder_config(model: Section) -> EncoderConfig:
+def encoder_config(model: Section, extractor_modes: Sequence[str] = EXTRACTOR_MODES) -> EncoderConfig:
     """The encoder of fairseq's ``HubertConfig`` or ``Wav2Vec2Config``; a value an old checkpoint lacks is its default.
+
+    Args:
+        model: the config.
+        extractor_modes: that may be.
 
     Raises:
         StarError: a value that cannot be, or a kind of layer that no teacher here has.
@@ -62,7 +67,7 @@ def encoder_config(model: Section) -> EncoderConfig:
         num_heads=model.whole("encoder_attention_heads", HUBERT_BASE.num_heads),
         conv_pos=model.whole("conv_pos", HUBERT_BASE.conv_pos),
         conv_pos_groups=model.whole("conv_pos_groups", HUBERT_BASE.conv_pos_groups),
-        extractor_mode=model.choice("extractor_mode", "default", EXTRACTOR_MODES),
+        extractor_mode=model.choice("extractor_mode", "default", extractor_modes),
         conv_bias=model.flag("conv_bias", False),
         activation_fn=model.choice("activation_fn", "gelu", ACTIVATIONS),
         layer_norm_first=model.flag("layer_norm_first", False),

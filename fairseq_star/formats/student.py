@@ -11,10 +11,11 @@ from torch import Tensor
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder, Hearer
+from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import encoder_config, sections
-from fairseq_star.formats.fields import Section
+from fairseq_star.formats.fields import EXTRACTOR_MODES, Section
 from fairseq_star.models import starhubert
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 
@@ -76,11 +77,16 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
     defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
     saved = {key: value for key, value in model.items() if value is not None}
     values = Section({**defaults, **saved}, name)
-    config = encoder_config(values)
+    config = encoder_config(values, [*EXTRACTOR_MODES, RUNNING])
     if not values.values.get("chunk_frames"):
+        if config.extractor_mode == RUNNING:
+            raise values.refuse("extractor_mode", RUNNING, "default or layer_norm, as chunk_frames is not given,")
         return config
-    if config.extractor_mode != "layer_norm":
-        raise values.refuse("extractor_mode", config.extractor_mode, "layer_norm, as chunk_frames is given,")
+    if config.extractor_mode != RUNNING:
+        raise StarError(
+            f"{name} is a streaming student of extractor_mode={config.extractor_mode}, as they were before 29 November "
+            "2026; train it again with running_norm"
+        )
     context = {key: values.count(key) for key in ("left_context_frames", "right_context_frames")}
     return replace(config, chunk_frames=tuple(values.counts("chunk_frames")), **context)
 

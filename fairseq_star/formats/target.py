@@ -131,8 +131,8 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
     """
     if student.config.chunk_frames and not target.streams:
         raise StarError(
-            f"export: no {target.title} can hold chunked attention or a positional convolution that looks back "
-            f"alone, as {student.origin} has them; take --to onnx or --to pt2"
+            f"export: no {target.title} can hold chunked attention or a norm of what was heard so far, as "
+            f"{student.origin} has them; take --to onnx or --to pt2"
         )
     out = Path(out)
     with new_output(out, what=target.title, is_folder=target.is_folder, force=force, origin=student.origin) as written:

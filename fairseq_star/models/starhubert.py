@@ -5,7 +5,6 @@ from typing import Collection, List, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
-from fairseq.models.wav2vec.wav2vec2 import EXTRACTOR_MODE_CHOICES
 from fairseq.utils import get_available_activation_fns
 from omegaconf import II
 from torch import Tensor
@@ -14,7 +13,11 @@ from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from fairseq_star.encoder.rounding import BITS, round_linear_layers
+from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError, told_in_one_line
+
+# As fairseq makes such choices, of which it has the first two.
+EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm", RUNNING])
 
 
 @dataclass
@@ -29,8 +32,12 @@ class StarHubertConfig(FairseqDataclass):
         default="[(128,10,5)] + [(256,1,1)] + [(256,3,2)]*4 + [(D,1,1)] + [(D,2,2)]*2",
         metadata={"help": "feature extractor as (channels, kernel, stride); D stands for encoder_embed_dim"},
     )
-    extractor_mode: EXTRACTOR_MODE_CHOICES = field(
-        default="default", metadata={"help": "default: group norm on the first convolution; layer_norm: on every one"}
+    extractor_mode: EXTRACTOR_MODES = field(
+        default="default",
+        metadata={
+            "help": "default: group norm on the first convolution; layer_norm: on every one; running_norm: as default, "
+            "of what was heard so far, for students that hear as it comes"
+        },
     )
     conv_bias: bool = field(default=False, metadata={"help": "bias in the feature extractor"})
     conv_pos: int = field(default=128, metadata={"help": "width of the positional convolution in frames"})
@@ -97,10 +104,10 @@ class StarHubertXSmallConfig(StarHubertConfig):
 
 @dataclass
 class StarHubertStreamConfig(StarHubertConfig):
-    """``starhubert_stream``: 22,313,744 parameters; hears as it comes, at 80, 160, 320, 640 ms or all at once."""
+    """``starhubert_stream``: 22,308,592 parameters; hears as it comes, at 80, 160, 320, 640 ms or all at once."""
 
-    extractor_mode: EXTRACTOR_MODE_CHOICES = field(
-        default="layer_norm", metadata={"help": "layer_norm: a norm that waits for no frame to come"}
+    extractor_mode: EXTRACTOR_MODES = field(
+        default=RUNNING, metadata={"help": "running_norm: a norm that waits for no frame to come"}
     )
     chunk_frames: Optional[List[int]] = field(
         default_factory=lambda: [16, 4, 8, 32, 0],
@@ -130,6 +137,11 @@ def _check(cfg: StarHubertConfig) -> None:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be at least 0 and below 1")
     if cfg.weight_bits not in (None, *BITS):
         raise StarError(f"model.weight_bits={cfg.weight_bits} must be {' or '.join(map(str, BITS))}, or left out")
+    if bool(cfg.chunk_frames) != (cfg.extractor_mode == RUNNING):
+        raise StarError(
+            "model.chunk_frames and model.extractor_mode=running_norm go together: no other norm hears as it comes, "
+            "and a student of whole utterances needs none that does; give both, or neither"
+        )
     if cfg.chunk_frames:
         _check_streaming(cfg)
 
@@ -140,11 +152,6 @@ def _check_streaming(cfg: StarHubertConfig) -> None:
         raise StarError(
             f"model.chunk_frames={sizes}, model.left_context_frames={cfg.left_context_frames} and "
             f"model.right_context_frames={cfg.right_context_frames} must be 0 or more"
-        )
-    if cfg.extractor_mode != "layer_norm":
-        raise StarError(
-            "model.chunk_frames: the group norm of model.extractor_mode=default takes its statistics over the whole "
-            "utterance, whose end a streaming student does not know; set model.extractor_mode=layer_norm"
         )
 
 
@@ -258,7 +265,7 @@ class StarHubertXSmallModel(StarHubertModel):
 
 @register_model("starhubert_stream", dataclass=StarHubertStreamConfig)
 class StarHubertStreamModel(StarHubertModel):
-    """``starhubert`` that hears in chunks, its feature extractor with layer norms."""
+    """``starhubert`` that hears in chunks, the statistics of its first norm being those so far."""
 
     def __init__(self, cfg: StarHubertStreamConfig):
         if cfg.chunk_frames is None:  # a recipe's null: the architecture's own, which the run's config then keeps

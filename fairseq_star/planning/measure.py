@@ -62,7 +62,8 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
 
     Args:
         cfg: the whole configuration.
-        num_steps: after the first, of batches at even distances between the largest and the smallest.
+        num_steps: after the first, of batches at even distances between the largest and the smallest, in an order at
+            random, as a run's: what the process keeps of freed memory grows where sizes go up and down.
 
     Raises:
         StarError: the run could not begin, or its largest batch does not fit.
@@ -88,6 +89,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     timer = _TeacherTimer(task, device)
     by_size = sorted(batches, key=lambda batch: -batch.padded)
     places = np.linspace(0, len(by_size) - 1, num_steps + 2).round().astype(int)[1:-1]
+    places = np.random.default_rng(cfg.common.seed).permutation(places)
     before = _held(device)
     _step(trainer, by_size[0], timer, device)  # the largest; also warms up
     steps = [_step(trainer, by_size[place], timer, device) for place in tqdm(places, "plan", unit="step", disable=None)]

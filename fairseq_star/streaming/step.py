@@ -1,7 +1,7 @@
 """One chunk through a streaming encoder: ``(window of audio, state) -> (frames, state)``, without what came before it.
 
 What it runs are the encoder's own modules, so that what it gives is what the encoder gives of the whole utterance in
-chunks of that size (``encoder/chunks.py``). The convolutions before the first norm have no state: a window holds all
+chunks of that size (``encoder/chunks.py``). The convolutions have no state: a window holds all
 samples that its frames hear, and so begins before the last one's end.
 
 Shapes: B streams, C frames of a chunk, L and R frames of context before and after it, D width, K width of the
@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.chunks import attention
+from fairseq_star.encoder.chunks import attention, positions_weight
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import Hearer
 from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.encoder.running_norm import extract_window
 from fairseq_star.errors import StarError
 
 
@@ -43,7 +44,8 @@ def check_streams(student: Hearer) -> None:
 class StreamState(NamedTuple):
     """What a stream keeps from one chunk to the next; every tensor begins with the streams."""
 
-    features: Tensor  # B x (K-1) x D, what the positional convolution sees of the past
+    heard: Tensor  # B x 2 x channels, of the first norm: sums of all frames so far, and of their squares
+    features: Tensor  # B x K//2 x D, what the positional convolution sees of the past
     keys: Tensor  # B x P x L x D, of the attention of each layer
     values: Tensor  # B x P x L x D
     num_past: Tensor  # B, int64, frames given out so far
@@ -66,17 +68,24 @@ class StreamShape:
     downsample_rate: int  # samples from one frame to the next
     num_layers: int
     embed_dim: int
-    conv_pos: int
+    first_channels: int  # of the first convolution
+    past_features: int  # frames, that the positional convolution sees before a frame
     left_context_frames: int
     right_context_frames: int
 
     @classmethod
     def of(cls, config: EncoderConfig) -> "StreamShape":
         """Of a streaming encoder."""
-        names = ("num_layers", "embed_dim", "conv_pos", "left_context_frames", "right_context_frames")
         geometry = config.geometry
         return cls(
-            geometry.receptive_field, geometry.downsample_rate, **{name: getattr(config, name) for name in names}
+            receptive_field=geometry.receptive_field,
+            downsample_rate=geometry.downsample_rate,
+            num_layers=config.num_layers,
+            embed_dim=config.embed_dim,
+            first_channels=config.conv_layers[0].channels,
+            past_features=config.conv_pos // 2,
+            left_context_frames=config.left_context_frames,
+            right_context_frames=config.right_context_frames,
         )
 
     @property
@@ -91,8 +100,13 @@ class StreamShape:
     def first_state(self, num_streams: int) -> StreamState:
         """The state of streams that heard nothing yet."""
         context = (num_streams, self.num_layers, self.left_context_frames, self.embed_dim)
-        features = torch.zeros(num_streams, self.conv_pos - 1, self.embed_dim)
-        return StreamState(features, torch.zeros(context), torch.zeros(context), torch.zeros(num_streams).long())
+        return StreamState(
+            heard=torch.zeros(num_streams, 2, self.first_channels),
+            features=torch.zeros(num_streams, self.past_features, self.embed_dim),
+            keys=torch.zeros(context),
+            values=torch.zeros(context),
+            num_past=torch.zeros(num_streams).long(),
+        )
 
 
 class StreamStep(nn.Module):
@@ -108,9 +122,7 @@ class StreamStep(nn.Module):
         self.feature_extractor, self.layer_norm = encoder.feature_extractor, encoder.layer_norm
         self.projection = encoder.post_extract_proj or nn.Identity()
         convolution = encoder.encoder.pos_conv[0]
-        # g v / |v| is formed once, not at every call.
-        weight = F.normalize(convolution.weight_v.detach(), dim=(0, 1)) * convolution.weight_g.detach()
-        self.register_buffer("positions_weight", weight)
+        self.register_buffer("positions_weight", positions_weight(convolution).detach())  # once, not at every call
         self.register_buffer("positions_bias", convolution.bias.detach())
         self.groups = convolution.groups
         self.layers, self.final_norm = encoder.encoder.layers, encoder.encoder.layer_norm
@@ -121,11 +133,12 @@ class StreamStep(nn.Module):
         self,
         window: Tensor,
         num_frames: Tensor,
+        heard: Tensor,
         features: Tensor,
         keys: Tensor,
         values: Tensor,
         num_past: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The chunk's hidden states, and the state after it.
 
         Args:
@@ -133,23 +146,27 @@ class StreamStep(nn.Module):
                 stream's last one.
             num_frames: B, int64, how many of the C + R frames of the window are audio: all but at a stream's end,
                 where zeros fill the window.
-            features, keys, values, num_past: the :class:`StreamState`.
+            heard, features, keys, values, num_past: the :class:`StreamState`.
 
         Returns:
             ``last_hidden_state`` (B x C x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
-            (P+1 x B x C x D: the first layer's input, then each layer's output), and the state's four tensors. Of a
+            (P+1 x B x C x D: the first layer's input, then each layer's output), and the state's five tensors. Of a
             last chunk, frames from ``num_frames`` on are without meaning.
         """
-        x = self.projection(self.layer_norm(self.feature_extractor(window).transpose(1, 2)))  # B x C+R x D
+        x, heard = extract_window(self.feature_extractor, window, heard, num_past)
+        x = self.projection(self.layer_norm(x.transpose(1, 2)))  # B x C+R x D
+        new = self._arange(x.size(1), x) < num_frames[:, None]
+        x = x * new[..., None]  # no frame sees what is none
         chunk, kept = x.size(1) - self.shape.right_context_frames, features.size(1)
-        heard = torch.cat([features, x], dim=1)
-        positions = F.conv1d(heard.transpose(1, 2), self.positions_weight, self.positions_bias, groups=self.groups)
+        seen = torch.cat([features, x], dim=1)
+        features = seen[:, chunk : chunk + kept]
+        seen = F.pad(seen.transpose(1, 2), (0, self.positions_weight.size(2) - 1 - kept))
+        positions = F.conv1d(seen, self.positions_weight, self.positions_bias, groups=self.groups)
         x = x + F.gelu(positions).transpose(1, 2)
         if not self.pre_norm:
             x = self.final_norm(x)
 
         past = self._arange(keys.size(2), x) >= keys.size(2) - num_past[:, None]
-        new = self._arange(x.size(1), x) < num_frames[:, None]
         mask = torch.cat([past, new], dim=1)[:, None]  # B x 1 x L+C+R
         windows = [_Recent(keys[:, number], values[:, number], mask, chunk) for number in range(len(self.layers))]
         x = x.transpose(0, 1)  # C+R x B x D, as the layers take it
@@ -161,7 +178,8 @@ class StreamStep(nn.Module):
         return (
             last[:chunk].transpose(0, 1),
             torch.stack(states)[:, :chunk].transpose(1, 2),
-            heard[:, chunk : chunk + kept],
+            heard[..., chunk],
+            features,
             torch.stack([attended.keys for attended in windows], dim=1),
             torch.stack([attended.values for attended in windows], dim=1),
             num_past + chunk,

@@ -1,12 +1,26 @@
-"""A student's first weights: at random, or in parts the teacher's own, where both have the same shapes."""
+"""A student's first weights: at random, or in parts the teacher's own, where both have the same shapes; and what of
+them the corpus decides."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+import torch
+from soundfile import SoundFileError
 from torch import Tensor, nn
 
+from fairseq_star.audio.file import open_audio
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.encoder.running_norm import measure_statistics
 from fairseq_star.errors import StarError
+from fairseq_star.manifest import read_manifest
+from fairseq_star.safety.host_memory import bound_primitive_cache
+
+logger = logging.getLogger(__name__)
+MEASURED = 64
+"""Utterances that fix the statistics of a streaming student's first norm."""
 
 
 def copy_from_teacher(
@@ -16,8 +30,7 @@ def copy_from_teacher(
 
     Args:
         layers: teacher layers (1-based) that become the student's first, second, ... With them come the positional
-            convolution (but not for a streaming student's) and the norm beside it, where their shapes agree: what the
-            layers are used to.
+            convolution and the norm beside it, where their shapes agree: what the layers are used to.
         feature_extractor: the convolutions and the norm after them; with the projection, where its shape agrees.
 
     Raises:
@@ -33,8 +46,7 @@ def copy_from_teacher(
         for number, layer in enumerate(layers):
             mine, theirs = student.encoder.layers[number], teacher.model.encoder.layers[layer - 1]
             _copy(mine, theirs, "model.init_layers", f"layer {layer}")
-        # A streaming student's positional convolution looks back alone, a teacher's to both sides.
-        for name in ("layer_norm",) if student.config.chunk_frames else ("pos_conv", "layer_norm"):
+        for name in ("pos_conv", "layer_norm"):
             _copy_if_alike(getattr(student.encoder, name), getattr(teacher.model.encoder, name))
     if feature_extractor:
         for name in ("feature_extractor", "layer_norm"):
@@ -43,13 +55,44 @@ def copy_from_teacher(
             _copy_if_alike(student.post_extract_proj, teacher.model.post_extract_proj)
 
 
+def begin_first_norm(student: SpeechEncoder, manifest: str, *, max_sample_size: int | None, seed: int) -> None:
+    """Measure the statistics of a streaming student's first norm with its first weights.
+
+    Args:
+        manifest: of the training set. Where it is not to be had, as where a finished run is looked at, nothing is
+            measured: a checkpoint brings its own statistics.
+        max_sample_size: samples of an utterance that are heard, the first ones; all when None.
+        seed: chooses the utterances, the same on all workers and again where a run resumes.
+    """
+    if os.path.isfile(manifest):
+        bound_primitive_cache()  # the process's first convolutions may be these
+        root, entries = read_manifest(manifest)
+        chosen = np.random.default_rng(seed).permutation(len(entries))[:MEASURED]
+        paths = [os.path.join(root, entries[number].path) for number in chosen]
+        frames = measure_statistics(student.feature_extractor, _readable(paths, max_sample_size or -1))
+        logger.info(f"first norm: statistics of {frames:,} frames of {len(paths)} utterances")
+
+
+def _readable(paths: Sequence[str], num_samples: int) -> Iterator[Tensor]:
+    """What can be read of mono files; a run's own check of its files tells of the others."""
+    for path in paths:
+        try:
+            with open_audio(path) as audio:
+                samples = audio.read(num_samples, dtype="float32", always_2d=True)
+        except (StarError, SoundFileError):
+            continue
+        yield torch.from_numpy(samples[:, 0])
+
+
 def _copy(student: nn.Module, teacher: nn.Module, option: str, what: str) -> None:
-    if fault := _difference(student.state_dict(), teacher.state_dict()):
+    # Statistics that only a streaming student has are measured afterwards.
+    theirs = {**dict(student.named_buffers()), **teacher.state_dict()}
+    if fault := _difference(student.state_dict(), theirs):
         raise StarError(
             f"{option}: the teacher's {what} does not fit the student ({fault}); give the student the teacher's widths "
             "and convolutions (model.encoder_embed_dim and so on), or leave the option out"
         )
-    student.load_state_dict(teacher.state_dict())
+    student.load_state_dict(theirs)
 
 
 def _copy_if_alike(student: nn.Module, teacher: nn.Module) -> None:

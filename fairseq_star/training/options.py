@@ -114,3 +114,4 @@ class StarDistillationConfig(ViewConfig):
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
     max_update: int = II("optimization.max_update")
+    train_subset: str = II("dataset.train_subset")

@@ -31,7 +31,7 @@ PRECISIONS = [torch.float32, torch.bfloat16, torch.float16, AMP]
 RELATIONS_OFF = {"layerwise_weight": 0.0, "intra_layer_weight": 0.0}
 HIDING = {"mask_prob": 0.5, "mask_length": 2}
 STREAMING = {
-    "extractor_mode": "layer_norm", "chunk_frames": [4], "left_context_frames": 7, "right_context_frames": 2,
+    "extractor_mode": "running_norm", "chunk_frames": [4], "left_context_frames": 7, "right_context_frames": 2,
     "encoder_attention_heads": 4,
 }  # fmt: skip
 OBJECTIVES = {

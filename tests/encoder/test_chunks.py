@@ -5,10 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_star.encoder.chunks import Chunks, naive_attend
+from fairseq_star.encoder import running_norm
+from fairseq_star.encoder.chunks import Chunks, chunked_positions, naive_attend
 from fairseq_star.encoder.frames import Frames
+from fairseq_star.encoder.running_norm import measure_statistics
 from fairseq_star.errors import StarError
-from fairseq_star.models.starhubert import StarHubertModel, StarHubertStreamConfig, StarHubertStreamModel
+from fairseq_star.models.starhubert import (
+    StarHubertConfig,
+    StarHubertModel,
+    StarHubertStreamConfig,
+    StarHubertStreamModel,
+)
 from tests.support import tiny
 
 FEW = settings(max_examples=40, deadline=None)
@@ -91,19 +98,20 @@ def test_a_frame_knows_nothing_past_its_look_ahead(chunk, left, right, layer_nor
     first_hearing = (changed_from - model.geometry.receptive_field) // model.geometry.downsample_rate + 1
     # Frames of chunks that end, their look-ahead too, before the first frame that hears a changed sample.
     unchanged = 0 if not chunk else max(first_hearing - right, 0) // chunk * chunk
-    for state, of_other in zip(states[1:], changed[1:], strict=True):
+    for state, of_other in zip(states, changed, strict=True):
         assert torch.equal(state[:, :unchanged], of_other[:, :unchanged])
-        assert not torch.equal(state[:, unchanged], of_other[:, unchanged])
-    assert torch.equal(states[0][:, :first_hearing], changed[0][:, :first_hearing])
+    assert not torch.equal(states[-1][:, unchanged], changed[-1][:, unchanged])
 
 
-def test_left_context_is_bounded():
+def test_left_context_is_bounded(monkeypatch):
+    """But for the first norm's, whose statistics go back to the beginning: here they are the corpus's alone."""
+    monkeypatch.setattr(running_norm, "PRIOR", 10**12)
     model = student(4, 8, 0, conv_pos=4)
     source, chunks, layers = tiny.ragged([40_000]), 10, 3
     other = source.clone()
     other[:, :400] += 1
     states, changed = (encode(model, audio, [40_000]).hidden_states for audio in (source, other))
-    reach = 3 + layers * 8  # the positional convolution, then L frames a layer before a frame's chunk
+    reach = 2 + layers * 8  # the positional convolution, then L frames a layer before a frame's chunk
     assert torch.equal(states[-1][:, reach + 4 :], changed[-1][:, reach + 4 :])
     assert not torch.equal(states[-1][:, : 4 * chunks], changed[-1][:, : 4 * chunks])
 
@@ -168,12 +176,46 @@ def test_one_chunk_of_everything_is_all_at_once():
 
 def test_weights_and_their_first_values_are_those_of_a_student_that_hears_all_at_once():
     torch.manual_seed(0)
-    plain = StarHubertModel(
-        StarHubertStreamConfig(**tiny.STUDENT, chunk_frames=None, padded_group_norm=False)
-    ).state_dict()
+    plain = StarHubertModel(StarHubertConfig(**tiny.STUDENT, padded_group_norm=False)).state_dict()
     streaming = student(4, 8, 2).state_dict()
-    assert list(plain) == list(streaming)
+    norm = "feature_extractor.conv_layers.0.2."
+    assert set(streaming) - set(plain) == {f"{norm}mean", f"{norm}variance"}
     assert all(torch.equal(plain[key], streaming[key]) for key in plain)
+
+
+def test_a_student_of_whole_utterances_hears_the_same_but_for_its_first_norm(monkeypatch):
+    """All at once, and where the statistics of its first norm are the utterance's own, as a group norm's are."""
+    monkeypatch.setattr(running_norm, "PRIOR", 10**12)
+    torch.manual_seed(0)
+    plain, streaming = StarHubertModel(StarHubertConfig(**tiny.STUDENT, padded_group_norm=False)), student(4, 8, 2)
+    source = tiny.ragged([9_000])
+    measure_statistics(streaming.feature_extractor, source)
+    expected, got = encode(plain.eval(), source, [9_000]), encode(streaming, source, [9_000], chunk_frames=0)
+    for mine, theirs in zip(got.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@FEW
+@given(layouts(), st.integers(1, 12))
+def test_positions_see_no_further_than_their_chunk_hears(chunks, width):
+    """Against the convolution of each chunk alone, with all that came before it."""
+    torch.manual_seed(0)
+    config = {"encoder_embed_dim": 4, "conv_pos": width, "conv_pos_groups": 2, "encoder_attention_heads": 2}
+    pos_conv = student(4, 8, 0, **config).encoder.pos_conv.double()
+    batch = 2 if chunks.padding_mask is None else len(chunks.padding_mask)
+    features = torch.randn(batch, chunks.num_frames, 4, dtype=torch.float64)
+    if chunks.padding_mask is not None:
+        features = features.masked_fill(chunks.padding_mask[..., None], 0)
+    got, valid = chunked_positions(pos_conv, features, chunks), chunks.valid()
+    for number in range(chunks.num_chunks):
+        first, end = number * chunks.size, min((number + 1) * chunks.size, chunks.num_frames)
+        until = min(end + chunks.right, chunks.num_frames)
+        expected = pos_conv(features[:, :until].transpose(1, 2)).transpose(1, 2)
+        torch.testing.assert_close(got[:, first:end], expected[:, first:end])
+        copies = slice(chunks.num_frames + number * chunks.right, None)
+        found = got[:, copies][:, : until - end]
+        own = valid[:, copies][:, : until - end, None]
+        torch.testing.assert_close((found * own).expand(batch, -1, -1), expected[:, end:until] * own)
 
 
 def test_recomputing_layers_give_the_same():
@@ -184,8 +226,11 @@ def test_recomputing_layers_give_the_same():
 
 
 def test_what_a_streaming_student_cannot_be_is_told_by_option():
-    with pytest.raises(StarError, match=r"model\.chunk_frames: the group norm .* set model.extractor_mode=layer_norm"):
-        student(4, 8, 0, extractor_mode="default")
+    for options in [{"extractor_mode": "default"}, {"extractor_mode": "layer_norm"}]:
+        with pytest.raises(StarError, match=r"model\.chunk_frames and model\.extractor_mode=running_norm go together"):
+            student(4, 8, 0, **options)
+    with pytest.raises(StarError, match="go together"):
+        StarHubertModel(StarHubertConfig(**tiny.STUDENT, extractor_mode="running_norm", padded_group_norm=False))
     for options in [(-1, 8, 0), (4, -1, 0), (4, 8, -2)]:
         with pytest.raises(StarError, match=r"model\.chunk_frames=\[.*must be 0 or more"):
             student(*options)

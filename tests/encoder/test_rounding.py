@@ -81,7 +81,7 @@ def test_the_gradient_goes_through():
     assert torch.equal(layer.state_dict()["weight"], kept)
 
 
-@pytest.mark.parametrize("chunks", [{}, {"chunk_frames": [4, 0], "extractor_mode": "layer_norm"}])
+@pytest.mark.parametrize("chunks", [{}, {"chunk_frames": [4, 0], "extractor_mode": "running_norm"}])
 def test_every_linear_layer_of_a_student_is_rounded_and_only_when_asked(chunks):
     def student(**more) -> StarHubertModel:
         torch.manual_seed(0)

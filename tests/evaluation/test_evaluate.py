@@ -55,7 +55,7 @@ def test_a_run_that_kept_a_compressed_cache_is_evaluated_without_it(train, tmp_p
 
 
 def test_a_streaming_student_is_evaluated_in_chunks(train, tmp_path, capsys):
-    streaming = ["+model.chunk_frames=[4,0]", "+model.extractor_mode=layer_norm"]
+    streaming = ["+model.chunk_frames=[4,0]", "+model.extractor_mode=running_norm"]
     assert train(*streaming).returncode == 0
     checkpoint = str(tmp_path / "run" / "checkpoint_last.pt")
     losses = {chunk: evaluate(checkpoint, chunk_frames=chunk).after["loss"] for chunk in (None, 4, 0)}

@@ -117,7 +117,7 @@ def test_streams_are_independent_and_begin_anew(student, lengths, order):
 def test_memory_of_a_stream_is_told_and_does_not_grow(student):
     live = Streams.of(student, chunk_frames=4)
     shape, width = live.shape, student.config.embed_dim
-    state = (shape.conv_pos - 1 + 2 * 3 * shape.left_context_frames) * width * 4 + 8
+    state = (shape.past_features + 2 * 3 * shape.left_context_frames) * width * 4 + 2 * shape.first_channels * 4 + 8
     assert live.state_bytes == state + 4 * shape.window(4)
     for _ in range(3):
         live.feed([noise(SECOND)])

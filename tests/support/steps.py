@@ -17,7 +17,9 @@ def dataset_of(manifest, **options) -> DistillationDataset:
 
 def build(corpus, teacher_path, criterion: dict | None = None, model: dict | None = None, **task_options):
     """Task, student without dropout, and criterion."""
-    config = StarDistillationConfig(data=str(corpus), teacher=str(teacher_path), seed=1, **task_options)
+    config = StarDistillationConfig(
+        data=str(corpus), teacher=str(teacher_path), seed=1, train_subset="train", **task_options
+    )
     task = StarDistillationTask.setup_task(OmegaConf.structured(config))
     torch.manual_seed(0)
     group_norm = task_options.get("padded_group_norm", False)

@@ -1,15 +1,19 @@
 """Runs that hide, add noise and ask for more: resumed bit for bit, the same on two processes, begun from older ones."""
 
+import copy
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from fairseq_star.cli import main
 from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.encoder.running_norm import measure_statistics
 from fairseq_star.evaluation.evaluate import evaluate
 from fairseq_star.formats import load_student
+from fairseq_star.manifest import read_manifest
 from tests.support import runs, tiny
 from tests.support.runs import NO_DROPOUT, difference, finish, saved, start_workers
 from tests.support.steps import build
@@ -133,16 +137,23 @@ def test_a_student_begins_as_its_teachers_layers(corpus, teacher_path):
     assert not torch.equal(random.state_dict()["encoder.layers.0.fc1.weight"], mine["encoder.layers.0.fc1.weight"])
 
 
-def test_a_streaming_student_takes_layers_but_not_positions_that_look_ahead(corpus, teacher_path):
+def test_a_streaming_student_begins_so_too_and_measures_what_it_alone_has(corpus, teacher_path):
     sizes = {
-        "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 48, "encoder_layers": 2, "extractor_mode": "layer_norm",
+        "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 48, "encoder_layers": 2, "extractor_mode": "running_norm",
         "conv_feature_layers": tiny.TEACHER_CONV, "chunk_frames": [4], "init_layers": [1, 3],
+        "init_feature_extractor": True,
     }  # fmt: skip
     task, student, _ = build(corpus, teacher_path, {"teacher_layers": [1, 3]}, sizes)
     mine, theirs = student.state_dict(), task.teacher.model.state_dict()
-    assert torch.equal(mine["encoder.layers.1.fc1.weight"], theirs["encoder.layers.2.fc1.weight"])
-    assert torch.equal(mine["encoder.layers.1.self_attn.k_proj.bias"], theirs["encoder.layers.2.self_attn.k_proj.bias"])
-    assert not torch.equal(mine["encoder.pos_conv.0.weight_v"], theirs["encoder.pos_conv.0.weight_v"])
+    norm = "feature_extractor.conv_layers.0.2."
+    for key in mine.keys() - {f"{norm}mean", f"{norm}variance"}:
+        assert torch.equal(mine[key], theirs[key.replace("encoder.layers.1.", "encoder.layers.2.")]), key
+    expected = copy.deepcopy(student.feature_extractor)
+    root, entries = read_manifest(corpus / "train.tsv")
+    audio = [soundfile.read(f"{root}/{entry.path}", dtype="float32")[0] for entry in entries]
+    measure_statistics(expected, map(torch.from_numpy, audio))
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(mine[f"{norm}{name}"], getattr(expected.conv_layers[0][2], name))
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from fairseq_star.view.student_view import alone
 from tests.support import tiny
 from tests.support.steps import batch_of, build
 
-STREAM = {"extractor_mode": "layer_norm", "chunk_frames": [2, 5, 0], "left_context_frames": 6}
+STREAM = {"extractor_mode": "running_norm", "chunk_frames": [2, 5, 0], "left_context_frames": 6}
 
 
 def test_draws_repeat_for_seed_and_update_and_take_all_sizes():
