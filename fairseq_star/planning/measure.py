@@ -1,7 +1,7 @@
 """What a few steps of a run cost on this machine: time, of which the teacher's and the data's, and memory."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from fairseq import tasks, utils
 from fairseq.trainer import Trainer
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fairseq_star.errors import StarError, told_in_one_line
@@ -90,9 +91,16 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     by_size = sorted(batches, key=lambda batch: -batch.padded)
     places = np.linspace(0, len(by_size) - 1, num_steps + 2).round().astype(int)[1:-1]
     places = np.random.default_rng(cfg.common.seed).permutation(places)
+    chosen = [by_size[place] for place in places]
+    read = [_seconds_to_read(trainer, batch) for batch in chosen]
     before = _held(device)
-    _step(trainer, by_size[0], timer, device)  # the largest; also warms up
-    steps = [_step(trainer, by_size[place], timer, device) for place in tqdm(places, "plan", unit="step", disable=None)]
+    # Read as in a run, beside the steps, with which data workers share the cores. The largest first; it also warms up.
+    samples = _read_ahead(trainer, [by_size[0], *chosen])
+    _step(trainer, by_size[0], next(samples), timer, device)
+    steps = [
+        Step(batch, *_step(trainer, batch, next(samples), timer, device), data)
+        for batch, data in tqdm(list(zip(chosen, read, strict=True)), "plan", unit="step", disable=None)
+    ]
     return Measured(batches, steps, before, _peak(device), _total(device), device, trainer)
 
 
@@ -125,12 +133,22 @@ class _TeacherTimer:
         return encoding
 
 
-def _step(trainer: Trainer, batch: Batch, timer: _TeacherTimer, device: str) -> Step:
+def _seconds_to_read(trainer: Trainer, batch: Batch) -> float:
     dataset = trainer.task.dataset(trainer.cfg.dataset.train_subset)
     start = time.perf_counter()
-    sample = dataset.collater([dataset[index] for index in batch.indices])
-    read = time.perf_counter()
-    timer.seconds = 0.0
+    dataset.collater([dataset[index] for index in batch.indices])
+    return time.perf_counter() - start
+
+
+def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
+    dataset, cfg = trainer.task.dataset(trainer.cfg.dataset.train_subset), trainer.cfg.dataset
+    wanted = [batch.indices for batch in batches]
+    return iter(DataLoader(dataset, batch_sampler=wanted, collate_fn=dataset.collater, num_workers=cfg.num_workers))
+
+
+def _step(trainer: Trainer, batch: Batch, sample: dict, timer: _TeacherTimer, device: str) -> tuple[float, float]:
+    """Seconds of a step, and the teacher's of these."""
+    start, timer.seconds = time.perf_counter(), 0.0
     try:
         trainer.train_step([sample], raise_oom=True)
     except torch.cuda.OutOfMemoryError as error:
@@ -140,7 +158,7 @@ def _step(trainer: Trainer, batch: Batch, timer: _TeacherTimer, device: str) -> 
             "task.max_sample_size, or set model.checkpoint_activations=true"
         ) from error
     synchronize(device)
-    return Step(batch, time.perf_counter() - read, timer.seconds, read - start)
+    return time.perf_counter() - start, timer.seconds
 
 
 def _held(device: str) -> int:

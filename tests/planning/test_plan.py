@@ -82,13 +82,8 @@ def test_no_cache_is_told_where_there_can_be_none(planned, corpus, teacher_path,
 def test_slow_data_and_full_memory_are_warned_of(planned, monkeypatch):
     assert planned()["warnings"] == []
     monkeypatch.setattr(measure, "_total", lambda device: 1000)
-    step = measure._step
-
-    def slow(*arguments):
-        taken = step(*arguments)
-        return measure.Step(taken.batch, taken.seconds, taken.teacher, 3 * taken.seconds)
-
-    monkeypatch.setattr(measure, "_step", slow)
+    monkeypatch.setattr(measure, "_step", lambda *_: (2.0, 1.0))
+    monkeypatch.setattr(measure, "_seconds_to_read", lambda *_: 6.0)
     found = planned()
     assert [option in text for text, option in zip(found["warnings"], ("batch_size", "num_workers"), strict=True)]
     assert len(found["warnings"]) == 2
