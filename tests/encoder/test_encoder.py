@@ -30,7 +30,7 @@ def student(seed: int = 0, **overrides) -> StarHubertModel:
         (StarHubertLargeConfig, 26_630_752),
         (StarHubertSmallConfig, 14_114_800),
         (StarHubertXSmallConfig, 9_388_912),
-        (StarHubertStreamConfig, 22_313_744),
+        (StarHubertStreamConfig, 22_308_592),
     ],
 )
 def test_parameter_counts(config, parameters):

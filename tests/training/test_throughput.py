@@ -54,6 +54,7 @@ def test_only_the_last_updates_tell_what_the_others_take(clock, monkeypatch):
     speed = Throughput()
     speed.begin(torch.device("cpu"), torch.float32, max_update=1000)
     with metrics.aggregate("train", new_root=True) as found:
+        speed.reduce([{}], speech=1.0)
         for number in range(640):
             clock[0] += 100 if number < 300 else 1
             speed.end_update(number)
