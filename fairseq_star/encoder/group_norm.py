@@ -5,7 +5,7 @@ over the whole time axis. In a padded batch that mixes the padding into every fr
 depend on its neighbours. Here the statistics are taken over the valid frames, so that they are the utterance's own.
 """
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
@@ -40,12 +40,17 @@ class ValidGroupNorm(Fp32GroupNorm):
         return nn.functional.pad(valid, (0, x.size(-1) - num_frames))
 
 
-def use_valid_group_norm(extractor: ConvFeatureExtractionModel) -> None:
-    """Replace every group norm of a fairseq feature extractor, in place, by one over valid frames."""
+def replace_group_norms(extractor: ConvFeatureExtractionModel, wrap: Callable[[nn.GroupNorm], nn.Module]) -> None:
+    """Replace every group norm of a fairseq feature extractor, in place, by what ``wrap`` makes of it."""
     for block in extractor.conv_layers:
         for name, module in block.named_children():
             if isinstance(module, nn.GroupNorm):
-                setattr(block, name, ValidGroupNorm.wrap(module))
+                setattr(block, name, wrap(module))
+
+
+def use_valid_group_norm(extractor: ConvFeatureExtractionModel) -> None:
+    """Replace every group norm of a fairseq feature extractor, in place, by one over valid frames."""
+    replace_group_norms(extractor, ValidGroupNorm.wrap)
 
 
 def extract_features(extractor: ConvFeatureExtractionModel, source: Tensor, num_samples: Sequence[int]) -> Tensor:

@@ -9,12 +9,15 @@ Kingma, 2016, arXiv 1602.07868). What a frame becomes depends on what came befor
 Shapes: B utterances, C channels, T frames of the first convolution, F of them in a step.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
 from torch import Tensor, nn
+
+from fairseq_star.encoder.group_norm import replace_group_norms
 
 RUNNING = "running_norm"
 """``extractor_mode`` of such an encoder."""
@@ -77,15 +80,14 @@ class RunningNorm(nn.Module):
 
 def use_running_norm(extractor: ConvFeatureExtractionModel) -> None:
     """Replace every group norm of a fairseq feature extractor, in place; weights keep their names and values."""
-    step = 1
-    for block in extractor.conv_layers[1:]:
-        step *= block[0].stride[0]
-    for block in extractor.conv_layers:
-        for name, module in block.named_children():
-            if isinstance(module, nn.GroupNorm):
-                norm = RunningNorm(module.num_channels, step, module.eps)
-                norm.weight, norm.bias = module.weight, module.bias
-                setattr(block, name, norm)
+    step = math.prod(block[0].stride[0] for block in extractor.conv_layers[1:])
+
+    def wrap(norm: nn.GroupNorm) -> RunningNorm:
+        wrapped = RunningNorm(norm.num_channels, step, norm.eps)
+        wrapped.weight, wrapped.bias = norm.weight, norm.bias
+        return wrapped
+
+    replace_group_norms(extractor, wrap)
 
 
 def extract_window(

@@ -63,6 +63,9 @@ def begin_first_norm(student: SpeechEncoder, manifest: str, *, max_sample_size: 
             measured: a checkpoint brings its own statistics.
         max_sample_size: samples of an utterance that are heard, the first ones; all when None.
         seed: chooses the utterances, the same on all workers and again where a run resumes.
+
+    Raises:
+        StarError: a manifest that is none.
     """
     if os.path.isfile(manifest):
         bound_primitive_cache()  # the process's first convolutions may be these
@@ -74,14 +77,18 @@ def begin_first_norm(student: SpeechEncoder, manifest: str, *, max_sample_size: 
 
 
 def _readable(paths: Sequence[str], num_samples: int) -> Iterator[Tensor]:
-    """What can be read of mono files; a run's own check of its files tells of the others."""
+    """What can be read of mono files and is finite; a run's own checks tell of the others.
+
+    A single nan would stay in the student's statistics for good.
+    """
     for path in paths:
         try:
             with open_audio(path) as audio:
                 samples = audio.read(num_samples, dtype="float32", always_2d=True)
         except (StarError, SoundFileError):
             continue
-        yield torch.from_numpy(samples[:, 0])
+        if np.isfinite(samples).all():
+            yield torch.from_numpy(samples[:, 0])
 
 
 def _copy(student: nn.Module, teacher: nn.Module, option: str, what: str) -> None:

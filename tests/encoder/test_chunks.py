@@ -100,7 +100,8 @@ def test_a_frame_knows_nothing_past_its_look_ahead(chunk, left, right, layer_nor
     unchanged = 0 if not chunk else max(first_hearing - right, 0) // chunk * chunk
     for state, of_other in zip(states, changed, strict=True):
         assert torch.equal(state[:, :unchanged], of_other[:, :unchanged])
-    assert not torch.equal(states[-1][:, unchanged], changed[-1][:, unchanged])
+    for state, of_other in zip(states[1:], changed[1:], strict=True):
+        assert not torch.equal(state[:, unchanged], of_other[:, unchanged])
 
 
 def test_left_context_is_bounded(monkeypatch):
@@ -179,7 +180,8 @@ def test_weights_and_their_first_values_are_those_of_a_student_that_hears_all_at
     plain = StarHubertModel(StarHubertConfig(**tiny.STUDENT, padded_group_norm=False)).state_dict()
     streaming = student(4, 8, 2).state_dict()
     norm = "feature_extractor.conv_layers.0.2."
-    assert set(streaming) - set(plain) == {f"{norm}mean", f"{norm}variance"}
+    assert [key for key in streaming if key not in (f"{norm}mean", f"{norm}variance")] == list(plain)
+    assert len(streaming) == len(plain) + 2
     assert all(torch.equal(plain[key], streaming[key]) for key in plain)
 
 

@@ -126,13 +126,20 @@ def test_what_cannot_be_read_is_left_to_the_check_of_the_manifest(tmp_path):
     audio = np.random.default_rng(0).standard_normal(8_000).astype(np.float32) / 10
     soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
     (tmp_path / "b.wav").write_bytes(b"no audio")
+    soundfile.write(tmp_path / "d.wav", np.append(audio[1:], np.float32("nan")), 16_000, subtype="FLOAT")
     write_manifest(
-        tmp_path / "train.tsv", tmp_path, [ManifestEntry(name, 8_000) for name in ("a.wav", "b.wav", "c.wav")]
+        tmp_path / "train.tsv", tmp_path, [ManifestEntry(name, 8_000) for name in ("a.wav", "b.wav", "c.wav", "d.wav")]
     )
     measured, expected, untouched = student(), student(), student()
-    begin_first_norm(measured, str(tmp_path / "train.tsv"), max_sample_size=4_000, seed=1)
-    measure_statistics(expected.feature_extractor, [torch.from_numpy(audio[:4_000])])
+    begin_first_norm(measured, str(tmp_path / "train.tsv"), max_sample_size=None, seed=1)
+    measure_statistics(expected.feature_extractor, [torch.from_numpy(audio)])
     assert all(torch.equal(*pair) for pair in zip(statistics(measured), statistics(expected), strict=True))
+    begin_first_norm(measured, str(tmp_path / "train.tsv"), max_sample_size=4_000, seed=1)
+    # The last sample of d.wav, its only nan, is not heard.
+    heard = [torch.from_numpy(samples[:4_000]) for samples in (audio, audio[1:])]
+    measure_statistics(expected.feature_extractor, heard)
+    for mine, theirs in zip(statistics(measured), statistics(expected), strict=True):
+        torch.testing.assert_close(mine, theirs)
     begin_first_norm(untouched, str(tmp_path / "other.tsv"), max_sample_size=None, seed=1)
     assert torch.equal(statistics(untouched)[0], torch.zeros_like(statistics(untouched)[0]))
 
