@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import soundfile
 
-from fairseq_star.audio.file import open_audio
+from fairseq_star.audio.file import open_to_the_end
+from fairseq_star.audio.lengths import cut_short
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_student
 from fairseq_star.streaming.streams import Streams
@@ -74,17 +75,25 @@ def stream(checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_
 
 
 def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.ndarray]:
-    with open_audio(path) as audio:
+    with open_to_the_end(path) as (audio, stated):
         if (audio.samplerate, audio.channels) != (sample_rate, 1):
             raise StarError(
                 f"stream: {path} has {audio.samplerate} Hz and {audio.channels} channels; this student hears "
                 f"{sample_rate} Hz, mono: convert it, for example with `sox IN -r {sample_rate} -c 1 OUT`"
             )
+        held = 0
         try:
-            while len(piece := audio.read(num_samples, dtype="float32")):
+            # Never beyond what is stated: a read that gives less than it was asked for is the end where none is stated.
+            while wanted := num_samples if stated is None else min(num_samples, stated - held):
+                piece = audio.read(wanted, dtype="float32")
+                held += len(piece)
                 yield piece
+                if len(piece) < wanted:
+                    break
         except soundfile.SoundFileError as error:
             raise StarError(f"stream: {path} is cut short or damaged ({error}); restore it") from error
+        if stated is not None and held < stated:
+            raise StarError(f"stream: {path} {cut_short(held, stated)}")
 
 
 def _from_stdin(num_samples: int) -> Iterator[np.ndarray]:

@@ -48,6 +48,15 @@ def test_a_file_gives_the_students_frames(student, samples, tmp_path, capsys):
         assert f"algorithmic latency {(chunk + 1) * 20 + 5:g} ms" in told.err
 
 
+def test_a_file_that_states_no_length_is_heard_to_its_end(student, samples, tmp_path, capsys):
+    soundfile.write(tmp_path / "piped.wav", samples, 16_000)
+    whole = bytearray((tmp_path / "piped.wav").read_bytes())
+    whole[4:8] = whole[40:44] = b"\xff" * 4  # as ffmpeg leaves them where it cannot go back
+    (tmp_path / "piped.wav").write_bytes(whole)
+    main(["stream", student.origin, str(tmp_path / "piped.wav"), "--chunk-frames", str(CHUNK)])
+    assert "62 frames of 1.25 s" in capsys.readouterr().err
+
+
 def test_through_a_pipe_frames_come_as_the_audio_does(student, samples):
     process = subprocess.Popen(
         [sys.executable, "-c", ENTRY, "stream", student.origin, "-"],
@@ -89,6 +98,11 @@ def test_what_cannot_be_heard_ends_in_one_line(student, samples, tmp_path, monke
     soundfile.write(tmp_path / "cut.flac", samples, 16_000)
     (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:20_000])
     assert "cut.flac is cut short or damaged" in refused(student.origin, str(tmp_path / "cut.flac"))
+    soundfile.write(tmp_path / "cut.wav", samples, 16_000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:20_000])
+    assert "cut.wav: is cut short: holds 19956 of the 40000 bytes of audio" in refused(
+        student.origin, str(tmp_path / "cut.wav")
+    )
     plain = convert_cases.tiny_student(tmp_path)
     assert "hears whole utterances only" in refused(plain.origin, str(tmp_path / "slow.wav"))
     with (tmp_path / "slow.wav").open("rb") as file:
