@@ -3,14 +3,20 @@
     make superb-demo [S3PRL=CLONE]
     python -m benchmarks.superb_demo CHECKPOINT --corpora demo/superb/superb.yaml --python .venv-superb/bin/python
 
-A sweep of ``fairseq-star superb`` for each, in WORK; the same command goes on where it was broken off. Writes a dated
-.md and .json. What the corpora are: manifests/demo/superb.py.
+A sweep of ``fairseq-star superb`` for each, in WORK, ``--jobs`` of them at a time, which share the cores: s3prl keeps
+one busy, more or less. The same command goes on where it was broken off. Writes a dated .md and .json. What the
+corpora are: manifests/demo/superb.py.
 """
 
 import argparse
+import ctypes
+import os
 import shlex
+import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.measure import ROOT, environment, heading, write_result
@@ -18,6 +24,7 @@ from benchmarks.s3prl_keywords import untrained
 from fairseq_star.formats import export, load_student, load_target
 from fairseq_star.names import SUPERB_TASKS
 from fairseq_star.superb.corpora import read_description
+from fairseq_star.superb.programs.tied import PR_SET_PDEATHSIG
 from fairseq_star.superb.published import COLUMNS
 from fairseq_star.superb.sweep import Sweep, task_numbers
 from fairseq_star.superb.tasks import TASKS
@@ -37,25 +44,39 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--s3prl", type=Path, metavar="CLONE", help="clone of s3prl")
     parser.add_argument("--tasks", nargs="+", choices=SUPERB_TASKS, default=list(SUPERB_TASKS), metavar="TASK")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "superb_demo", help="folder of the sweeps")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="sweeps at a time (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args(arguments)
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.superb_demo", *sys.argv[1:]]))
-    description = read_description(options.corpora)
-    tools = Environment.of(options.python, [TASKS[name] for name in options.tasks])
-    source = source_package(options.s3prl, tools)
-    rows, failures, version, results = {}, {}, "", {}
-    for name, upstream in upstreams(options).items():
-        out = options.work.absolute() / name.replace(", ", "-").replace(" ", "-")
-        toolkit = Toolkit(tools, source, out / "code")
-        toolkit.copy()
-        sweep = Sweep(out, upstream, toolkit, description, options.tasks)
-        sweep.check()
-        results[name], failed = sweep.perform()
-        rows[name], version = task_numbers(results[name]), toolkit.version
-        failures |= {f"{name}: {experiment}": why for experiment, why in failed.items()}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _end_with, (os.getpid(),)) as pool:
+        jobs = {name: pool.submit(sweep, name, upstream, options) for name, upstream in upstreams(options).items()}
+        rows, failures, version, results = {}, {}, "", {}
+        for name, job in jobs.items():
+            results[name], failed, version = job.result()
+            rows[name] = task_numbers(results[name])
+            failures |= {f"{name}: {experiment}": why for experiment, why in failed.items()}
     result = {"made_with": made_with, "s3prl": version, "rows": rows, "failed": failures, "experiments": results}
     print(table(result))
     write_result(options.out, f"superb-demo-{made_with['date']}", table(result), result)
+
+
+def sweep(name: str, upstream: Upstream, options: argparse.Namespace) -> tuple[list[dict], dict[str, str], str]:
+    """All tasks of one upstream, as far as they are not done yet: results, why others have none, s3prl's version."""
+    out = options.work.absolute() / name.replace(", ", "-").replace(" ", "-")
+    tools = Environment.of(options.python, [TASKS[name] for name in options.tasks])
+    toolkit = Toolkit(tools, source_package(options.s3prl, tools), out / "code")
+    toolkit.copy()
+    tasks = Sweep(out, upstream, toolkit, read_description(options.corpora), options.tasks)
+    tasks.check()
+    return *tasks.perform(), toolkit.version
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"process {parent}, which started this, has ended")
 
 
 def upstreams(options: argparse.Namespace) -> dict[str, Upstream]:
