@@ -52,12 +52,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ablation.add_arguments(parser)
     parser.set_defaults(out=ROOT / "demo" / "streaming", updates=300)
+    others = [name for name in ARMS if name != OFFLINE]
+    parser.add_argument(
+        "--students", nargs="+", choices=others, default=others, help=f"beside '{OFFLINE}' (default: all)"
+    )
     options = ablation.check(parser.parse_args(arguments))
     ablation.phones(options)  # before hours of training: whether the labels are right
     accuracies: dict[str, dict[str, dict[int, float]]] = {}
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), ablation.set_threads, (options.threads,)) as pool:
         jobs = [pool.submit(_references, options)]
-        jobs += [pool.submit(_arm, arm, seed, options) for arm in ARMS for seed in options.seeds]
+        jobs += [
+            pool.submit(_arm, arm, seed, options) for arm in (OFFLINE, *options.students) for seed in options.seeds
+        ]
         for job in tqdm(as_completed(jobs), "streaming", len(jobs), unit="run", disable=None):
             for name, condition, seed, accuracy in job.result():
                 accuracies.setdefault(name, {}).setdefault(condition, {})[seed] = accuracy
@@ -79,7 +85,7 @@ def table(accuracies: dict[str, dict[str, dict[int, float]]], options: argparse.
     lines += ["|---|---|--:|" + "--:|" * len(options.seeds) + "---|"]
     floor, whole = accuracies[RANDOM][told(None)], accuracies[OFFLINE][told(None)]
     goals = []
-    for name in (RANDOM, *ARMS, TEACHER):
+    for name in (RANDOM, *(arm for arm in ARMS if arm in accuracies), TEACHER):
         for condition, of_seed in accuracies[name].items():
             values = [of_seed[seed] for seed in options.seeds]
             kept = [(of_seed[seed] - floor[seed]) / (whole[seed] - floor[seed]) for seed in options.seeds]

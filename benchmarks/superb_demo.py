@@ -10,6 +10,7 @@ corpora are: manifests/demo/superb.py.
 
 import argparse
 import ctypes
+import json
 import os
 import shlex
 import signal
@@ -33,6 +34,7 @@ from fairseq_star.superb.upstream import LOCAL, Upstream, exported, named
 from manifests.preparing import run_script
 
 FIRST = "student, first weights"
+KEPT = ("experiment", "metrics", "notes", "seconds", "environment")  # the rest lies in WORK
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="sweeps at a time (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args(arguments)
-    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.superb_demo", *sys.argv[1:]]))
+    names = {str(options.python): "PYTHON", str(options.s3prl): "CLONE"}  # not where they lie on this machine
+    told = [names.get(argument, argument) for argument in sys.argv[1:]]
+    made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.superb_demo", *told]))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), _end_with, (os.getpid(),)) as pool:
         jobs = {name: pool.submit(sweep, name, upstream, options) for name, upstream in upstreams(options).items()}
@@ -56,7 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
             results[name], failed, version = job.result()
             rows[name] = task_numbers(results[name])
             failures |= {f"{name}: {experiment}": why for experiment, why in failed.items()}
-    result = {"made_with": made_with, "s3prl": version, "rows": rows, "failed": failures, "experiments": results}
+    kept = {name: [{key: one[key] for key in KEPT} for one in found] for name, found in results.items()}
+    result = {"made_with": made_with, "s3prl": version, "rows": rows, "failed": failures, "experiments": kept}
+    result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
     print(table(result))
     write_result(options.out, f"superb-demo-{made_with['date']}", table(result), result)
 
@@ -100,7 +106,7 @@ def table(result: dict) -> str:
     titles = [f"{task.upper()} {metrics[task, name].title}" for task, name in columns]
     lines = heading("SUPERB's tasks on synthetic corpora", result["made_with"])
     lines += [
-        f"* s3prl: {result['s3prl']}, unedited",
+        f"* {result['s3prl']}, unedited",
         "* corpora: manifests/demo/superb.py, minutes long; small heads, few steps: the tasks run, no more is shown",
         "",
         "| upstream | " + " | ".join(titles) + " |",

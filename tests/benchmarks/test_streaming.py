@@ -38,5 +38,7 @@ def test_each_student_is_probed_at_each_size_and_no_work_is_done_twice(tmp_path,
     assert list(found["streaming, all sizes"]) == ["80 ms", "160 ms", "320 ms", "640 ms", "all at once"]
     assert all(f"\n| {name} | " in shown for name in found)
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
-    streaming.main([str(argument) for argument in arguments])
+    streaming.main([*(str(argument) for argument in arguments), "--students", "streaming, one size"])
     assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+    assert list(json.loads((out / "streaming.json").read_text())["phones"]).count("streaming, all sizes") == 0
+    assert "met by 'streaming, one size'" in capsys.readouterr().out
