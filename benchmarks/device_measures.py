@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.device_files import File
 from benchmarks.measure import alternate
@@ -61,11 +63,10 @@ def heard_whole(files: Sequence[File], audio: Tensor, options: argparse.Namespac
 
     Each runs in turn with the first alone: what all of them keep of two minutes at once would not fit.
     """
+    rows = [(threads, seconds, file) for threads in options.threads for seconds in options.seconds for file in files]
     return [
         _heard(files[0], file, threads, audio[: int(seconds * 16_000)], options.rounds)
-        for threads in options.threads
-        for seconds in options.seconds
-        for file in files
+        for threads, seconds, file in tqdm(rows, "whole utterances", unit="row", disable=None)
     ]
 
 
@@ -93,14 +94,14 @@ def peaks(files: Sequence[File], options: argparse.Namespace) -> list[dict]:
             "weights": file.weights, "seconds": seconds,
             "MiB": measure_speed(str(file.path), seconds, "cpu", threads, 1).peak_mib,
         }
-        for file in files for seconds in options.seconds
+        for file, seconds in tqdm(list(product(files, options.seconds)), "peak memory", unit="row", disable=None)
     ]  # fmt: skip
 
 
 def heard_in_chunks(file: File, audio: Tensor, labels: "Labels | None", options: argparse.Namespace) -> list[dict]:
     """A row for each size of chunks and number of threads, all of the audio as one stream."""
     rows, seconds = [], len(audio) / 16_000
-    for chunk in options.chunks:
+    for chunk in tqdm(options.chunks, f"live, {file.weights}", unit="row", disable=None):
         file.student.use_chunks(chunk)
         expected = file.student.hidden_states([audio], 16_000)[0]
         known = labels.told(file, chunk) if labels else {}
