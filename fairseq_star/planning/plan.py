@@ -51,6 +51,7 @@ class Plan:
     def __str__(self) -> str:
         cache = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in self.cache_bytes.items())
         cached = f"; with a teacher cache {_duration(self.hours_cached)}" if cache else ""
+        kept = ", more after minutes, as freed memory is kept in pieces" if self.device == "cpu" else ""
         rows = {
             "updates": f"{self.updates:,} of {self.utterances_an_update:.1f} utterances, {self.epochs:,.1f} epochs",
             "an update": f"{self.seconds_an_update:.3f} s on {self.world_size} x {self.device}",
@@ -58,7 +59,7 @@ class Plan:
             "audio": f"{self.audio_seconds_a_second:,.1f} s of speech a second, {self.mfu:.0%} of what a large matrix "
             "product reaches here",
             "data": f"reading takes {self.data_share:.0%} of a step's time; padding is {self.padding:.1%}",
-            "memory": f"{self.peak_bytes / 2**20:,.0f} MiB of {self.total_bytes / 2**20:,.0f} at the largest batch; "
+            "memory": f"{self.peak_bytes / 2**20:,.0f} MiB of {self.total_bytes / 2**20:,.0f} at the largest batch{kept}; "
             f"about {self.batch_size_that_fits:,} utterances of the longest's length would fit",
             "disk": f"{self.checkpoints} checkpoints of {self.checkpoint_bytes / 1e6:,.0f} MB; teacher cache: "
             + (cache or "none is possible with these options"),
