@@ -11,6 +11,7 @@ Finished runs and probes are kept in OUT and not done again. Writes OUT/streamin
 
 import argparse
 import json
+import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         for job in tqdm(as_completed(jobs), "streaming", len(jobs), unit="run", disable=None):
             for name, condition, seed, accuracy in job.result():
                 accuracies.setdefault(name, {}).setdefault(condition, {})[seed] = accuracy
-    about = environment("cpu", " ".join(["python -m benchmarks.streaming", *map(str, sys.argv[1:])]))
+    about = environment("cpu", shlex.join(["python", "-m", "benchmarks.streaming", *sys.argv[1:]]))
     text = "\n".join([*heading("Streaming students on the demo corpus", about), "", *table(accuracies, options), ""])
     write_lines(options.out / "streaming.md", [text])
     write_lines(options.out / "streaming.json", [json.dumps({"environment": about, "phones": accuracies}, indent=1)])

@@ -59,8 +59,8 @@ class Plan:
             "audio": f"{self.audio_seconds_a_second:,.1f} s of speech a second, {self.mfu:.0%} of what a large matrix "
             "product reaches here",
             "data": f"reading takes {self.data_share:.0%} of a step's time; padding is {self.padding:.1%}",
-            "memory": f"{self.peak_bytes / 2**20:,.0f} MiB of {self.total_bytes / 2**20:,.0f} at the largest batch{kept}; "
-            f"about {self.batch_size_that_fits:,} utterances of the longest's length would fit",
+            "memory": f"{self.peak_bytes / 2**20:,.0f} MiB of {self.total_bytes / 2**20:,.0f} at the largest batch"
+            f"{kept}; about {self.batch_size_that_fits:,} utterances of the longest's length would fit",
             "disk": f"{self.checkpoints} checkpoints of {self.checkpoint_bytes / 1e6:,.0f} MB; teacher cache: "
             + (cache or "none is possible with these options"),
         }
