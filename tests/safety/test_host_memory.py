@@ -18,10 +18,13 @@ kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def allocate():
     for _ in range(5):
         torch.ones(16 * 2**20)  # 64 MiB
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    allocate()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 allocate()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-allocate()
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+# The fewest: once in a while something small comes to lie where a block was, which then has to be another place.
+print(kept, min(faults() for _ in range(4)))
 """
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 
