@@ -82,11 +82,11 @@ def compare(store: StateStore, names: list[str], shards: list[Path], readers: in
             raise AssertionError(names[number])
 
     def read_large(number: int) -> None:
-        whole = os.pread(files[number // SHARD].fileno(), size, number % SHARD * size)
-        states, head = _empty(options), HEADER.size
-        numbers = memoryview(whole)[head + 4 :]
-        states.view(torch.uint8).view(-1).copy_(torch.frombuffer(bytearray(numbers), dtype=torch.uint8))
-        if zlib.crc32(numbers, zlib.crc32(whole[:head])) != int.from_bytes(whole[head : head + 4], "little"):
+        states, head = _empty(options), bytearray(HEADER.size + 4)
+        numbers = memoryview(states.view(torch.uint8).numpy()).cast("B")
+        held = os.preadv(files[number // SHARD].fileno(), [head, numbers], number % SHARD * size)
+        own = zlib.crc32(numbers, zlib.crc32(head[: HEADER.size]))
+        if held != size or own != int.from_bytes(head[HEADER.size :], "little"):
             raise AssertionError(names[number])
 
     ways, times = {ONE_EACH: read_own, LARGE: read_large}, {ONE_EACH: [], LARGE: []}
