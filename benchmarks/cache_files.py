@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import ROOT, environment, heading, write_result
-from fairseq_star.training.state_store import HEADER, StateStore
+from fairseq_star.training.state_store import CHECKSUM, HEADER, StateStore
 
 STATES, FRAMES = 13, 600  # of HuBERT Base, of 12 s
 SHARD = 256  # entries of a large file
@@ -82,11 +82,11 @@ def compare(store: StateStore, names: list[str], shards: list[Path], readers: in
             raise AssertionError(names[number])
 
     def read_large(number: int) -> None:
-        states, head = _empty(options), bytearray(HEADER.size + 4)
+        states, head = _empty(options), bytearray(HEADER.size + CHECKSUM.size)
         numbers = memoryview(states.view(torch.uint8).numpy()).cast("B")
         held = os.preadv(files[number // SHARD].fileno(), [head, numbers], number % SHARD * size)
         own = zlib.crc32(numbers, zlib.crc32(head[: HEADER.size]))
-        if held != size or own != int.from_bytes(head[HEADER.size :], "little"):
+        if held != size or head[HEADER.size :] != CHECKSUM.pack(own):
             raise AssertionError(names[number])
 
     ways, times = {ONE_EACH: read_own, LARGE: read_large}, {ONE_EACH: [], LARGE: []}

@@ -9,11 +9,9 @@ corpora are: manifests/demo/superb.py.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import shlex
-import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -25,7 +23,7 @@ from benchmarks.s3prl_keywords import untrained
 from fairseq_star.formats import export, load_student, load_target
 from fairseq_star.names import SUPERB_TASKS
 from fairseq_star.superb.corpora import read_description
-from fairseq_star.superb.programs.tied import PR_SET_PDEATHSIG
+from fairseq_star.superb.programs.tied import end_with
 from fairseq_star.superb.published import COLUMNS
 from fairseq_star.superb.sweep import Sweep, task_numbers
 from fairseq_star.superb.tasks import TASKS
@@ -52,37 +50,30 @@ def main(arguments: list[str] | None = None) -> None:
     names = {str(options.python): "PYTHON", str(options.s3prl): "CLONE"}  # not where they lie on this machine
     told = [names.get(argument, argument) for argument in sys.argv[1:]]
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.superb_demo", *told]))
+    description = read_description(options.corpora)
+    tools = Environment.of(options.python, [TASKS[name] for name in options.tasks])
+    source = source_package(options.s3prl, tools)
+    sweeps = {}
+    for name, upstream in upstreams(options).items():
+        out = options.work.absolute() / name.replace(", ", "-").replace(" ", "-")
+        toolkit = Toolkit(tools, source, out / "code")
+        toolkit.copy()
+        sweeps[name] = Sweep(out, upstream, toolkit, description, options.tasks)
+        sweeps[name].check()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _end_with, (os.getpid(),)) as pool:
-        jobs = {name: pool.submit(sweep, name, upstream, options) for name, upstream in upstreams(options).items()}
-        rows, failures, version, results = {}, {}, "", {}
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), end_with, (os.getpid(),)) as pool:
+        jobs = {name: pool.submit(sweep.perform) for name, sweep in sweeps.items()}
+        rows, failures, results = {}, {}, {}
         for name, job in jobs.items():
-            results[name], failed, version = job.result()
+            results[name], failed = job.result()
             rows[name] = task_numbers(results[name])
             failures |= {f"{name}: {experiment}": why for experiment, why in failed.items()}
+    version = toolkit.version
     kept = {name: [{key: one[key] for key in KEPT} for one in found] for name, found in results.items()}
     result = {"made_with": made_with, "s3prl": version, "rows": rows, "failed": failures, "experiments": kept}
     result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
     print(table(result))
     write_result(options.out, f"superb-demo-{made_with['date']}", table(result), result)
-
-
-def sweep(name: str, upstream: Upstream, options: argparse.Namespace) -> tuple[list[dict], dict[str, str], str]:
-    """All tasks of one upstream, as far as they are not done yet: results, why others have none, s3prl's version."""
-    out = options.work.absolute() / name.replace(", ", "-").replace(" ", "-")
-    tools = Environment.of(options.python, [TASKS[name] for name in options.tasks])
-    toolkit = Toolkit(tools, source_package(options.s3prl, tools), out / "code")
-    toolkit.copy()
-    tasks = Sweep(out, upstream, toolkit, read_description(options.corpora), options.tasks)
-    tasks.check()
-    return *tasks.perform(), toolkit.version
-
-
-def _end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that does."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(f"process {parent}, which started this, has ended")
 
 
 def upstreams(options: argparse.Namespace) -> dict[str, Upstream]:

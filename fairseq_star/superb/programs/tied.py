@@ -13,11 +13,16 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main(parent: str, program: str, *arguments: str) -> None:
-    """Ask the kernel for a SIGKILL when the parent ends, then run the program."""
+def end_with(parent: int) -> None:
+    """Ask the kernel for a SIGKILL when the parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it ended before the kernel was asked
+    if os.getppid() != parent:  # it ended before the kernel was asked
         sys.exit(f"process {parent}, which started this, has ended")
+
+
+def main(parent: str, program: str, *arguments: str) -> None:
+    """Tie this process to its parent, then run the program."""
+    end_with(int(parent))
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
 
