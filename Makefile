@@ -111,11 +111,12 @@ bench-device: setup
 bench-s3prl: setup demo
 	$(BIN)/python -m benchmarks.s3prl_keywords demo/run/checkpoint_best.pt
 
-# Each line one precision, compiled layers beside plain ones; peak memory and utilization are in the tables.
+# Each step's line one precision, compiled layers beside plain ones: naive, fast, cached, peak memory, utilization, kernels.
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.loss --device cuda --dtype bfloat16
 	$(BIN)/python -m benchmarks.step --device cuda --dtype float32 --batch 16 --rounds 10 --compile
 	$(BIN)/python -m benchmarks.step --device cuda --dtype bfloat16 --batch 16 --rounds 10 --compile
+	$(BIN)/python -m benchmarks.step --device cuda --dtype float16 --batch 16 --rounds 10 --compile
 
 clean:
 	rm -rf demo runs .pytest_cache .ruff_cache .hypothesis

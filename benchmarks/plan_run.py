@@ -108,12 +108,13 @@ class Run:
 
     def __init__(self, arguments: list[str]):
         self.folder = tempfile.TemporaryDirectory()
-        self.log = Path(self.folder.name) / "log"
-        with self.log.open("wb") as file:
+        log = Path(self.folder.name) / "log"
+        log.touch()
+        self.log, self.text, self.seen = log.open(), "", 0  # characters of the text
+        with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", *arguments], cwd=ROOT, stdout=file, stderr=file, start_new_session=True
             )
-        self.seen = 0  # characters of the log
 
     def __enter__(self) -> "Run":
         return self
@@ -122,6 +123,7 @@ class Run:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        self.log.close()
         self.folder.cleanup()
 
     def until(self, updates: int) -> str:
@@ -131,12 +133,13 @@ class Run:
             StarError: the run failed; with the last line of what it said.
         """
         while True:
-            ended, text = self.process.poll() is not None, self.log.read_text()
+            ended = self.process.poll() is not None
+            self.text += self.log.read()
             if ended and self.process.returncode:
-                raise StarError(f"plan_run: {(text.strip().splitlines() or ['no message'])[-1]}")
-            new = text[self.seen :]
+                raise StarError(f"plan_run: {(self.text.strip().splitlines() or ['no message'])[-1]}")
+            new = self.text[self.seen :]
             if ended or any(int(line["num_updates"]) >= updates for line in logged(new)):
-                self.seen = len(text)
+                self.seen = len(self.text)
                 return new
             time.sleep(0.2)
 
@@ -152,7 +155,7 @@ class Run:
     def end(self) -> str:
         """Wait for the end; all that it said."""
         self.until(sys.maxsize)
-        return self.log.read_text()
+        return self.text
 
 
 def logged(log: str) -> list[dict]:

@@ -7,8 +7,8 @@
 A step is teacher, student, loss, backward and AdamW, through the plugin's own task and criterion; weights are random,
 audio is noise. Ways: naive (naive_step.py), on the CPU also with this plugin's settings of the host, fast (no
 option), cached (task.teacher_cache, warm), the same with task.teacher_cache_compression=pca, and with --compile
-compiled. Each has a process of its own; they run in
-turn. All compute the same loss, checked before anything is timed. Writes a dated .md and .json.
+compiled. Each has a process of its own; they run in turn. All compute the same loss, checked before anything is timed.
+Writes a dated .md and .json, with a table of the kernels that the fast and the compiled step's time goes to.
 """
 
 import argparse
@@ -20,27 +20,31 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from fairseq.utils import move_to_cuda
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from benchmarks.kernels import Kernel, profile_step
+from benchmarks.kernels import table as kernels_table
 from benchmarks.measure import MEBIBYTE, ROOT, alternate, environment, heading, synchronize, write_result
 from benchmarks.models import QUICK_STUDENT, QUICK_TEACHER, write_corpus, write_teacher
 from benchmarks.naive_step import naive_loss
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE
 from fairseq_star.models.starhubert import StarHubertConfig
+from fairseq_star.profiling.macs import macs_of_sizes
 from fairseq_star.safety.host import settle_on_host
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
+from fairseq_star.training.throughput import FORWARD, TRAINED
 
-FLOOR_GMACS = 12.4  # a second of audio, teacher forward and student forward and backward (STAR: 7.0 + 3 x 1.8)
+PROFILED = ("fast", "compiled")
 NAIVE, NAIVE_SETTLED = "naive", "naive, host settled"
 CACHED, REDUCED = "cached", "cached, pca"
-MATRIX_OPS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "conv1d", "attention", "linear")
 
 
 def build(folder: Path, options: argparse.Namespace, **task_options) -> tuple:
@@ -72,10 +76,15 @@ class Step:
     """One optimizer update, of one way, without anything of the trainer around it; called for timing."""
 
     def __init__(
-        self, loss: Callable[[], Tensor], gradient: Callable[[], object], model: torch.nn.Module, criterion=None
+        self,
+        loss: Callable[[], Tensor],
+        gradient: Callable[[], object],
+        model: torch.nn.Module,
+        gmacs: float,
+        criterion=None,
     ):
-        self.loss, self.gradient, self.criterion = loss, gradient, criterion
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        self.loss, self.gradient, self.gmacs, self.criterion = loss, gradient, gmacs, criterion
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, eps=1e-6)  # the least that float16 holds
 
     def __call__(self) -> None:
         self.gradient()
@@ -94,6 +103,7 @@ def make_step(way: str, folder: Path, options: argparse.Namespace) -> Step:
     """The step of a way, on a student of its own; all have the same first weights."""
     task, model, criterion = build(folder, options, **task_options(way, folder))
     batch = batch_of(task, options)
+    gmacs = counted_gmacs(task, model, batch, cached=way in (CACHED, REDUCED))
     if way.startswith(NAIVE):
         source = batch["net_input"]["source"]
         task.teacher.follow(source)
@@ -101,13 +111,13 @@ def make_step(way: str, folder: Path, options: argparse.Namespace) -> Step:
         def naive() -> Tensor:
             return naive_loss(task.teacher.model, model, source)
 
-        return Step(naive, lambda: naive().backward(), model)
+        return Step(naive, lambda: naive().backward(), model, gmacs)
 
     def loss() -> Tensor:
         total, sample_size, _ = task.valid_step(batch, model, criterion)
         return total / sample_size
 
-    return Step(loss, lambda: task.train_step(batch, model, criterion, Backward(), 0), model, criterion)
+    return Step(loss, lambda: task.train_step(batch, model, criterion, Backward(), 0), model, gmacs, criterion)
 
 
 def task_options(way: str, folder: Path) -> dict:
@@ -165,7 +175,8 @@ def _serve(way: str, folder: Path, options: argparse.Namespace, pipe) -> None:
         "loss": loss,
         "peak": lambda: _peak_bytes(options.device),
         "step": one_step,
-        "outside": lambda: outside_matrix_products(step, options.device),
+        "gmacs": lambda: step.gmacs,
+        "profile": lambda: profile_step(one_step, options.device),
         "faults": lambda: _page_faults(step),
         "relations": lambda: _relations_share(step, options.device),
     }
@@ -218,17 +229,11 @@ def check_equal(losses: dict[str, float], tolerance: float) -> None:
             sys.exit(f"{name} computes {value}, naive {losses[NAIVE]}; no time is taken of a wrong result")
 
 
-def outside_matrix_products(step: Step, device: str) -> float:
-    """Share of a step's time that is not spent in matrix products, convolutions and attention (torch.profiler)."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    with profile(activities=activities) as profiled:
-        step()
-    own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, own) for event in profiled.key_averages()}
-    matrix = sum(time for name, time in times.items() if any(word in name for word in MATRIX_OPS))
-    return 1 - matrix / sum(times.values())
+def counted_gmacs(task, model: torch.nn.Module, batch: dict, *, cached: bool) -> float:
+    """What a step cannot do without: the student's passes, and the teacher's where no cache has its states."""
+    passes = [(model.config, TRAINED), *([] if cached else [(task.teacher.config, FORWARD)])]
+    lengths = np.asarray(batch["num_samples"])
+    return sum(number * float(macs_of_sizes(config, lengths).sum()) for config, number in passes) / 1e9
 
 
 def matrix_rate(options: argparse.Namespace) -> float:
@@ -276,13 +281,13 @@ def main() -> None:
         timings = dict(zip(names, alternate(ways, options.rounds, "cpu"), strict=True))  # each waits for its device
         peaks = {way.name: way.ask("peak") / MEBIBYTE for way in ways}
         faults = {way.name: way.ask("faults") for way in ways}
-        outside = ways[names.index("fast")].ask("outside")
+        gmacs = {way.name: way.ask("gmacs") for way in ways}
+        profiles = {way.name: way.ask("profile") for way in ways if way.name in PROFILED}
         relations = {way.name: way.ask("relations") for way in ways if not way.name.startswith(NAIVE)}
         for way in ways:
             way.end()
         rate = matrix_rate(options)
 
-    floor = FLOOR_GMACS * options.seconds * options.batch / rate
     result = {
         "made_with": made_with,
         "batch": options.batch,
@@ -294,16 +299,17 @@ def main() -> None:
                 "median_s": timing.median,
                 "best_s": timing.best,
                 "speedup": timing.speedup,
-                "utilization": floor / timing.median,
+                "gmacs": gmacs[name],
+                "utilization": gmacs[name] / rate / timing.median,
                 "peak_mib": peaks[name],
                 "page_faults": faults[name],
             }
             for name, timing in timings.items()
         },
-        "share_outside_matrix_products": outside,
+        "share_outside_matrix_products": {name: found.outside for name, found in profiles.items()},
         "share_of_the_loss": relations,
         "matrix_rate_gmacs": rate,
-        "floor_s": floor,
+        "kernels": {name: [kernel._asdict() for kernel in found.kernels] for name, found in profiles.items()},
     }
     print(table(result))
     if not options.quick:
@@ -320,29 +326,33 @@ def table(result: dict) -> str:
         "round",
         f"* {NAIVE_SETTLED}: with this plugin's settings of oneDNN and the allocator (`fairseq_star/safety/host.py`)",
         "* peak MiB: of the whole process; of the cached way with the filling of its cache",
-        "* utilization: floor / time (of the cached way, which skips the teacher, it can exceed what a teacher allows)",
+        f"* utilization: GMACs of the encoders' forward passes and the student's backward pass, without a cached "
+        f"teacher, at the {result['matrix_rate_gmacs']:,.0f} GMACs a second of a large product here, / time",
         "",
-        "| way | seconds | faster | utilization | peak MiB | page faults | loss |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| way | seconds | faster | GMACs | utilization | peak MiB | page faults | loss |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, step in result["steps"].items():
         lines.append(
-            f"| {name} | {step['median_s']:.3f} | {step['speedup']:.2f}x | {step['utilization']:.0%} "
-            f"| {step['peak_mib']:.0f} | {step['page_faults']:,} | {result['losses'][name]:.6g} |"
+            f"| {name} | {step['median_s']:.3f} | {step['speedup']:.2f}x | {step['gmacs']:.0f} "
+            f"| {step['utilization']:.0%} | {step['peak_mib']:.0f} | {step['page_faults']:,} "
+            f"| {result['losses'][name]:.6g} |"
         )
+    outside = result["share_outside_matrix_products"].items()
     lines += [
         "",
-        f"Outside matrix products, convolutions and attention: {result['share_outside_matrix_products']:.0%} of the "
-        f"fast step. Floor ({FLOOR_GMACS} GMACs a second of audio at the {result['matrix_rate_gmacs']:.0f} GMACs/s of "
-        f"a large product here): {result['floor_s']:.3f} s; the fast step takes "
-        f"{result['steps']['fast']['median_s'] / result['floor_s']:.2f} times that.",
+        "Outside matrix products, convolutions and attention: " + _shares(outside, "{:.0%}") + " of the step.",
         "",
-        "The loss's share of the step: "
-        + ", ".join(f"{name} {share:.1%}" for name, share in result["share_of_the_loss"].items())
-        + ".",
+        "The loss's share of the step: " + _shares(result["share_of_the_loss"].items(), "{:.1%}") + ".",
         "",
     ]
+    for name, kernels in result["kernels"].items():
+        lines += [f"## Kernels of the {name} step", "", *kernels_table(Kernel(**row) for row in kernels), ""]
     return "\n".join(lines)
+
+
+def _shares(shares: Iterable[tuple[str, float]], form: str) -> str:
+    return ", ".join(f"{name} {form.format(share)}" for name, share in shares)
 
 
 if __name__ == "__main__":

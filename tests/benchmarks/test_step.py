@@ -24,4 +24,5 @@ def test_step_smoke(tmp_path):
     )
     assert len(losses) == 5
     assert losses["fast"] == losses["naive"]
+    assert "| `aten::convolution_backward` |" in finished.stdout
     assert not list(tmp_path.iterdir())  # tiny sizes are no result
