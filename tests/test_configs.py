@@ -82,5 +82,5 @@ def test_every_option_of_the_readme_is_overridden_without_a_plus(name):
     assert {"task.log_tgm_maps", "task.release_memory", "common.fp16"} < set(options)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-        config = compose(name, overrides=[f"{option}=1" for option in [*options, "task.persistent_workers"]])
+        config = compose(name, overrides=[f"{option}=1" for option in options])
     assert config.task.log_tgm_maps == 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fairseq import tasks, utils
+from fairseq.data.iterators import BufferedIterator
 from fairseq.trainer import Trainer
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
@@ -143,7 +144,9 @@ def _seconds_to_read(trainer: Trainer, batch: Batch) -> float:
 def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
     dataset, cfg = trainer.task.dataset(trainer.cfg.dataset.train_subset), trainer.cfg.dataset
     wanted = [batch.indices for batch in batches]
-    return iter(DataLoader(dataset, batch_sampler=wanted, collate_fn=dataset.collater, num_workers=cfg.num_workers))
+    loader = DataLoader(dataset, batch_sampler=wanted, collate_fn=dataset.collater, num_workers=cfg.num_workers)
+    # In a thread, as a run's; one ahead, for a run reads one a step as soon as its own buffer is full.
+    return iter(BufferedIterator(1, loader))
 
 
 def _step(trainer: Trainer, batch: Batch, sample: dict, timer: _TeacherTimer, device: str) -> tuple[float, float]:

@@ -193,11 +193,6 @@ class StarDistillationTask(FairseqTask):
             normalize=self.cfg.normalize,
             seed=self.cfg.seed,
         )
-        if view is not None and self.cfg.persistent_workers:
-            raise StarError(
-                "task.persistent_workers=true keeps data workers from the first epoch on, whose hidden frames and "
-                "noise would come again in every epoch; leave it out"
-            )
         for name in MANIFESTS:
             if path := self.cfg[name]:
                 try:
@@ -206,9 +201,12 @@ class StarDistillationTask(FairseqTask):
                     raise StarError(f"task.{name}: {error}") from error
         return view
 
-    def get_batch_iterator(self, *arguments, **options):
+    def get_batch_iterator(self, dataset, *arguments, **options):
         with told_in_one_line():
-            return super().get_batch_iterator(*arguments, **options)
+            iterator = super().get_batch_iterator(dataset, *arguments, **options)
+        # A validation's begin when the process is at its largest, and would keep a copy of that to the run's end.
+        iterator.persistent_workers &= dataset is self.datasets.get(self.cfg.train_subset)
+        return iterator
 
     def _shortest(self) -> int:
         return self.teacher.geometry.receptive_field if self.teacher else 1

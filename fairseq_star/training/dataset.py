@@ -68,7 +68,8 @@ class DistillationDataset(FileAudioDataset):
         self.digests = digests
         self.read_ahead = read_ahead
         self.view = view
-        self.epoch = 1
+        # Shared: data workers that stay from epoch to epoch read in it which one it is.
+        self._epoch = torch.ones((), dtype=torch.int64).share_memory_()
         if not len(self):
             raise StarError(
                 f"{manifest_path}: no utterance of at least {min_sample_size} samples (task.min_sample_size) is left"
@@ -76,9 +77,14 @@ class DistillationDataset(FileAudioDataset):
         if view is not None:
             view.check(self.cropped_lengths(), self.path)
 
+    @property
+    def epoch(self) -> int:
+        """Whose crops, hidden frames and noise are given, in this process and in its data workers."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Crop at this epoch's places from here on."""
-        self.epoch = epoch
+        """Begin an epoch; what workers are still reading of the one before is read as of this one."""
+        self._epoch.fill_(epoch)
 
     def size(self, index: int) -> int:
         """Samples of an utterance after cropping: what fairseq's ``max_tokens`` counts."""

@@ -98,8 +98,11 @@ class StarDistillationConfig(ViewConfig):
         },
     )
     persistent_workers: bool = field(
-        default=False,
-        metadata={"help": "keep data workers from epoch to epoch; random crops are then those of the first epoch"},
+        default=True,
+        metadata={
+            "help": "keep the training set's data workers from epoch to epoch; off: start them anew in each, which "
+            "copies this process's memory page by page where it writes to it"
+        },
     )
     log_tgm_maps: int = field(
         default=0,

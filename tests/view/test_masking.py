@@ -65,12 +65,6 @@ def test_masks_that_cannot_be_end_in_one_line(corpus, teacher_path, options, tol
         task.load_dataset("train")
 
 
-def test_workers_that_stay_would_hide_the_same_frames_each_epoch(corpus, teacher_path):
-    task, _, _ = build(corpus, teacher_path, persistent_workers=True, **HIDING)
-    with pytest.raises(SystemExit, match=r"task\.persistent_workers=true .* leave it out"):
-        task.load_dataset("train")
-
-
 def test_a_masked_batch_is_the_same_however_it_is_cut(corpus, teacher_path):
     task, _, _ = build(corpus, teacher_path, **HIDING)
     whole = batch_of(task, [0, 3, 5])
