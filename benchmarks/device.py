@@ -73,25 +73,34 @@ def main(arguments: list[str] | None = None) -> None:
         labels = options.labels and Labels(options.labels, options.max_utterances)
         whole = make_files(folder, str(offline), options.weights, options.calibration, options.trained_for)
         chunked = make_files(folder, str(live), options.weights, options.calibration)
+        there, there_live = ([file for file in files if file.path] for files in (whole, chunked))
         result = {
             "environment": made_with,
-            "files": [_about(file, labels) for file in whole],
-            "whole": heard_whole([file for file in whole if file.path], audio, options),
-            "peaks": peaks([file for file in whole if file.path], options),
+            "files": [_about(file, labels) | (agreements(file, audio) if file.path else {}) for file in whole],
             "live files": [_about(file, None) for file in chunked],
-            "live": [
-                row for file in chunked if file.path for row in heard_in_chunks(file, audio, labels, options)
-            ],
-        }  # fmt: skip
-        for file, about in zip(whole, result["files"], strict=True):
-            if file.path:
-                about |= agreements(file, audio)
+            "peaks": peaks(there, options),
+            "live": [],
+            "whole": [],
+        }
+        table = _write(result, options)
+        # The longest rows last, and each kept as soon as it is there: two minutes of audio take a while.
+        live_rows = (row for file in there_live for row in heard_in_chunks(file, audio, labels, options))
+        for part, rows in (("live", live_rows), ("whole", heard_whole(there, audio, options))):
+            for row in rows:
+                result[part].append(row)
+                table = _write(result, options)
+    print(table)
+
+
+def _write(result: dict, options: argparse.Namespace) -> str:
+    """Keep what has been measured so far, but of a smoke run; its table."""
+    made_with = result["environment"]
     table = "\n".join([*heading("Students on a device", made_with), "", *tables(result), ""])
     if not options.quick:
         stem = f"{options.name}-{made_with['date']}"
         write_result(options.out, stem, table, result)
         draw(result, options.out / f"{stem}.png")
-    print(table)
+    return table
 
 
 def _about(file: File, labels: Labels | None) -> dict:

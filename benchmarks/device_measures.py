@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -58,16 +58,14 @@ def agreements(file: File, audio: Tensor) -> dict:
     return agreement(_states(run, source), file.student.hidden_states([source], 16_000)[0])
 
 
-def heard_whole(files: Sequence[File], audio: Tensor, options: argparse.Namespace) -> list[dict]:
+def heard_whole(files: Sequence[File], audio: Tensor, options: argparse.Namespace) -> Iterator[dict]:
     """A row for each length, number of threads and file, the first file being what the others are faster than.
 
     Each runs in turn with the first alone: what all of them keep of two minutes at once would not fit.
     """
-    rows = [(threads, seconds, file) for threads in options.threads for seconds in options.seconds for file in files]
-    return [
-        _heard(files[0], file, threads, audio[: int(seconds * 16_000)], options.rounds)
-        for threads, seconds, file in tqdm(rows, "whole utterances", unit="row", disable=None)
-    ]
+    rows = list(product(sorted(options.seconds), options.threads, files))
+    for seconds, threads, file in tqdm(rows, "whole utterances", unit="row", disable=None):
+        yield _heard(files[0], file, threads, audio[: int(seconds * 16_000)], options.rounds)
 
 
 def _heard(first: File, file: File, threads: int, source: Tensor, rounds: int) -> dict:
@@ -98,9 +96,9 @@ def peaks(files: Sequence[File], options: argparse.Namespace) -> list[dict]:
     ]  # fmt: skip
 
 
-def heard_in_chunks(file: File, audio: Tensor, labels: "Labels | None", options: argparse.Namespace) -> list[dict]:
+def heard_in_chunks(file: File, audio: Tensor, labels: "Labels | None", options: argparse.Namespace) -> Iterator[dict]:
     """A row for each size of chunks and number of threads, all of the audio as one stream."""
-    rows, seconds = [], len(audio) / 16_000
+    seconds = len(audio) / 16_000
     for chunk in tqdm(options.chunks, f"live, {file.weights}", unit="row", disable=None):
         file.student.use_chunks(chunk)
         expected = file.student.hidden_states([audio], 16_000)[0]
@@ -116,15 +114,12 @@ def heard_in_chunks(file: File, audio: Tensor, labels: "Labels | None", options:
             frames.append(live.flush()[0])
             close = agreement(torch.cat(frames, 1), expected)
             p50, p95 = (1e3 * float(np.percentile(times[1:], q)) for q in (50, 95))
-            rows.append(
-                {
-                    "weights": file.weights, "chunk_frames": chunk, "look-ahead ms": live.look_ahead,
-                    "threads": threads, "real-time factor": sum(times) / seconds, "p50 ms": p50, "p95 ms": p95,
-                    "MB a stream": live.state_bytes / 1e6, "last layer": close["layers"][-1], "worst": close["worst"],
-                    **known,
-                }
-            )  # fmt: skip
-    return rows
+            yield {
+                "weights": file.weights, "chunk_frames": chunk, "look-ahead ms": live.look_ahead, "threads": threads,
+                "real-time factor": sum(times) / seconds, "p50 ms": p50, "p95 ms": p95,
+                "MB a stream": live.state_bytes / 1e6, "last layer": close["layers"][-1], "worst": close["worst"],
+                **known,
+            }  # fmt: skip
 
 
 class Labels:

@@ -19,7 +19,7 @@ def test_the_margin_is_that_over_random_weights_seed_by_seed(at_320, met):
     text = "\n".join(streaming.table(accuracies, SimpleNamespace(updates=5, seeds=[1, 2])))
     assert "| streaming, all sizes | 80 ms | 42.5 | 40.0 | 45.0 | 50.0% (50.0%, 50.0%) |" in text
     assert "| whole utterances | – | 65.0 | 60.0 | 70.0 | 100.0% (100.0%, 100.0%) |" in text
-    assert f"at 320 ms: {'' if met else 'not '}met by 'streaming, all sizes'." in text
+    assert f"at 320 ms of latency: {'' if met else 'not '}met by 'streaming, all sizes'." in text
 
 
 @pytest.mark.slow
