@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_a_run_is_halted_and_goes_on(tmp_path):
     told = line(0, 0.0)[:-1].replace('"', '\\"')
     counting = f"""
 import time
+from pathlib import Path
 for number in range(1, 41):
     print("{told}".replace('"0"', f'"{{number}}"', 1) + "}}", flush=True)
     time.sleep(0.05)
@@ -33,9 +35,9 @@ for number in range(1, 41):
         first = plan_run.logged(run.until(5))
         with run.halted():
             time.sleep(0.1)
-            held = run.log.read_text()
+            held = Path(run.log.name).read_text()
             time.sleep(0.3)
-            assert run.log.read_text() == held
+            assert Path(run.log.name).read_text() == held
         second = plan_run.logged(run.until(30))
         assert plan_run.logged(run.end())[-1]["num_updates"] == "40"
     assert int(first[-1]["num_updates"]) + 1 == int(second[0]["num_updates"])

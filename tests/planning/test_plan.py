@@ -71,6 +71,12 @@ def test_more_batches_an_update_and_workers(planned):
     assert (found["updates"], found["epochs"]) == (3, 1.0)
 
 
+@pytest.mark.parametrize("option", ["task.release_memory=true", "task.pad_to_multiple=3200"])
+def test_a_peak_that_stays_is_not_said_to_grow(planned, option):
+    assert planned()["grows"]
+    assert not planned(option)["grows"]
+
+
 def test_no_cache_is_told_where_there_can_be_none(planned, corpus, teacher_path, tmp_path, capsys):
     assert planned("criterion.avg_attn_weight=1")["cache_bytes"] == {}
     main(["plan", *arguments_of(corpus, teacher_path, tmp_path, "criterion.avg_attn_weight=1"), "--steps", "1"])
