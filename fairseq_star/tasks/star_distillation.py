@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
+from omegaconf import OmegaConf
 
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
@@ -205,7 +206,9 @@ class StarDistillationTask(FairseqTask):
         with told_in_one_line():
             iterator = super().get_batch_iterator(dataset, *arguments, **options)
         # A validation's begin when the process is at its largest, and would keep a copy of that to the run's end.
-        iterator.persistent_workers &= dataset is self.datasets.get(self.cfg.train_subset)
+        # A task without a run around it has no training set.
+        training = OmegaConf.select(self.cfg, "train_subset", throw_on_resolution_failure=False)
+        iterator.persistent_workers &= dataset is self.datasets.get(training)
         return iterator
 
     def _shortest(self) -> int:
