@@ -38,7 +38,7 @@ class Plan:
     padding: float  # share of samples
     peak_bytes: int
     total_bytes: int
-    grows: bool  # the peak, for some minutes: what is freed is kept, on the CPU, in pieces of all sizes
+    peak_grows: bool  # for some minutes: what is freed is kept, on the CPU, in pieces of all sizes
     batch_size_that_fits: int  # utterances as long as the longest
     checkpoint_bytes: int
     checkpoints: int  # that lie on the disk at once
@@ -52,7 +52,7 @@ class Plan:
     def __str__(self) -> str:
         cache = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in self.cache_bytes.items())
         cached = f"; with a teacher cache {_duration(self.hours_cached)}" if cache else ""
-        kept = ", more after minutes (task.pad_to_multiple=3200 bounds that)" if self.grows else ""
+        kept = ", more after minutes (task.pad_to_multiple=3200 bounds that)" if self.peak_grows else ""
         rows = {
             "updates": f"{self.updates:,} of {self.utterances_an_update:.1f} utterances, {self.epochs:,.1f} epochs",
             "an update": f"{self.seconds_an_update:.3f} s on {self.world_size} x {self.device}",
@@ -122,7 +122,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
         padding=1 - own / sum(batch.padded for batch in batches),
         peak_bytes=measured.peak_bytes,
         total_bytes=measured.total_bytes,
-        grows=measured.device == "cpu" and not cfg.task.release_memory and cfg.task.pad_to_multiple == 1,
+        peak_grows=measured.device == "cpu" and not cfg.task.release_memory and cfg.task.pad_to_multiple == 1,
         batch_size_that_fits=max(0, int((measured.total_bytes - measured.bytes_before) / max(extra, 1.0))),
         checkpoint_bytes=_checkpoint_bytes(measured),
         checkpoints=1 + (not saved.no_last_checkpoints) + max(saved.keep_interval_updates, 0),

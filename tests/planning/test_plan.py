@@ -73,8 +73,8 @@ def test_more_batches_an_update_and_workers(planned):
 
 @pytest.mark.parametrize("option", ["task.release_memory=true", "task.pad_to_multiple=3200"])
 def test_a_peak_that_stays_is_not_said_to_grow(planned, option):
-    assert planned()["grows"]
-    assert not planned(option)["grows"]
+    assert planned()["peak_grows"]
+    assert not planned(option)["peak_grows"]
 
 
 def test_no_cache_is_told_where_there_can_be_none(planned, corpus, teacher_path, tmp_path, capsys):
