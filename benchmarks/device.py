@@ -82,25 +82,30 @@ def main(arguments: list[str] | None = None) -> None:
             "live": [],
             "whole": [],
         }
-        table = _write(result, options)
         # The longest rows last, and each kept as soon as it is there: two minutes of audio take a while.
         live_rows = (row for file in there_live for row in heard_in_chunks(file, audio, labels, options))
         for part, rows in (("live", live_rows), ("whole", heard_whole(there, audio, options))):
             for row in rows:
                 result[part].append(row)
-                table = _write(result, options)
-    print(table)
-
-
-def _write(result: dict, options: argparse.Namespace) -> str:
-    """Keep what has been measured so far, but of a smoke run; its table."""
-    made_with = result["environment"]
-    table = "\n".join([*heading("Students on a device", made_with), "", *tables(result), ""])
+                _keep(result, options)
+    _keep(result, options)
     if not options.quick:
-        stem = f"{options.name}-{made_with['date']}"
-        write_result(options.out, stem, table, result)
-        draw(result, options.out / f"{stem}.png")
-    return table
+        draw(result, options.out / f"{_stem(result, options)}.png")
+    print(_text(result))
+
+
+def _keep(result: dict, options: argparse.Namespace) -> None:
+    """Write what has been measured so far, but of a smoke run."""
+    if not options.quick:
+        write_result(options.out, _stem(result, options), _text(result), result)
+
+
+def _stem(result: dict, options: argparse.Namespace) -> str:
+    return f"{options.name}-{result['environment']['date']}"
+
+
+def _text(result: dict) -> str:
+    return "\n".join([*heading("Students on a device", result["environment"]), "", *tables(result), ""])
 
 
 def _about(file: File, labels: Labels | None) -> dict:

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from fairseq.utils import move_to_cuda
 from omegaconf import OmegaConf
@@ -37,10 +36,9 @@ from benchmarks.naive_step import naive_loss
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE
 from fairseq_star.models.starhubert import StarHubertConfig
-from fairseq_star.profiling.macs import macs_of_sizes
 from fairseq_star.safety.host import settle_on_host
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
-from fairseq_star.training.throughput import FORWARD, TRAINED
+from fairseq_star.training.throughput import step_macs
 
 PROFILED = ("fast", "compiled")
 NAIVE, NAIVE_SETTLED = "naive", "naive, host settled"
@@ -103,7 +101,8 @@ def make_step(way: str, folder: Path, options: argparse.Namespace) -> Step:
     """The step of a way, on a student of its own; all have the same first weights."""
     task, model, criterion = build(folder, options, **task_options(way, folder))
     batch = batch_of(task, options)
-    gmacs = counted_gmacs(task, model, batch, cached=way in (CACHED, REDUCED))
+    teacher = None if way in (CACHED, REDUCED) else task.teacher.config
+    gmacs = step_macs(batch["num_samples"], model.config, teacher) / 1e9
     if way.startswith(NAIVE):
         source = batch["net_input"]["source"]
         task.teacher.follow(source)
@@ -227,13 +226,6 @@ def check_equal(losses: dict[str, float], tolerance: float) -> None:
         limit = {CACHED: max(tolerance, 2e-3), REDUCED: 0.2}.get(name, tolerance)
         if not math.isclose(value, losses[NAIVE], rel_tol=limit):
             sys.exit(f"{name} computes {value}, naive {losses[NAIVE]}; no time is taken of a wrong result")
-
-
-def counted_gmacs(task, model: torch.nn.Module, batch: dict, *, cached: bool) -> float:
-    """What a step cannot do without: the student's passes, and the teacher's where no cache has its states."""
-    passes = [(model.config, TRAINED), *([] if cached else [(task.teacher.config, FORWARD)])]
-    lengths = np.asarray(batch["num_samples"])
-    return sum(number * float(macs_of_sizes(config, lengths).sum()) for config, number in passes) / 1e9
 
 
 def matrix_rate(options: argparse.Namespace) -> float:

@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 from fairseq_star.compression.codec import SCALE_BYTES
 from fairseq_star.planning.config import run_config
 from fairseq_star.planning.measure import Measured, check_steps, measure
-from fairseq_star.profiling.macs import macs_of_sizes
 from fairseq_star.training.state_store import StateStore
-from fairseq_star.training.throughput import FORWARD, TRAINED
+from fairseq_star.training.throughput import step_macs
 
 FLOAT, ADAM = 4, 2  # bytes of a weight; what Adam keeps beside each
 
@@ -141,8 +140,7 @@ def _flops(measured: Measured) -> float:
     task, model = measured.trainer.task, measured.trainer.model
     lengths = task.dataset(measured.trainer.cfg.dataset.train_subset).cropped_lengths()
     heard = np.concatenate([lengths[step.batch.indices] for step in measured.steps])
-    passes = ((task.teacher.config, FORWARD), (model.config, TRAINED))
-    return 2 * float(sum(number * macs_of_sizes(config, heard).sum() for config, number in passes))
+    return 2 * step_macs(heard, model.config, task.teacher.config)
 
 
 def _checkpoint_bytes(measured: Measured) -> int:

@@ -17,6 +17,18 @@ WINDOW = 200  # updates whose time tells what the others will take
 FORWARD, TRAINED = 1, 3  # passes: backward is two products for each of forward
 
 
+def step_macs(num_samples: Sequence[int], student: EncoderConfig, teacher: EncoderConfig | None) -> float:
+    """Multiply-accumulates of a training step on utterances of ``num_samples``, counted as by :class:`Throughput`.
+
+    Args:
+        num_samples: of each utterance.
+        student: trained.
+        teacher: heard forward alone; None: its states come from a cache.
+    """
+    passes = [(student, TRAINED), *([(teacher, FORWARD)] if teacher else [])]
+    return sum(number * float(macs_of_sizes(config, np.asarray(num_samples)).sum()) for config, number in passes)
+
+
 class Throughput:
     """Counts what a worker computes and when its updates end; asks no device for anything once a run has begun.
 

@@ -26,7 +26,6 @@ def test_a_run_is_halted_and_goes_on(tmp_path):
     told = line(0, 0.0)[:-1].replace('"', '\\"')
     counting = f"""
 import time
-from pathlib import Path
 for number in range(1, 41):
     print("{told}".replace('"0"', f'"{{number}}"', 1) + "}}", flush=True)
     time.sleep(0.05)
