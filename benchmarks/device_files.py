@@ -18,7 +18,7 @@ class File:
     """One of them."""
 
     weights: str
-    student: Student  # in float
+    student: Student  # in float; files of one checkpoint share it
     path: Path | None  # None: the export was refused
     megabytes: float | None = None
     refused: str = ""  # why
@@ -37,11 +37,11 @@ def make_files(
     """
     wanted = [(name, checkpoint, name) for name in weights if name != FIXED or calibration]
     wanted += [(OF_BITS[bits] + TRAINED, other, OF_BITS[bits]) for bits, other in trained_for]
-    return [_file(folder, *one, calibration) for one in wanted]
+    students = {one: load_student(one, "device") for _, one, _ in wanted}
+    return [_file(folder, name, students[one], bits, calibration) for name, one, bits in wanted]
 
 
-def _file(folder: Path, name: str, checkpoint: str, weights: str, calibration: str | None) -> File:
-    student = load_student(checkpoint, "device")
+def _file(folder: Path, name: str, student: Student, weights: str, calibration: str | None) -> File:
     settings = {
         FLOAT: {},
         INT8: {"int8": True},

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.device_files import File
-from benchmarks.measure import alternate
+from benchmarks.measure import Timing, alternate
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.formats.onnx import Onnx
 from fairseq_star.formats.programs import Run, streams_of
@@ -63,20 +63,28 @@ def heard_whole(files: Sequence[File], audio: Tensor, options: argparse.Namespac
 
     Each runs in turn with the first alone: what all of them keep of two minutes at once would not fit.
     """
-    rows = list(product(sorted(options.seconds), options.threads, files))
-    for seconds, threads, file in tqdm(rows, "whole utterances", unit="row", disable=None):
-        yield _heard(files[0], file, threads, audio[: int(seconds * 16_000)], options.rounds)
+    lengths = sorted(options.seconds)
+    with tqdm(total=len(lengths) * len(options.threads) * len(files), desc="whole utterances", unit="row") as shown:
+        for seconds in lengths:
+            source = audio[: int(seconds * 16_000)]
+            students = {id(file.student): file.student for file in files}
+            expected = {key: one.hidden_states([source], 16_000)[0] for key, one in students.items()}
+            for threads, file in product(options.threads, files):
+                timing, states = _heard(files[0], file, threads, source, options.rounds)
+                close = agreement(states, expected[id(file.student)])
+                yield {
+                    "weights": file.weights, "threads": threads, "seconds": seconds,
+                    "real-time factor": timing.median / seconds, "faster": timing.speedup,
+                    "last layer": close["layers"][-1], "worst": close["worst"],
+                }  # fmt: skip
+                shown.update()
 
 
-def _heard(first: File, file: File, threads: int, source: Tensor, rounds: int) -> dict:
+def _heard(first: File, file: File, threads: int, source: Tensor, rounds: int) -> tuple[Timing, list[Tensor]]:
+    """How fast the file is, in turn with the first, and its states; no session outlives this."""
     run, others = Onnx.load(file.path, threads)[0], [] if file is first else [Onnx.load(first.path, threads)[0]]
     timing = alternate([partial(_states, one, source) for one in [*others, run]], rounds, "cpu")[-1]
-    close = agreement(_states(run, source), file.student.hidden_states([source], 16_000)[0])
-    seconds = len(source) / 16_000
-    return {
-        "weights": file.weights, "threads": threads, "seconds": seconds, "real-time factor": timing.median / seconds,
-        "faster": timing.speedup, "last layer": close["layers"][-1], "worst": close["worst"],
-    }  # fmt: skip
+    return timing, _states(run, source)
 
 
 def _states(run: Run, source: Tensor) -> list[Tensor]:
