@@ -179,10 +179,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, nu
     """Scaled dot-product attention of projections (B x queries x D, B x keys x D) under ``mask`` (B x queries x keys or
     what expands to it, True where a query may attend): B x queries x D."""
     width = query.size(-1) // num_heads
-    made_up = -width % MULTIPLE if in_half_on_gpu(query) else 0  # as aligned_heads.py has it, and why
-    query, key, value = (
-        F.pad(x.unflatten(-1, (num_heads, width)).transpose(1, 2), (0, made_up)) for x in (query, key, value)
-    )
+    query, key, value = (x.unflatten(-1, (num_heads, width)).transpose(1, 2) for x in (query, key, value))
+    if in_half_on_gpu(query) and width % MULTIPLE:  # as aligned_heads.py has it, and why
+        query, key, value = (F.pad(x, (0, -width % MULTIPLE)) for x in (query, key, value))
     mask = None if mask is None else mask[:, None]
     out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=width**-0.5)
     return out[..., :width].transpose(1, 2).flatten(2)

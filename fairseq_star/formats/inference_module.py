@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fairseq_star.formats.key_attention import KeyAttention
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.torchaudio import build_model, torchaudio_state
 
@@ -20,9 +21,13 @@ OUTPUTS = ("last_hidden_state", "hidden_states", "frame_lengths")
 
 
 class InferenceStudent(nn.Module):
-    """``student`` for inference alone. Its linear layers, convolutions and norms are torchaudio's modules."""
+    """``student`` for inference alone. Its linear layers, convolutions and norms are torchaudio's modules.
 
-    def __init__(self, student: Student):
+    Args:
+        attention: what becomes of torchaudio's self-attention.
+    """
+
+    def __init__(self, student: Student, attention: type[KeyAttention] = KeyAttention):
         super().__init__()
         model = build_model(torchaudio_state(student))
         transformer = model.encoder.transformer
@@ -35,6 +40,8 @@ class InferenceStudent(nn.Module):
         self.pos_conv_embed = transformer.pos_conv_embed
         self.layer_norm = transformer.layer_norm
         self.layers = transformer.layers
+        for layer in self.layers:
+            layer.attention = attention(layer.attention)
         self.eval().requires_grad_(False)
 
     def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +70,7 @@ class InferenceStudent(nn.Module):
             x = x * valid.unsqueeze(-1)
             # A row without any frame attends to its first, which is zeros: over none, the softmax would be nan.
             attended = _valid(frame_lengths.clamp(min=1), num_frames) > 0
-            attend = attended[:, None, None].expand(num_utterances, 1, num_frames, num_frames)
+            attend = attended[:, None, None]
         x = x + self.pos_conv_embed(x)
         if not self.pre_norm:
             x = self.layer_norm(x)

@@ -24,6 +24,7 @@ from torch import Tensor
 from fairseq_star.errors import StarError
 from fairseq_star.formats.calibration import Calibration
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.formats.key_attention import BlockAttention
 from fairseq_star.formats.onnx_quantized import only_errors, to_int4, to_int8, to_static_int8
 from fairseq_star.formats.programs import INPUTS, STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
 from fairseq_star.formats.student import Student
@@ -150,7 +151,7 @@ class Onnx(ProgramTarget):
 
 def _write_by_dynamo(student: Student, path: Path) -> None:
     need("onnxscript", "--to onnx, for a streaming student or with --dynamo,", _EXTRA)
-    program = program_of(student)
+    program = program_of(student, products=True)
     try:
         written = torch.onnx.export(
             program.exported, dynamo=True, verbose=False, input_names=program.inputs, output_names=program.outputs
@@ -167,7 +168,7 @@ def _write_by_dynamo(student: Student, path: Path) -> None:
 def _write_by_torchscript(student: Student, path: Path) -> None:
     source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
     torch.onnx.export(
-        InferenceStudent(student),
+        InferenceStudent(student, BlockAttention),
         (source, num_samples),
         path,
         dynamo=False,
@@ -176,3 +177,18 @@ def _write_by_torchscript(student: Student, path: Path) -> None:
         output_names=list(OUTPUTS),
         dynamic_axes=AXES,
     )
+    _forget_shapes_in_loops(path)
+
+
+def _forget_shapes_in_loops(path: Path) -> None:
+    """Of what a loop hands on the exporter writes the example's sizes, which onnxruntime then holds against others."""
+    import onnx
+
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "Loop":
+            [body] = (attribute.g for attribute in node.attribute if attribute.name == "body")
+            for value in (*body.input[2:], *body.output[1:]):  # but the step's number and whether it goes on
+                for size in value.type.tensor_type.shape.dim:
+                    size.Clear()
+    onnx.save(model, path)

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from fairseq_star.errors import StarError
 from fairseq_star.formats.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.formats.key_attention import KeyAttention, ProductAttention
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
 from fairseq_star.streaming import Streams, StreamShape, StreamState, StreamStep, check_streams
@@ -43,8 +44,11 @@ class Program:
     metadata: dict[str, str]
 
 
-def program_of(student: Student) -> Program:
+def program_of(student: Student, products: bool = False) -> Program:
     """``student`` as a program.
+
+    Args:
+        products: whether attention is written out as products, which is what onnxruntime is fast at.
 
     Raises:
         StarError: torchaudio's modules, which hold a student of whole utterances, cannot express it; or a streaming
@@ -56,10 +60,11 @@ def program_of(student: Student) -> Program:
         # torch takes a single frame for a special case: shorter audio is padded, which num_samples tells.
         samples = Dim("samples", min=geometry.receptive_field + geometry.downsample_rate)
         inputs = next(batches(check_sources(), padded=True, normalize=False))
-        exported = _export(InferenceStudent(student), inputs, ({0: some, 1: samples}, {0: some}))
+        attention = ProductAttention if products else KeyAttention
+        exported = _export(InferenceStudent(student, attention), inputs, ({0: some, 1: samples}, {0: some}))
         return Program(exported, INPUTS, OUTPUTS, {})
     check_streams(student)
-    step = StreamStep(student.model)
+    step = StreamStep(student.model, products)
     shape, chunk = step.shape, 4
     window = torch.zeros(2, shape.window(chunk))
     inputs = (window, torch.full([2], chunk + shape.right_context_frames), *shape.first_state(2))

@@ -4,10 +4,11 @@ What it runs are the encoder's own modules, so that what it gives is what the en
 chunks of that size (``encoder/chunks.py``). The convolutions have no state: a window holds all
 samples that its frames hear, and so begins before the last one's end.
 
-Shapes: B streams, C frames of a chunk, L and R frames of context before and after it, D width, K width of the
-positional convolution, P layers.
+Shapes: B streams, C frames of a chunk, L and R frames of context before and after it, D width, H heads of W = D / H, K
+width of the positional convolution, P layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.chunks import attention, positions_weight
+from fairseq_star.encoder.chunks import positions_weight
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import Hearer
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.encoder.running_norm import extract_window
 from fairseq_star.errors import StarError
+
+UNSEEN = -1e9  # of a score: exp is 0, and a row of nothing else still no nan
+Attend = Callable[..., Tensor]
+"""What takes and gives what :func:`joined` does."""
 
 
 def check_streams(student: Hearer) -> None:
@@ -46,8 +51,8 @@ class StreamState(NamedTuple):
 
     heard: Tensor  # B x 2 x channels, of the first norm: sums of all frames so far, and of their squares
     features: Tensor  # B x K//2 x D, what the positional convolution sees of the past
-    keys: Tensor  # B x P x L x D, of the attention of each layer
-    values: Tensor  # B x P x L x D
+    keys: Tensor  # B x P x H x L x W, of the attention of each layer
+    values: Tensor  # B x P x H x L x W
     num_past: Tensor  # B, int64, frames given out so far
 
     def of(self, streams: list[int]) -> "StreamState":
@@ -68,6 +73,7 @@ class StreamShape:
     downsample_rate: int  # samples from one frame to the next
     num_layers: int
     embed_dim: int
+    num_heads: int
     first_channels: int  # of the first convolution
     past_features: int  # frames, that the positional convolution sees before a frame
     left_context_frames: int
@@ -82,6 +88,7 @@ class StreamShape:
             downsample_rate=geometry.downsample_rate,
             num_layers=config.num_layers,
             embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
             first_channels=config.conv_layers[0].channels,
             past_features=config.conv_pos // 2,
             left_context_frames=config.left_context_frames,
@@ -99,7 +106,8 @@ class StreamShape:
 
     def first_state(self, num_streams: int) -> StreamState:
         """The state of streams that heard nothing yet."""
-        context = (num_streams, self.num_layers, self.left_context_frames, self.embed_dim)
+        width = self.embed_dim // self.num_heads
+        context = (num_streams, self.num_layers, self.num_heads, self.left_context_frames, width)
         return StreamState(
             heard=torch.zeros(num_streams, 2, self.first_channels),
             features=torch.zeros(num_streams, self.past_features, self.embed_dim),
@@ -114,10 +122,15 @@ class StreamStep(nn.Module):
 
     Windows may be of any number of chunk frames, the same for all streams of a call; what comes out is exact where it
     was the same in every call of a stream.
+
+    Args:
+        products: write attention out as products of what is kept and what is new, so that nothing that is kept is
+            copied to join the two: for onnxruntime. In torch its own attention is faster, and never holds all weights.
     """
 
-    def __init__(self, encoder: SpeechEncoder):
+    def __init__(self, encoder: SpeechEncoder, products: bool = False):
         super().__init__()
+        self.attend = by_products if products else joined
         self.shape = StreamShape.of(encoder.config)
         self.feature_extractor, self.layer_norm = encoder.feature_extractor, encoder.layer_norm
         self.projection = encoder.post_extract_proj or nn.Identity()
@@ -166,9 +179,9 @@ class StreamStep(nn.Module):
         if not self.pre_norm:
             x = self.final_norm(x)
 
-        past = self._arange(keys.size(2), x) >= keys.size(2) - num_past[:, None]
+        past = self._arange(keys.size(3), x) >= keys.size(3) - num_past[:, None]
         mask = torch.cat([past, new], dim=1)[:, None]  # B x 1 x L+C+R
-        windows = [_Recent(keys[:, number], values[:, number], mask, chunk) for number in range(len(self.layers))]
+        windows = [_Recent(self.attend, keys[:, n], values[:, n], mask) for n in range(len(self.layers))]
         x = x.transpose(0, 1)  # C+R x B x D, as the layers take it
         states = [x]
         for layer, attended in zip(self.layers, windows, strict=True):
@@ -178,12 +191,17 @@ class StreamStep(nn.Module):
         return (
             last[:chunk].transpose(0, 1),
             torch.stack(states)[:, :chunk].transpose(1, 2),
-            heard[..., chunk],
+            heard[..., chunk : chunk + 1].squeeze(-1),  # a number as index is fixed for good by torch 2.6
             features,
-            torch.stack([attended.keys for attended in windows], dim=1),
-            torch.stack([attended.values for attended in windows], dim=1),
+            self._kept(keys, [attended.new_keys for attended in windows], chunk),
+            self._kept(values, [attended.new_values for attended in windows], chunk),
             num_past + chunk,
         )
+
+    @staticmethod
+    def _kept(past: Tensor, new: list[Tensor], chunk: int) -> Tensor:
+        """The L frames before the next chunk: of ``past`` (B x P x H x L x W) and each layer's B x H x C+R x W."""
+        return torch.cat([past, torch.stack(new, dim=1)], dim=3)[:, :, :, chunk : chunk + past.size(3)]
 
     @staticmethod
     def _arange(stop: int, like: Tensor) -> Tensor:
@@ -191,14 +209,31 @@ class StreamStep(nn.Module):
 
 
 class _Recent:
-    """A layer's attention to the L frames before a chunk, which it kept, the chunk, and the R frames after it."""
+    """A layer's attention to the L frames before a chunk, which were kept, the chunk, and the R frames after it."""
 
-    def __init__(self, keys: Tensor, values: Tensor, mask: Tensor, chunk: int):
-        self.keys, self.values = keys, values  # B x L x D
-        self.mask, self.chunk = mask, chunk
+    def __init__(self, attend: Attend, past_keys: Tensor, past_values: Tensor, mask: Tensor):
+        self.function, self.past, self.mask = attend, (past_keys, past_values), mask  # B x H x L x W
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> Tensor:
-        keys, values = torch.cat([self.keys, key], dim=1), torch.cat([self.values, value], dim=1)
-        context = slice(self.chunk, self.chunk + self.keys.size(1))
-        self.keys, self.values = keys[:, context], values[:, context]
-        return attention(query, keys, values, self.mask, num_heads, dropout)
+        query, self.new_keys, self.new_values = (
+            x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )
+        out = self.function(query, *self.past, self.new_keys, self.new_values, self.mask)
+        return out.transpose(1, 2).flatten(2)
+
+
+def joined(query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of ``query`` (B x H x C+R x W) to past and new keys under ``mask`` (B x 1 x L+C+R), by torch's own."""
+    keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+    return F.scaled_dot_product_attention(query, keys, values, mask[:, None])
+
+
+def by_products(
+    query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+) -> Tensor:
+    """The same, written out."""
+    query = query * query.size(-1) ** -0.5
+    scores = torch.cat([query @ past_keys.transpose(2, 3), query @ keys.transpose(2, 3)], dim=3)
+    weights = torch.softmax(scores + UNSEEN * (~mask[:, None]).float(), dim=3)
+    num_past = past_keys.size(2)
+    return weights[..., :num_past] @ past_values + weights[..., num_past:] @ values

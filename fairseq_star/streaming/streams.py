@@ -139,10 +139,13 @@ class Streams:
         given: list[list[Tensor]] = [[] for _ in self._pieces]
         while numbers := ready():
             windows, num_frames = zip(*map(self._next_window, numbers), strict=True)
-            last, states, *state = self.step(
-                torch.stack(windows), torch.tensor(num_frames, device=self.device), *self._state.of(numbers)
-            )
-            self._state.put(numbers, StreamState(*state))
+            everyone = numbers == self._numbers(None)  # whose state then need not be copied
+            state = self._state if everyone else self._state.of(numbers)
+            last, states, *state = self.step(torch.stack(windows), torch.tensor(num_frames, device=self.device), *state)
+            if everyone:
+                self._state = StreamState(*map(_alone, state))
+            else:
+                self._state.put(numbers, StreamState(*state))
             states = torch.cat([states[:-1], last[None]]).cpu()  # layers + 1 x streams x C x D
             for row, (number, frames) in enumerate(zip(numbers, num_frames, strict=True)):
                 given[number].append(states[:, row, : min(frames, self.chunk_frames)])
@@ -158,3 +161,8 @@ class Streams:
         heard = samples[:window]
         num_frames = self.shape.geometry.num_frames(len(heard))
         return torch.nn.functional.pad(heard, (0, window - len(heard))), num_frames
+
+
+def _alone(value: Tensor) -> Tensor:
+    """``value``, without what it is a part of: a state is kept, and must not keep a chunk's other numbers too."""
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

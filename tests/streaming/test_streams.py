@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fairseq_star.errors import StarError
 from fairseq_star.streaming import Streams
+from fairseq_star.streaming.step import by_products, joined
 from tests.support import convert_cases, tiny
 
 KINDS = {
@@ -114,6 +115,24 @@ def test_streams_are_independent_and_begin_anew(student, lengths, order):
     assert all(frames.size(1) == 0 for frames in live.flush())
 
 
+@FEW
+@given(
+    streams=st.integers(1, 3),
+    num_past=st.integers(0, 9),
+    num_new=st.integers(1, 6),
+    scale=st.sampled_from([0.1, 1.0, 100.0]),
+    data=st.data(),
+)
+def test_attention_by_products_is_torchs(streams, num_past, num_new, scale, data):
+    generator = torch.Generator().manual_seed(num_past + num_new)
+    parts = [scale * torch.randn(streams, 2, frames, 5, generator=generator) for frames in (num_past, num_new)]
+    past, new = parts
+    rows = st.lists(st.booleans(), min_size=num_past + num_new, max_size=num_past + num_new).filter(any)
+    mask = torch.tensor([data.draw(rows) for _ in range(streams)])[:, None]
+    given_in = new.flip(3), past, past.roll(1, 3), new, new.roll(1, 3), mask
+    torch.testing.assert_close(by_products(*given_in), joined(*given_in), atol=1e-5 * scale, rtol=1e-4)
+
+
 def test_memory_of_a_stream_is_told_and_does_not_grow(student):
     live = Streams.of(student, chunk_frames=4)
     shape, width = live.shape, student.config.embed_dim
@@ -121,7 +140,7 @@ def test_memory_of_a_stream_is_told_and_does_not_grow(student):
     assert live.state_bytes == state + 4 * shape.window(4)
     for _ in range(3):
         live.feed([noise(SECOND)])
-        kept = sum(value.numel() * value.element_size() for value in live._state)
+        kept = sum(value.untyped_storage().nbytes() for value in live._state)
         kept += sum(4 * len(piece) for pieces in live._pieces for piece in pieces)
         assert kept <= live.state_bytes
 
