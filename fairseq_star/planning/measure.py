@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from fairseq_star.profiling.memory import process_bytes, synchronize
 from fairseq_star.safety.host import settle_on_host
 from fairseq_star.training.cache_settings import leave_cache_out
 from fairseq_star.training.preflight import check_options
+
+PREFETCH_FACTOR = 2  # batches that a data worker is ahead, torch's default and so a run's
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
         Step(batch, *_step(trainer, batch, next(samples), timer, device), data)
         for batch, data in tqdm(list(zip(chosen, read, strict=True)), "plan", unit="step", disable=None)
     ]
+    for _ in samples:  # so that workers and thread end
+        pass
     return Measured(batches, steps, before, _peak(device), _total(device), device, trainer)
 
 
@@ -143,8 +148,15 @@ def _seconds_to_read(trainer: Trainer, batch: Batch) -> float:
 
 def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
     dataset, cfg = trainer.task.dataset(trainer.cfg.dataset.train_subset), trainer.cfg.dataset
-    wanted = [batch.indices for batch in batches]
-    loader = DataLoader(dataset, batch_sampler=wanted, collate_fn=dataset.collater, num_workers=cfg.num_workers)
+    # To the last step workers are as busy as a run's: so many more as they, thread and buffer are ahead.
+    more = islice(cycle(batches), PREFETCH_FACTOR * cfg.num_workers + 2)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[batch.indices for batch in (*batches, *more)],
+        collate_fn=dataset.collater,
+        num_workers=cfg.num_workers,
+        prefetch_factor=PREFETCH_FACTOR if cfg.num_workers else None,
+    )
     # In a thread, as a run's; one ahead, for a run reads one a step as soon as its own buffer is full.
     return iter(BufferedIterator(1, loader))
 
