@@ -24,10 +24,10 @@ class InferenceStudent(nn.Module):
     """``student`` for inference alone. Its linear layers, convolutions and norms are torchaudio's modules.
 
     Args:
-        attention: what becomes of torchaudio's self-attention.
+        attention: what becomes of torchaudio's self-attention; it gets a mask of keys.
     """
 
-    def __init__(self, student: Student, attention: type[KeyAttention] = KeyAttention):
+    def __init__(self, student: Student, attention: type[nn.Module] = KeyAttention):
         super().__init__()
         model = build_model(torchaudio_state(student))
         transformer = model.encoder.transformer

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_star.errors import StarError
 from fairseq_star.formats.calibration import Calibration
@@ -124,7 +124,7 @@ class Onnx(ProgramTarget):
             if self.dynamo or student.config.chunk_frames:
                 _write_by_dynamo(student, path)
             else:
-                _write_by_torchscript(student, path)
+                write_whole(student, path)
 
     @staticmethod
     def load(path: Path, num_threads: int = 0) -> tuple[Run, str | None]:
@@ -165,10 +165,15 @@ def _write_by_dynamo(student: Student, path: Path) -> None:
     written.save(path)
 
 
-def _write_by_torchscript(student: Student, path: Path) -> None:
+def write_whole(student: Student, path: Path, attention: type[nn.Module] = BlockAttention) -> None:
+    """Write a student of whole utterances, in float and unchecked, by torch's TorchScript-based exporter.
+
+    Args:
+        attention: what becomes of torchaudio's self-attention.
+    """
     source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
     torch.onnx.export(
-        InferenceStudent(student, BlockAttention),
+        InferenceStudent(student, attention),
         (source, num_samples),
         path,
         dynamo=False,
