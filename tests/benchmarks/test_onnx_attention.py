@@ -1,9 +1,12 @@
 """The benchmark of attention in ONNX files: every way writes a file that says the same, and has its row."""
 
+import pytest
+
 from benchmarks import onnx_attention
 from benchmarks.models import QUICK_STUDENT, write_student
 
 
+@pytest.mark.slow
 def test_each_way_has_a_row(tmp_path, capsys):
     checkpoint = write_student(tmp_path / "student.pt", **QUICK_STUDENT)
     options = ["--seconds", "1", "--threads", "1", "--rounds", "1", "--out", str(tmp_path)]
