@@ -77,10 +77,10 @@ class BlockAttention(ProductAttention):
     @staticmethod
     def weigh(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As the base class has it."""
-        return _by_blocks(query, key, value, BLOCK)
+        # Scripted it is a loop in the file; traced, it would be as many steps as the example has blocks.
+        return torch.jit.script(_by_blocks)(query, key, value, BLOCK)
 
 
-@torch.jit.script  # a loop in the file: traced, it would be as many steps as the example had
 def _by_blocks(query: Tensor, key: Tensor, value: Tensor, block: int) -> Tensor:
     attended = value[:, :, :0]
     for number in range((query.size(2) + block - 1) // block):
