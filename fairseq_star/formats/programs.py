@@ -93,7 +93,9 @@ def streams_of(run: Run, settings: str, *, chunk_frames: int | None = None, num_
         told = json.loads(settings)
         shape, sample_rate, in_use = StreamShape(**told["shape"]), told["sample_rate"], told["chunk_frames"]
     except (ValueError, TypeError, KeyError) as error:
-        raise StarError(f"{STREAM}: {settings[:60]!a} is no streaming student's; export it again") from error
+        raise StarError(
+            f"{STREAM}: {settings[:60]!a} is not what this version writes; export the streaming student again"
+        ) from error
     chunk = in_use if chunk_frames is None else chunk_frames
     return Streams(run, shape, sample_rate=sample_rate, chunk_frames=chunk, num_streams=num_streams)
 

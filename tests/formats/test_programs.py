@@ -82,7 +82,7 @@ def test_a_file_tells_its_stream(program):
     assert (live.chunk_frames, live.sample_rate, live.look_ahead) == (4, 16_000, 125.0)
     assert live.shape.left_context_frames == 7
     for broken in ("{", '{"shape": {}, "sample_rate": 1, "chunk_frames": 1}', "[]"):
-        with pytest.raises(StarError, match="is no streaming student's; export it again"):
+        with pytest.raises(StarError, match="not what this version writes; export the streaming student again"):
             streams_of(None, broken)
 
 
