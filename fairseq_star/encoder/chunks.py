@@ -178,13 +178,17 @@ class Chunks:
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout: float) -> Tensor:
     """Scaled dot-product attention of projections (B x queries x D, B x keys x D) under ``mask`` (B x queries x keys or
     what expands to it, True where a query may attend): B x queries x D."""
-    width = query.size(-1) // num_heads
-    query, key, value = (x.unflatten(-1, (num_heads, width)).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mask = None if mask is None else mask[:, None]
+    return heads_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
+
+
+def heads_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """The same of B x heads x queries or keys x width, under B x 1 x queries x keys: B x heads x queries x width."""
+    width = query.size(-1)
     if in_half_on_gpu(query) and width % MULTIPLE:  # as aligned_heads.py has it, and why
         query, key, value = (F.pad(x, (0, -width % MULTIPLE)) for x in (query, key, value))
-    mask = None if mask is None else mask[:, None]
-    out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=width**-0.5)
-    return out[..., :width].transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=width**-0.5)[..., :width]
 
 
 class ChunkedAttention(nn.Module):

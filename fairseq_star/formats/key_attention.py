@@ -23,7 +23,7 @@ class KeyAttention(nn.Module):
 
     def __init__(self, attention: nn.Module):
         super().__init__()
-        self.embed_dim, self.num_heads, self.scaling = attention.embed_dim, attention.num_heads, attention.scaling
+        self.num_heads, self.scaling = attention.num_heads, attention.scaling
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.out_proj = attention.out_proj
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.chunks import positions_weight
+from fairseq_star.encoder.chunks import heads_attention, positions_weight
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import Hearer
@@ -225,7 +225,7 @@ class _Recent:
 def joined(query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attention of ``query`` (B x H x C+R x W) to past and new keys under ``mask`` (B x 1 x L+C+R), by torch's own."""
     keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
-    return F.scaled_dot_product_attention(query, keys, values, mask[:, None])
+    return heads_attention(query, keys, values, mask[:, None])
 
 
 def by_products(
