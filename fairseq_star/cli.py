@@ -17,6 +17,7 @@ COMMANDS = {
     "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
     "profile": "parameters, multiply-accumulates, speed and memory of models",
     "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
+    "slice": "a student whose first weights are sliced out of its teacher, in a minute and without training",
     "stream": "frames of a streaming student, printed as the audio arrives",
     "superb": "a student on the eleven tasks of SUPERB, through s3prl, in one table",
     "teacher": "what a checkpoint is, and which layers a student would learn from",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from fairseq_star.encoder.frames import ConvLayer, FrameGeometry, parse_conv_layers
@@ -57,8 +58,7 @@ class EncoderConfig:
         width = settings.encoder_embed_dim
         conv_layers = parse_conv_layers(settings.conv_feature_layers, width=width)
         values = {own: getattr(settings, theirs) for own, theirs in FAIRSEQ_NAMES.items()}
-        # fairseq's choices are members of an enumeration, which are texts of a kind.
-        plain = {own: str(value) if isinstance(value, str) else value for own, value in values.items()}
+        plain = {own: value.value if isinstance(value, Enum) else value for own, value in values.items()}
         if settings.chunk_frames:
             plain |= {name: getattr(settings, name) for name in STREAMING}
             plain["chunk_frames"] = tuple(settings.chunk_frames)

@@ -64,6 +64,7 @@ def load_run(
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)
+    task.first_weights_folder = os.path.dirname(os.path.abspath(checkpoint))  # where the run kept them
     model = task.build_model(cfg.model)
     cfg.task.teacher = task.cfg.teacher  # with the commit of a HuggingFace id
     return Run(

@@ -27,7 +27,7 @@ _ID = re.compile(
     re.ASCII,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PATIENCE = timedelta(hours=12)  # of the workers that wait for a download; torch's own is 10 minutes
+PATIENCE = timedelta(hours=12)  # of the workers that wait for a download; torch's own is 10 minutes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def locate_together(name: str, option: str) -> Located:
     # By its form alone, so that all workers go the same way; a path needs no talk between them.
     if not (dist.is_available() and dist.is_initialized()) or _ID.fullmatch(os.fspath(name)) is None:
         return locate(name, option)
-    group = dist.new_group(timeout=_PATIENCE)
+    group = dist.new_group(timeout=PATIENCE)
 
     def told_by_all(own: object) -> list:
         told = [None] * dist.get_world_size()

@@ -53,6 +53,29 @@ class StarHubertConfig(FairseqDataclass):
     checkpoint_activations: bool = field(
         default=False, metadata={"help": "recompute activations in backward to save memory"}
     )
+    init: ChoiceEnum(["random", "sliced"]) = field(
+        default="random",
+        metadata={
+            "help": "first weights: at random, or sliced out of the teacher, whose convolution kernels, heads and kind "
+            "of norms the student then must have (docs/slicing.md)"
+        },
+    )
+    init_utterances: int = field(
+        default=64, metadata={"help": "with init=sliced: utterances of the training set, by seed, to compute them from"}
+    )
+    target_params: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "sizes by what they cost: the largest student of the teacher's kernels and heads with at most so "
+            "many parameters, such as 22.3e6, and model.encoder_layers layers; its sizes replace those given"
+        },
+    )
+    target_macs: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "likewise, with at most so many multiply-accumulates over SUPERB's 32 utterances, such as 463.5e9"
+        },
+    )
     init_layers: Optional[List[int]] = field(
         default=None, metadata={"help": "teacher layers (1-based) that the first layers begin as; default: at random"}
     )
@@ -132,6 +155,13 @@ def _check(cfg: StarHubertConfig) -> None:
             raise StarError(
                 f"model.{name}={getattr(cfg, name)} must divide model.encoder_embed_dim={cfg.encoder_embed_dim}"
             )
+    if cfg.init_utterances < 1:
+        raise StarError(f"model.init_utterances={cfg.init_utterances} must be 1 or more")
+    if cfg.init == "sliced" and (cfg.init_layers is not None or cfg.init_feature_extractor):
+        raise StarError(
+            "model.init=sliced slices all parts out of the teacher; leave model.init_layers and "
+            "model.init_feature_extractor out"
+        )
     for name in DROPOUTS:
         if not 0 <= getattr(cfg, name) < 1:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be at least 0 and below 1")

@@ -74,6 +74,8 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
         StarError: the run could not begin, or its largest batch does not fit.
     """
     leave_cache_out(cfg.task)
+    if cfg.model.get("init") is not None:
+        cfg.model.init = "random"  # costs the same a step, and nothing is written or waited for
     cfg.distributed_training.distributed_world_size = 1
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)

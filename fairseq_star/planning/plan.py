@@ -43,6 +43,7 @@ class Plan:
     checkpoints: int  # that lie on the disk at once
     cache_bytes: dict[str, int] = field(default_factory=dict)  # by task.teacher_cache_compression; empty: it cannot be
     warnings: list[str] = field(default_factory=list)
+    sliced: bool = False  # whether the run first slices its first weights out of the teacher
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -64,6 +65,11 @@ class Plan:
             "disk": f"{self.checkpoints} checkpoints of {self.checkpoint_bytes / 1e6:,.0f} MB; teacher cache: "
             + (cache or "none is possible with these options"),
         }
+        if self.sliced:
+            rows["begins"] = (
+                "sliced out of the teacher, which takes a minute or a few first; `fairseq-star slice TEACHER --data "
+                "DIR --sizes 0.25 0.1` compares sizes before any training"
+            )
         return "\n".join([*(f"{name:<10} {text}" for name, text in rows.items()), *self.warnings])
 
 
@@ -87,6 +93,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
     """
     check_steps(steps)
     cfg = run_config(config_dir, config_name, overrides)
+    sliced = str(cfg.model.get("init")) == "sliced"
     world_size = cfg.distributed_training.distributed_world_size
     measured = measure(cfg, steps)
     batches, sizes = measured.batches, [step.batch.padded for step in measured.steps]
@@ -127,6 +134,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
         checkpoints=1 + (not saved.no_last_checkpoints) + max(saved.keep_interval_updates, 0),
         cache_bytes=_cache_bytes(measured),
         warnings=_warnings(cfg, measured, data),
+        sliced=sliced,
     )
 
 

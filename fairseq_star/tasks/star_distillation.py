@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
-from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.maps.tensorboard import TensorboardMaps
@@ -24,7 +23,7 @@ from fairseq_star.tgm.layer_plan import match_layers
 from fairseq_star.training.bad_audio import BadAudio, stand_in, without_counts
 from fairseq_star.training.cache_settings import NONE
 from fairseq_star.training.dataset import DistillationDataset, check_manifest
-from fairseq_star.training.first_weights import begin_first_norm, copy_from_teacher
+from fairseq_star.training.first_weights import begin_student, size_student
 from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.training.loss_watch import LossWatch, second_look
 from fairseq_star.training.options import PRECISIONS, StarDistillationConfig
@@ -53,6 +52,7 @@ class StarDistillationTask(FairseqTask):
         self.teacher: FrozenEncoder | None = None
         self.teacher_cache: TeacherCache | None = None
         self.view: StudentView | None = None
+        self.first_weights_folder = OmegaConf.select(cfg, "save_dir", throw_on_resolution_failure=False)
         self.student_layers = self.student_dim = 0
         with told_in_one_line():
             self.bad_audio = BadAudio(str(cfg.on_bad_audio), cfg.max_bad_share)
@@ -72,15 +72,11 @@ class StarDistillationTask(FairseqTask):
             self._check_manifests_exist()
             path = self._locate_teacher()
             teacher = self._load_teacher(path)
+            size_student(cfg, teacher.config)
             model = self._learning_mask(super().build_model(cfg))
             check_frames(teacher, model, self.cfg.max_sample_size)
             check_streaming(teacher, model)
-            copy_from_teacher(
-                model, teacher, layers=cfg.get("init_layers"), feature_extractor=cfg.get("init_feature_extractor")
-            )
-            if model.config.extractor_mode == RUNNING:
-                manifest = os.path.join(self.cfg.data, f"{self.cfg.train_subset}.tsv")
-                begin_first_norm(model, manifest, max_sample_size=self.cfg.max_sample_size, seed=self.cfg.seed)
+            begin_student(self, model, teacher)
             self.teacher_cache = self._make_cache(teacher, path)
             if self.cfg.compile and model.cfg.weight_bits:
                 raise StarError("task.compile=true cannot compile model.weight_bits; leave one of them out")

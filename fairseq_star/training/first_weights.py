@@ -4,23 +4,94 @@ them the corpus decides."""
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig, OmegaConf, open_dict
 from soundfile import SoundFileError
 from torch import Tensor, nn
 
 from fairseq_star.audio.file import open_audio
+from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import SpeechEncoder
-from fairseq_star.encoder.running_norm import measure_statistics
+from fairseq_star.encoder.running_norm import RUNNING, measure_statistics
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
+from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.safety.host_memory import bound_primitive_cache
+from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
+from fairseq_star.tgm.layer_plan import match_layers
+from fairseq_star.training.resuming import TEACHER
+from fairseq_star.training.sliced import begin_sliced
 
 logger = logging.getLogger(__name__)
 MEASURED = 64
 """Utterances that fix the statistics of a streaming student's first norm."""
+
+
+def size_student(cfg: DictConfig, teacher: EncoderConfig) -> None:
+    """Replace a student's sizes by the largest ones that keep to ``target_params`` and ``target_macs``, where given.
+
+    Args:
+        cfg: the run's ``model`` options, changed in place, so that checkpoints have the sizes.
+        teacher: whose kernels, heads and kind of norms the student gets.
+
+    Raises:
+        StarError: a budget that cannot be kept to.
+    """
+    budget = {name: cfg.get(name) for name in ("target_params", "target_macs") if cfg.get(name) is not None}
+    if not budget:
+        return
+    shape = student_shape(teacher, num_layers=cfg.encoder_layers, **budget)
+    settings = shape.fairseq_settings()
+    if cfg.get("chunk_frames"):
+        settings.pop("extractor_mode")  # a streaming student's own
+    with open_dict(cfg):
+        for name, value in settings.items():
+            cfg[name] = value
+    logger.info(
+        f"student of at most {' and '.join(f'{name}={value:g}' for name, value in budget.items())}: width "
+        f"{shape.embed_dim}, {shape.ffn_embed_dim} feed-forward units, convolutions of "
+        f"{[layer.channels for layer in shape.conv_layers]} channels; {count_parameters(shape):,} parameters, "
+        f"{superb_macs(shape) / 1e9:,.1f} GMACs"
+    )
+
+
+def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEncoder) -> None:
+    """Give a student, drawn at random, the first weights that its options ask for.
+
+    Args:
+        task: its config says where the manifests are, and the run's folder.
+        student: just built.
+        teacher: of the run.
+
+    Raises:
+        StarError: parts of the teacher that do not fit, a manifest that is none.
+    """
+    cfg, options = task.cfg, student.cfg
+    train = os.path.join(cfg.data, f"{cfg.train_subset}.tsv")
+    if str(options.get("init", "random")) == "sliced":
+        chosen = OmegaConf.select(cfg, "teacher_layers", throw_on_resolution_failure=False)
+        subsets = OmegaConf.select(cfg, "valid_subset", throw_on_resolution_failure=False)
+        begin_sliced(
+            student,
+            teacher,
+            digest=task.state_dict()[TEACHER],
+            train=Path(train),
+            valid=Path(cfg.data, f"{subsets.split(',')[0]}.tsv") if subsets else None,
+            layers=match_layers(teacher.num_layers, len(student.encoder.layers), chosen),
+            seed=cfg.seed,
+            folder=task.first_weights_folder,
+        )
+        return
+    copy_from_teacher(
+        student, teacher, layers=options.get("init_layers"), feature_extractor=options.get("init_feature_extractor")
+    )
+    if student.config.extractor_mode == RUNNING:
+        begin_first_norm(student, train, max_sample_size=cfg.max_sample_size, seed=cfg.seed)
 
 
 def copy_from_teacher(

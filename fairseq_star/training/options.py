@@ -1,7 +1,7 @@
 """Options of ``task=star_distillation``, those of the student's view in ``fairseq_star/view/options.py``."""
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -118,3 +118,5 @@ class StarDistillationConfig(ViewConfig):
     amp: bool = II("common.amp")
     max_update: int = II("optimization.max_update")
     train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    teacher_layers: Optional[List[int]] = II("criterion.teacher_layers")

@@ -1,5 +1,6 @@
 """The report's charts: losses over updates, CKA of every pair of layers, agreement layer by layer."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,18 @@ def draw_losses(theme: Theme, losses: Losses, term: str) -> "Figure":
     axes.set_xlim(left=0)
     axes.grid(True)
     axes.legend(frameon=False)
+    return figure
+
+
+def draw_slicing(theme: Theme, unexplained: Sequence[float]) -> "Figure":
+    """Share of the kept channels' variance that a sliced student leaves unexplained, at each of the L+1 states."""
+    figure = new_figure(WIDTH, HEIGHT, "constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(unexplained)), [100 * share for share in unexplained], color=theme.first, width=0.7)
+    axes.set(xlabel="state (0: the first layer’s input)", ylabel="unexplained (%)", xticks=range(len(unexplained)))
+    axes.set_title("before the first update")
+    axes.grid(True, axis="y")
+    axes.set_axisbelow(True)
     return figure
 
 

@@ -15,6 +15,7 @@ from fairseq_star.evaluation.run import load_run
 from fairseq_star.files import replacing
 from fairseq_star.maps.matrices import choose_layers
 from fairseq_star.maps.style import require_matplotlib
+from fairseq_star.training.sliced import read_report
 
 CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")
 
@@ -73,6 +74,7 @@ def report(
     body = [
         *sections.opening(name, run, similarity, profile),
         *sections.training(kept, losses, run_dir),
+        *sections.beginning(kept, read_report(run_dir)),
         *sections.utterance(kept, maps),
         *sections.likeness(kept, similarity, split),
         *sections.cost(profile),

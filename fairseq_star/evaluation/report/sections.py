@@ -22,11 +22,12 @@ from fairseq_star.maps.matrices import LayerMaps, UtteranceMaps
 from fairseq_star.maps.style import Theme, render
 from fairseq_star.objectives.terms import TERMS
 from fairseq_star.profiling import ProfileResult
+from fairseq_star.slicing.report import SlicingReport
 
 MAPS = {
     "teacher": "What the student should learn.",
     "student": "What it learned: bright and dark should lie where the teacher’s do.",
-    "before": "Where it began, with random weights.",
+    "before": "Where it began, with its first weights.",
     "masked": "The trained student’s where the moments marked orange along the edges are hidden from it, as in "
     "training: what it makes of them comes from those around.",
     "difference": "White: as in the teacher. Orange: the student takes two moments for more alike than the teacher "
@@ -80,6 +81,30 @@ def training(kept: Pictures, losses: Losses | None, run_dir: Path) -> list[str]:
             "train longer. Validation rising while training falls: too little data."
         ),
         html.pictures([figure(term) for term in losses.terms()]),
+    ]
+
+
+def beginning(kept: Pictures, sliced: SlicingReport | None) -> list[str]:
+    """How near the student was to its teacher before the first update, where its first weights were sliced."""
+    if sliced is None:
+        return []
+    drawn = render(lambda theme: charts.draw_slicing(theme, sliced.unexplained))
+    alt = "unexplained variance of the teacher’s kept channels, state by state"
+    loss = ""
+    if sliced.loss is not None:
+        loss = (
+            f" Its loss before the first update was {sliced.loss:,.1f}; that of a student that says nothing at all is "
+            f"{sliced.loss_of_zero:,.1f}."
+        )
+    return [
+        "<h2>Where it began</h2>",
+        "<p>Its first weights were not random: they were sliced out of the teacher with "
+        f"{sliced.utterances} utterances ({sliced.seconds_of_audio / 60:.1f} minutes of audio) in {sliced.wall_seconds:.0f} seconds.{loss}</p>",
+        html.look(
+            "<b>What to look for:</b> low bars that do not grow from left to right. High ones: the student is very "
+            "small for this teacher, or the utterances were too few or unlike the training data."
+        ),
+        html.pictures([kept.figure("slicing", drawn, alt, "Share of the teacher’s variance that the student missed.")]),
     ]
 
 
