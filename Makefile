@@ -43,10 +43,10 @@ $(call READY,%): $(BASE) pyproject.toml
 
 demo: setup-demo
 	$(BIN)/python manifests/demo/corpus.py demo/corpus
-	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo common.user_dir=fairseq_star \
+	$(BIN)/fairseq-hydra-train --config-dir configs --config-name demo_sliced common.user_dir=fairseq_star \
 		task.data=demo/corpus task.teacher=assets/demo_teacher/demo_hubert.pt
 	$(BIN)/fairseq-star evaluate demo/run/checkpoint_best.pt
-	$(BIN)/fairseq-star probe demo/run/checkpoint_best.pt --seeds 0 --max-utterances 150 --json > demo/run/probe.json
+	$(BIN)/fairseq-star probe demo/run/checkpoint_best.pt --seeds 0 --max-utterances 150 --out demo/run/probe.json
 	$(BIN)/fairseq-star report demo/run
 	$(BIN)/fairseq-star export demo/run/checkpoint_best.pt --to s3prl --out demo/student.s3prl.pt --force
 

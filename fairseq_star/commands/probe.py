@@ -3,7 +3,10 @@
 import argparse
 import json
 import logging
+import os
 
+from fairseq_star.errors import StarError
+from fairseq_star.files import replacing
 from fairseq_star.names import PROBE_TASKS
 
 
@@ -26,10 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--plot", metavar="PNG", help="draw the learned layer weights")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--out", metavar="JSON", help="also write the JSON to a file, RUN/probe.json for report")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the features of ``arguments.checkpoint`` know."""
+    """Print what the features of ``arguments.checkpoint`` know.
+
+    Raises:
+        StarError: ``--out`` names a place in no folder.
+    """
+    if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
+        raise StarError(f"--out {arguments.out}: its folder is not there; make it first")
     from fairseq_star.probe import run_probe
     from fairseq_star.safety.host import settle_on_host
 
@@ -44,6 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         chunk_frames=arguments.chunk_frames,
     )
-    print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.to_markdown())
+    text = json.dumps(result.to_dict(), indent=1)
+    if arguments.out:
+        with replacing(arguments.out) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+    print(text if arguments.json else result.to_markdown())
     if arguments.plot:
         logging.info(f"layer weights: {result.plot_layer_weights(arguments.plot)}")

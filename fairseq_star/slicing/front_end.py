@@ -38,7 +38,8 @@ def slice_front_end(
         Projected features: T x D of the teacher, T x d of the student.
     """
     theirs, own = teacher.feature_extractor.conv_layers, student.feature_extractor.conv_layers
-    inputs: Pairs = [(source[None], source[None]) for source in sources]  # C x T'
+    first_ones, others = sources[: method.first_utterances], sources[method.first_utterances :]
+    inputs: Pairs = [(source[None], source[None]) for source in first_ones]  # C x T'
     first, kept = 0, torch.zeros(1, dtype=torch.long)  # blocks since `inputs`, which have the channels `kept`
     for number, (their_block, block) in enumerate(zip(theirs, own, strict=True)):
         arriving = partial(_arriving, inputs, theirs[first:number], own[first:number])
@@ -53,13 +54,24 @@ def slice_front_end(
             outputs = (norm(through(their_block, a).T).T for a, _ in arriving())
             chosen = choose_channels(outputs, reader, num_channels, method)
         _fit_convolution(their_block, block, arriving, kept, chosen, method)
-        if number == 0 and isinstance(norm_of(block), RunningNorm):
-            measure_statistics(student.feature_extractor, sources)
+        if number == 0:
+            _set_statistics(teacher, student, sources, chosen)
         kept = chosen
         if number:  # what the first convolution gives is the largest by far and cheap: computed again, not kept
             inputs, first = [(through(their_block, a), through(block, b)) for a, b in arriving()], number + 1
+    inputs += _arriving([(source[None], source[None]) for source in others], theirs, own)
     features = [(a.T, b.T) for a, b in inputs]  # T x C
     return _project(teacher, student, features, kept, stream, method)
+
+
+def _set_statistics(teacher: SpeechEncoder, student: SpeechEncoder, sources: Sequence[Tensor], chosen: Tensor) -> None:
+    """Set the corpus's statistics of a streaming student's first norm: a streaming teacher's own, else measured."""
+    theirs, norm = (norm_of(one.feature_extractor.conv_layers[0]) for one in (teacher, student))
+    if isinstance(norm, RunningNorm) and isinstance(theirs, RunningNorm):
+        norm.mean.copy_(theirs.mean[chosen])
+        norm.variance.copy_(theirs.variance[chosen])
+    elif isinstance(norm, RunningNorm):
+        measure_statistics(student.feature_extractor, sources)
 
 
 def choose_channels(outputs: Iterable[Tensor], reader: nn.Module, count: int, method: Method) -> Tensor:
@@ -122,7 +134,7 @@ def _fit_convolution(
         convolution.bias.copy_(their_convolution.bias[chosen])
     if len(kept) > 1 and method.refit:
         taps, stride = convolution.kernel_size[0], convolution.stride[0]
-        moments = Moments(prior[0].numel(), len(chosen))
+        moments = Moments(prior[0].numel(), len(chosen), method.products)
         for a, b in inputs():
             values = their_convolution(a[None])[0][chosen].T
             values = values[:: _step(len(values), method.rows)]
@@ -159,7 +171,7 @@ def _project(
         fit_norm(student.layer_norm, [(stream.of(x), b) for x, (_, b) in zip(projected, features, strict=True)])
         return [(x, student.layer_norm(b)) for x, (_, b) in zip(projected, features, strict=True)]
     pairs = [(x, student.layer_norm(b)) for x, (_, b) in zip(projected, features, strict=True)]
-    moments = Moments(len(kept), len(stream.channels))
+    moments = Moments(len(kept), len(stream.channels), method.products)
     for x, b in pairs:
         moments.add(b, stream.of(x))
     prior = None if teacher.post_extract_proj is None else stream.writing(teacher.post_extract_proj.weight)[:, kept]

@@ -85,7 +85,7 @@ class LayerSlicer:
         """Set attention and the norm of a post-norm layer after it; the student's ``middle``, T x d."""
         module, norm = self.own.self_attn, self.own.self_attn_layer_norm
         inputs = self._normed(norm, [one.inputs for one in states], own) if self.pre_norm else list(own)
-        moments = Moments(inputs[0].size(1), states[0].inputs.size(1))
+        moments = Moments(inputs[0].size(1), states[0].inputs.size(1), self.method.products)
         for one, b in zip(states, inputs, strict=True):
             moments.add(b, one.inputs)
         prior = self._slice_heads(moments)
@@ -95,7 +95,7 @@ class LayerSlicer:
             for b in inputs
         ]  # fmt: skip
         targets = [self._missing(one.attended, one.residual, b) for one, b in zip(states, own, strict=True)]
-        _regress(module.out_proj, contexts, targets, self.method.ridge, prior)
+        _regress(module.out_proj, contexts, targets, self.method, prior)
         sums = [b + module.out_proj(context) for b, context in zip(own, contexts, strict=True)]
         if self.pre_norm:
             return sums
@@ -144,7 +144,7 @@ class LayerSlicer:
         theirs, own, method = self.theirs, self.own, self.method
         wanted = [one.feed_forward_inputs for one in states]
         inputs = self._normed(own.final_layer_norm, wanted, middle) if self.pre_norm else list(middle)
-        moments = Moments(inputs[0].size(1), wanted[0].size(1))
+        moments = Moments(inputs[0].size(1), wanted[0].size(1), method.products)
         for a, b in zip(wanted, inputs, strict=True):
             moments.add(b, a)
         filled = moments.fit(method.ridge, self.stream.placing())
@@ -157,7 +157,7 @@ class LayerSlicer:
         hidden = [own.activation_fn(own.fc1(b)) for b in inputs]
         prior = self.stream.writing(theirs.fc2.weight.double())[:, units]
         # Taken out of a sum that its left-out units balanced, what a unit writes is no use as a prior.
-        _regress(own.fc2, hidden, targets, method.ridge, prior if len(units) == len(reading) else None)
+        _regress(own.fc2, hidden, targets, method, prior if len(units) == len(reading) else None)
         return [b + own.fc2(h) for b, h in zip(middle, hidden, strict=True)]
 
     def _choose_units(
@@ -208,11 +208,11 @@ def _put(linear: nn.Linear, rows: slice, weight: Tensor, bias: Tensor | None = N
 
 
 def _regress(
-    linear: nn.Linear, inputs: Sequence[Tensor], targets: Sequence[Tensor], ridge: float, prior: Tensor | None
+    linear: nn.Linear, inputs: Sequence[Tensor], targets: Sequence[Tensor], method: Method, prior: Tensor | None
 ) -> None:
-    moments = Moments(inputs[0].size(1), targets[0].size(1))
+    moments = Moments(inputs[0].size(1), targets[0].size(1), method.products)
     for given, target in zip(inputs, targets, strict=True):
         moments.add(given, target)
-    fitted = moments.fit(ridge, prior)
+    fitted = moments.fit(method.ridge, prior)
     linear.weight.copy_(fitted.weight)
     linear.bias.copy_(fitted.bias)

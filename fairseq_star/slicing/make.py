@@ -26,6 +26,7 @@ from fairseq_star.tgm.layer_plan import match_layers
 QUARTER = 0.25  # of the teacher's parameters, where no size is given
 HELD_OUT = 24  # utterances that loss and kept variance are measured on
 STREAMING = "starhubert_stream"
+PROGRAM_BYTES = 300_000  # of an ONNX file, beside its weights: that of the demo's student, six layers
 
 
 @dataclass
@@ -106,6 +107,10 @@ class _Slicing:
             raise StarError(f"--arch: there is no {request.architecture[:60]!a}; give starhubert or {STREAMING}")
         if request.utterances < 1:
             raise StarError(f"--utterances {request.utterances} must be 1 or more")
+        if request.layers is not None and request.layers < 1:
+            raise StarError(f"--layers {request.layers} must be 1 or more, or left out for as many as the teacher has")
+        if request.seed < 0:
+            raise StarError(f"--seed {request.seed} must be 0 or more")
         self.request = request
         located = hub.locate(request.teacher, "slice")
         self.teacher: FrozenEncoder = load_teacher(located.path, option="slice")
@@ -171,9 +176,9 @@ class _Slicing:
 
 
 def int8_bytes(model: SpeechEncoder) -> int:
-    """Return about what an ONNX file of ``--int8`` takes: linear layers' weights a byte each, others two."""
+    """Return about what an ONNX file of ``--int8`` takes: linear layers' weights a byte each, others two, the program."""
     linear = sum(one.weight.numel() for one in model.modules() if isinstance(one, nn.Linear))
-    return 2 * sum(parameter.numel() for parameter in model.parameters()) - linear
+    return PROGRAM_BYTES + 2 * sum(parameter.numel() for parameter in model.parameters()) - linear
 
 
 def sizes_table(teacher: EncoderConfig, sizes: Sequence[Size]) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Method:
@@ -16,8 +18,10 @@ class Method:
     correct: bool = True  # a sub-layer is fitted to the teacher's sum less the student's own residual; off: to its part
     ridge: float = 1e-2  # share of the inputs' mean variance
     convolution_ridge: float = 1e-4
-    rows: int = 2_000  # time steps of an utterance that a convolution is fitted to
-    unit_rows: int = 8_000  # frames of all utterances that feed-forward units are chosen by
+    products: torch.dtype = torch.float32  # precision of moments' products; their sums and all solves are in float64
+    first_utterances: int = 16  # of the sample, that channels are chosen and convolutions fitted by
+    rows: int = 1_500  # time steps of an utterance that a convolution is fitted to
+    unit_rows: int = 6_000  # frames of all utterances that feed-forward units are chosen by
 
 
 DEFAULT = Method()

@@ -23,7 +23,7 @@ class Moments:
     Args:
         num_inputs: P.
         num_targets: Q.
-        dtype: precision of the products; float32 where they only choose.
+        dtype: precision of the products of one :meth:`add`; sums of these are in float64.
     """
 
     def __init__(self, num_inputs: int, num_targets: int = 0, dtype: torch.dtype = torch.float64):

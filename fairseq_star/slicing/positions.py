@@ -65,6 +65,8 @@ def _fit_positions(theirs: nn.Conv1d, own: nn.Conv1d, features: Pairs, entry: St
         fitted.append(torch.einsum("oik,ij->ojk", scaled, filled.weight))
         biases.append(bias[kept] * entry.scale[inputs].double() + torch.einsum("oik,i->o", scaled, filled.bias))
     whole: Tensor = torch.cat(fitted)
-    own.weight_v.copy_(whole)
-    own.weight_g.copy_(whole.square().sum((0, 1), keepdim=True).sqrt())
+    norms = whole.square().sum((0, 1), keepdim=True).sqrt()
+    # Zeros have no direction, and weight norm would give nan: it stays as drawn, so that it learns.
+    own.weight_v.copy_(torch.where(norms > 0, whole, own.weight_v))
+    own.weight_g.copy_(norms)
     own.bias.copy_(torch.cat(biases))

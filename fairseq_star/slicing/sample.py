@@ -14,7 +14,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest
 
 UTTERANCES = 64
-SECONDS = 8.0  # of an utterance, its first ones
+SECONDS = 5.0  # of an utterance, its first ones
 SHORTEST = 0.5  # s
 SILENCE = 1e-4  # greatest sample of what holds no speech: -80 dB of full scale
 TRIES = 10  # times as many files as utterances are looked into before there are too few

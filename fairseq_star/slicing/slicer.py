@@ -109,7 +109,7 @@ class _Slicer:
     def _choose_stream(self, sources: Sequence[Tensor], layers: Sequence[int]) -> Stream:
         teacher, config = self.teacher, self.student.config
         numbers, states = [0, *layers], []
-        for source in sources:
+        for source in sources[: self.method.first_utterances]:
             frames = Frames.of(teacher.geometry, [len(source)], source[None])
             found = teacher.encode(source[None], frames, last_layer=layers[-1], **self._whole(teacher)).hidden_states
             states.append([found[number][0] for number in numbers])

@@ -85,6 +85,7 @@ def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEn
             layers=match_layers(teacher.num_layers, len(student.encoder.layers), chosen),
             seed=cfg.seed,
             folder=task.first_weights_folder,
+            keep=OmegaConf.select(cfg, "save_dir", throw_on_resolution_failure=False) is not None,  # else none goes on
         )
         return
     copy_from_teacher(

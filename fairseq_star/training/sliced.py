@@ -42,6 +42,7 @@ def begin_sliced(
     layers: Sequence[int],
     seed: int,
     folder: str | None,
+    keep: bool = True,
 ) -> SlicingReport:
     """Give a student first weights sliced out of its teacher; the same bits for all workers.
 
@@ -54,6 +55,7 @@ def begin_sliced(
         layers: the teacher layer (1-based) of each student layer.
         seed: of the sample.
         folder: of the run, where they are kept; None: they are not.
+        keep: write them there; off where a run is looked at: what is kept is read all the same.
 
     Raises:
         StarError: the student does not fit its teacher, or no utterance can be used.
@@ -62,7 +64,7 @@ def begin_sliced(
     outcome: list = [None, None]  # weights with their report, or a fault
     if _rank() == 0:
         try:
-            outcome[0] = _kept_or_computed(student, teacher, digest, train, valid, layers, seed, folder)
+            outcome[0] = _kept_or_computed(student, teacher, digest, train, valid, layers, seed, folder, keep)
         except StarError as error:
             outcome[1] = str(error)
     if _world_size() > 1:
@@ -99,6 +101,7 @@ def _kept_or_computed(
     layers: Sequence[int],
     seed: int,
     folder: str | None,
+    keep: bool,
 ) -> dict:
     about = {
         "method": METHOD,
@@ -125,7 +128,7 @@ def _kept_or_computed(
         report.held_out = len(held_out.sources)
         student.train(training)
     weights = {"about": about, "model": _sliced_part(student), "report": report.to_dict()}
-    if path is not None and not (path.is_file() and any(path.parent.glob("checkpoint*.pt"))):
+    if keep and path is not None and not (path.is_file() and any(path.parent.glob("checkpoint*.pt"))):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save(weights, temporary)

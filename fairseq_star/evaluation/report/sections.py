@@ -99,7 +99,8 @@ def beginning(kept: Pictures, sliced: SlicingReport | None) -> list[str]:
     return [
         "<h2>Where it began</h2>",
         "<p>Its first weights were not random: they were sliced out of the teacher with "
-        f"{sliced.utterances} utterances ({sliced.seconds_of_audio / 60:.1f} minutes of audio) in {sliced.wall_seconds:.0f} seconds.{loss}</p>",
+        f"{sliced.utterances} utterances ({sliced.seconds_of_audio / 60:.1f} minutes of audio) in "
+        f"{sliced.wall_seconds:.0f} seconds.{loss}</p>",
         html.look(
             "<b>What to look for:</b> low bars that do not grow from left to right. High ones: the student is very "
             "small for this teacher, or the utterances were too few or unlike the training data."
