@@ -86,8 +86,11 @@ def _accuracy(checkpoint: str, options: argparse.Namespace, kept: Path) -> tuple
     return float(correct.mean()), *map(float, interval(Bootstrap(clusters, 1).draws(correct[None])))
 
 
-def draw(curves: dict[str, list[Point]], path: Path) -> None:
-    """One line a method, the teacher's as a level; nothing without matplotlib."""
+def draw(curves: dict[str, list[Point]], path: Path, *, linear_to: int | None = None) -> None:
+    """One line a method, the teacher's as a level; nothing without matplotlib.
+
+    With ``linear_to`` the axis of updates is logarithmic beyond so many of them, and shows 0.
+    """
     plt = pyplot_or_none()
     if plt is None:
         return
@@ -100,6 +103,9 @@ def draw(curves: dict[str, list[Point]], path: Path) -> None:
         [line] = axes.plot(number, [100 * value for value in mean], marker="o", label=name)
         axes.fill_between(number, [100 * v for v in low], [100 * v for v in high], color=line.get_color(), alpha=0.12)
     axes.set(xlabel="updates", ylabel="phones told right, % of test frames")
+    if linear_to:
+        axes.set_xscale("symlog", linthresh=linear_to)
+        axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -14,6 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import fairseq_star  # noqa: F401  (registers)
+from fairseq_star.encoder.config import EncoderConfig
+from fairseq_star.models.starhubert import StarHubertConfig
+from fairseq_star.slicing.shapes import count_parameters, superb_macs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISTILLATION = sorted(
@@ -24,7 +27,8 @@ UTTERANCES = {"100h": 28_539, "960h": 281_241}  # LibriSpeech's train-clean-100 
 
 def test_the_recipes_are_there():
     recipes = {"starhubert_100h", "starhubert_960h", "starhubert_l_960h", "reimplementation_100h"}
-    assert {*recipes, "demo", "demo_long"} == set(DISTILLATION)
+    sliced = {"starhubert_100h_sliced", "starhubert_960h_sliced", "demo_sliced"}
+    assert {*recipes, *sliced, "demo", "demo_long"} == set(DISTILLATION)
 
 
 @pytest.mark.parametrize("name", DISTILLATION)
@@ -48,6 +52,8 @@ def test_a_recipe_opens_with_its_command_and_names_only_what_exists(name):
         ("starhubert_960h", "960h", 144, 100),
         ("starhubert_l_960h", "960h", 144, 100),
         ("reimplementation_100h", "100h", 24, 200),
+        ("starhubert_100h_sliced", "100h", 36, 20),
+        ("starhubert_960h_sliced", "960h", 144, 10),
     ],
 )
 def test_batch_length_and_warm_up_of_the_recipes(name, hours, batch, epochs):
@@ -59,6 +65,39 @@ def test_batch_length_and_warm_up_of_the_recipes(name, hours, batch, epochs):
     assert config["lr_scheduler"]["warmup_updates"] == pytest.approx(0.05 * optimization["max_update"], rel=1e-3)
     expected = "reimplementation" if name.startswith("re") else "paper"
     assert config["criterion"]["layer_convention"] == expected
+
+
+SLICED = {
+    "demo": "demo_sliced",
+    "starhubert_100h": "starhubert_100h_sliced",
+    "starhubert_960h": "starhubert_960h_sliced",
+}
+
+
+def flat(name: str) -> dict[str, object]:
+    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"), resolve=False)
+    return {f"{section}.{option}": value for section in config for option, value in config[section].items()}
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_a_sliced_recipe_is_another_one_but_for_first_weights_sizes_length_and_rate(name):
+    """Its student costs no more than the other's, in parameters and multiply-accumulates."""
+    plain, sliced = flat(name), flat(SLICED[name])
+    sizes = {"encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "conv_feature_layers", "conv_pos",
+             "conv_pos_groups"}  # fmt: skip
+    may_differ = {f"model.{option}" for option in (*sizes, "init", "target_params", "target_macs")} | {
+        "checkpoint.save_dir", "checkpoint.save_interval_updates", "optimization.max_update", "optimization.lr",
+        "lr_scheduler.warmup_updates", "dataset.validate_interval",
+    }  # fmt: skip
+    differing = {option for option in {**plain, **sliced} if plain.get(option) != sliced.get(option)}
+    assert differing <= may_differ
+    assert (plain["model.init"], sliced["model.init"]) == ("random", "sliced")
+    options = {option.removeprefix("model."): value for option, value in plain.items() if option.startswith("model.")}
+    names = {field.name for field in fields(StarHubertConfig)}
+    settings = {option: value for option, value in options.items() if option in names}
+    student = EncoderConfig.of_student(StarHubertConfig(**settings, padded_group_norm=False))
+    assert sliced["model.target_params"] == pytest.approx(count_parameters(student), rel=1e-3)
+    assert sliced["model.target_macs"] == pytest.approx(superb_macs(student), rel=2e-3)
 
 
 def options_worth_knowing() -> list[str]:

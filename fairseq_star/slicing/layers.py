@@ -126,13 +126,14 @@ class LayerSlicer:
             theirs = slice(head * their_head_dim, (head + 1) * their_head_dim)
             queries = query[theirs] @ rest
             queries[:, -1] += query_bias[theirs]
-            form = queries.T @ key[theirs] @ filled.weight * math.sqrt(head_dim / their_head_dim)
-            left, right = low_rank(query_root @ form @ root, head_dim)
+            keys = key[theirs] @ filled.weight * math.sqrt(head_dim / their_head_dim)
+            left, right = low_rank(query_root @ queries.T, root @ keys.T, head_dim)
             own = slice(head * head_dim, (head + 1) * head_dim)
             projected = (query_inverse @ left).T  # head_dim x d+1
             _put(module.q_proj, own, projected[:, :-1], projected[:, -1])
             _put(module.k_proj, own, (inverse @ right).T)
-            left, right = low_rank(stream.writing(output[:, theirs]) @ value[theirs] @ filled.weight @ root, head_dim)
+            values = value[theirs] @ filled.weight
+            left, right = low_rank(stream.writing(output[:, theirs]), root @ values.T, head_dim)
             _put(module.v_proj, own, (inverse @ right).T)
             outputs.append(left)
         return torch.cat(outputs, dim=1)

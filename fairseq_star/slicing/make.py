@@ -176,7 +176,7 @@ class _Slicing:
 
 
 def int8_bytes(model: SpeechEncoder) -> int:
-    """Return about what an ONNX file of ``--int8`` takes: linear layers' weights a byte each, others two, the program."""
+    """Return about what an ONNX file of ``--int8`` takes: a byte a weight of linear layers, two of others."""
     linear = sum(one.weight.numel() for one in model.modules() if isinstance(one, nn.Linear))
     return PROGRAM_BYTES + 2 * sum(parameter.numel() for parameter in model.parameters()) - linear
 

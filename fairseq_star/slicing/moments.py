@@ -80,6 +80,11 @@ def solve(covariance: Tensor, cross: Tensor, ridge: float) -> Tensor:
         covariance: P x P, symmetric.
         cross: Q x P.
     """
+    if ridge and (mean := covariance.diagonal().mean()) > 0:
+        regular = covariance + ridge * mean * torch.eye(len(covariance), dtype=covariance.dtype)
+        factor, fault = torch.linalg.cholesky_ex((regular + regular.T) / 2)
+        if not fault:  # quicker by far
+            return torch.cholesky_solve(cross.T, factor).T
     values, vectors = _spectrum(covariance, ridge)
     return (cross @ vectors * _inverse(values)) @ vectors.T
 
@@ -91,14 +96,18 @@ def roots(covariance: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     return (vectors * torch.where(inverse > 0, values, 0).sqrt()) @ vectors.T, (vectors * inverse) @ vectors.T
 
 
-def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return L (M x rank) and R (N x rank) with ``L R^T`` the matrix of that rank nearest to ``matrix`` (M x N), both
-    carrying the roots of its singular values (Eckart and Young, 1936)."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return L (M x rank) and R (N x rank) with ``L R^T`` the matrix of that rank nearest to ``left right^T``, both
+    carrying the roots of its singular values (Eckart and Young, 1936).
+
+    The product is never formed: a head's factors (M x K and N x K) are far thinner than it.
+    """
+    (left_basis, left_core), (right_basis, right_core) = torch.linalg.qr(left), torch.linalg.qr(right)
+    u, values, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
     root = values[:rank].sqrt()
     missing = (0, max(0, rank - len(values)))
     pad = torch.nn.functional.pad
-    return pad(left[:, :rank] * root, missing), pad(right[:rank].T * root, missing)
+    return pad(left_basis @ u[:, :rank] * root, missing), pad(right_basis @ v[:rank].T * root, missing)
 
 
 def _spectrum(covariance: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -35,10 +35,13 @@ def most_explaining(own: Tensor, cross: Tensor, count: int, width: int = 1) -> T
     at_once = max(1, count // BATCHES)
     while (missing := count - int((~available).sum())) > 0:
         # What is left of each candidate and of the targets once the chosen ones have explained what they can.
-        blocks = own.view(num_candidates, width, num_candidates, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         floor = 1e-6 * own.diagonal().mean() * torch.eye(width, dtype=own.dtype)
-        left = cross.view(num_candidates, width, -1)
-        gain = (left * torch.linalg.solve(blocks + floor, left)).sum((1, 2))
+        if width == 1:
+            gain = cross.square().sum(1) / (own.diagonal() + floor[0, 0])
+        else:
+            left = cross.view(num_candidates, width, -1)
+            blocks = own.view(num_candidates, width, num_candidates, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            gain = (left * (torch.linalg.inv(blocks + floor) @ left)).sum((1, 2))
         chosen = torch.where(available, gain, -torch.inf).topk(min(at_once, missing)).indices
         available[chosen] = False
         inputs = (chosen[:, None] * width + torch.arange(width)).flatten()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ import torch
 from PIL import Image
 
 from fairseq_star.cli import main
+from fairseq_star.evaluation.report import html, sections
 from fairseq_star.evaluation.report.losses import read_events, read_log
 from fairseq_star.evaluation.report.report import report
 from fairseq_star.evaluation.run import load_run
 from fairseq_star.profiling import ProfileResult, ProfileRow
+from fairseq_star.slicing.report import SlicingReport
+from fairseq_star.training.sliced import FILE
 from tests.support import browser, tiny
 from tests.support.runs import hydra_arguments, run
 
@@ -186,6 +190,32 @@ def test_simple_log(tmp_path):
     assert losses.train["loss"] == {20: 5286.67, 40: 3600.0}
     assert losses.valid["loss"] == {40: 2403.35}
     assert losses.terms() == ["loss", "layerwise"]
+
+
+def test_where_a_sliced_run_began(run_dir, page, tmp_path):
+    """A section of its own, before what was learned; none where first weights were random."""
+    begun = SlicingReport(
+        utterances=64, seconds_of_audio=480.0, layers=[1, 2, 3], unexplained=[0.1, 0.2, 0.3, 0.4], at_zero=[],
+        left_out=[], scale=(0.9, 1.2), wall_seconds=33.4, loss=1234.5, loss_of_zero=9876.5, held_out=16,
+    )  # fmt: skip
+    (tmp_path / "checkpoint_last.pt").write_bytes((run_dir / "checkpoint_last.pt").read_bytes())
+    torch.save({"report": begun.to_dict()}, tmp_path / FILE)
+    text = report(tmp_path, layers=[1]).read_text(encoding="utf-8")
+    for shown in (
+        "<h2>Where it began</h2>",
+        "sliced out of the teacher with 64 utterances (8.0 minutes of audio) in 33 seconds.",
+        "Its loss before the first update was 1,234.5; that of a student that says nothing at all is 9,876.5.",
+    ):
+        assert shown in text
+    picture = Image.open(tmp_path / "report" / "slicing.png").convert("L")
+    assert picture.getextrema()[1] - picture.getextrema()[0] > 100
+    assert "<h2>Where it began</h2>" not in page.read_text(encoding="utf-8")
+
+    unmeasured = replace(begun, loss=None, loss_of_zero=None)
+    text = "".join(sections.beginning(html.Pictures(), unmeasured))
+    assert "in 33 seconds.</p>" in text
+    assert "before the first update was" not in text
+    assert sections.beginning(html.Pictures(), None) == []
 
 
 def test_a_run_without_record(run_dir, tmp_path):

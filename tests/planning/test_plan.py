@@ -71,6 +71,19 @@ def test_more_batches_an_update_and_workers(planned):
     assert (found["updates"], found["epochs"]) == (3, 1.0)
 
 
+def test_a_run_that_is_sliced_first_says_so(planned, corpus, teacher_path, tmp_path, capsys):
+    """It is measured with random weights, which cost the same: nothing is sliced, written or waited for."""
+    assert planned()["sliced"] is False
+    sliced = ["model.init=sliced", "model.target_params=16000"]
+    found = planned(*sliced)
+    assert found["sliced"] is True
+    assert found["checkpoint_bytes"] <= 12 * 16_000
+    assert not (tmp_path / "run").exists()
+    main(["plan", *arguments_of(corpus, teacher_path, tmp_path, *sliced), "--steps", "1"])
+    shown = capsys.readouterr().out
+    assert "begins     sliced out of the teacher, which takes a minute or a few first" in shown
+
+
 @pytest.mark.parametrize("option", ["task.release_memory=true", "task.pad_to_multiple=3200"])
 def test_a_peak_that_stays_is_not_said_to_grow(planned, option):
     assert planned()["peak_grows"]
