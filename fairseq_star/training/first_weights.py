@@ -72,7 +72,6 @@ def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEn
         StarError: parts of the teacher that do not fit, a manifest that is none.
     """
     cfg, options = task.cfg, student.cfg
-    train = os.path.join(cfg.data, f"{cfg.train_subset}.tsv")
     if str(options.get("init", "random")) == "sliced":
         chosen = OmegaConf.select(cfg, "teacher_layers", throw_on_resolution_failure=False)
         subsets = OmegaConf.select(cfg, "valid_subset", throw_on_resolution_failure=False)
@@ -80,7 +79,7 @@ def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEn
             student,
             teacher,
             digest=task.state_dict()[TEACHER],
-            train=Path(train),
+            train=Path(cfg.data, f"{cfg.train_subset}.tsv"),
             valid=Path(cfg.data, f"{subsets.split(',')[0]}.tsv") if subsets else None,
             layers=match_layers(teacher.num_layers, len(student.encoder.layers), chosen),
             seed=cfg.seed,
@@ -92,6 +91,7 @@ def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEn
         student, teacher, layers=options.get("init_layers"), feature_extractor=options.get("init_feature_extractor")
     )
     if student.config.extractor_mode == RUNNING:
+        train = os.path.join(cfg.data, f"{cfg.train_subset}.tsv")
         begin_first_norm(student, train, max_sample_size=cfg.max_sample_size, seed=cfg.seed)
 
 
