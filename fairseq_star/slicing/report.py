@@ -51,6 +51,11 @@ class SlicingReport:
                 f"loss before the first update: {self.loss:,.1f} on {self.held_out} utterances of the validation set "
                 f"(a student of zeros: {self.loss_of_zero:,.1f})"
             )
+        if self.loss is not None and self.loss > self.loss_of_zero:
+            lines.append(
+                f"warning: that is worse than a student of zeros; {self.utterances} utterances "
+                f"({self.seconds_of_audio:.0f} s of audio) are too few or unlike the validation set: give others"
+            )
         if self.skipped:
             more = f" and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
             lines.append(f"not used to slice: {self.skipped[0]}{more}")

@@ -41,3 +41,13 @@ def test_the_record_comes_back_as_it_was():
     report = replace(REPORT, loss=1.0, loss_of_zero=2.0, held_out=3, skipped=["a: b"])
     assert SlicingReport.from_dict(report.to_dict()) == report
     assert SlicingReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_a_student_worse_than_none_is_warned_of():
+    values = {
+        "utterances": 1, "seconds_of_audio": 3.0, "layers": [1, 2], "unexplained": [0.1, 0.2, 0.3], "at_zero": [],
+        "left_out": [], "scale": (0.9, 1.2), "wall_seconds": 1.0, "loss_of_zero": 100.0, "held_out": 2,
+    }  # fmt: skip
+    assert not any("warning" in line for line in SlicingReport(**values, loss=99.0).lines())
+    [warning] = [line for line in SlicingReport(**values, loss=101.0).lines() if line.startswith("warning")]
+    assert "1 utterances" in warning
