@@ -28,7 +28,7 @@ from fairseq_star.probe.head import Trained
 from fairseq_star.probe.labels import TEST_SPLIT, TRAIN_SPLIT, TaskData, read_task
 from fairseq_star.probe.run import TEACHER, probe_features, summarize
 from fairseq_star.slicing.measures import star_losses
-from fairseq_star.slicing.sample import Sample, draw_sample
+from fairseq_star.slicing.sample import draw_for
 from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
 from fairseq_star.tgm.layer_plan import match_layers
@@ -81,7 +81,7 @@ def judge(run: Run, path: Path, options: argparse.Namespace) -> dict:
     if not kept.is_file():
         chosen = run.cfg.criterion.get("teacher_layers")
         layers = match_layers(teacher.num_layers, len(student.encoder.layers), chosen)
-        held_out = _sample(options.data / f"{TEST_SPLIT}.tsv", teacher, ALL, 0, seconds=WHOLE)
+        held_out = draw_for(teacher, options.data / f"{TEST_SPLIT}.tsv", count=ALL, seed=0, seconds=WHOLE)
         loss, _ = star_losses(teacher.model, student, held_out.sources, layers)
         encoder = FrozenEncoder(student, sample_rate=teacher.sample_rate, normalize=teacher.normalize)
         _keep(kept, {"loss": loss, **probe(encoder, path, options, write=False)})
@@ -190,13 +190,13 @@ def slice_untrained(name: str, options: argparse.Namespace) -> dict:
             **{budget: recipe[budget] and float(recipe[budget]) for budget in ("target_params", "target_macs")},
         )  # fmt: skip
         layers = match_layers(teacher.num_layers, shape.num_layers)
-        sample = _sample(options.train_data / f"{TRAIN_SPLIT}.tsv", teacher, count, seed)
+        sample = draw_for(teacher, options.train_data / f"{TRAIN_SPLIT}.tsv", count=count, seed=seed)
         torch.manual_seed(seed)
         settings = ARCHITECTURES[recipe["_name"]](**shape.fairseq_settings(), padded_group_norm=False)
         student, before = StarHubertModel(settings).eval(), time.process_time()
         report = slice_student(teacher, student, sample.sources, layers=layers, method=method)
         seconds = time.process_time() - before
-        held_out = _sample(options.data / f"{TEST_SPLIT}.tsv", teacher, ALL, 0, seconds=WHOLE)
+        held_out = draw_for(teacher, options.data / f"{TEST_SPLIT}.tsv", count=ALL, seed=0, seconds=WHOLE)
         loss, zero = star_losses(teacher.model, student, held_out.sources, layers)
         _keep(
             kept,
@@ -208,12 +208,6 @@ def slice_untrained(name: str, options: argparse.Namespace) -> dict:
 def slug(name: str) -> str:
     """Return a name as a folder's."""
     return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-").lower()
-
-
-def _sample(manifest: Path, teacher: FrozenEncoder, count: int, seed: int, **more: float) -> Sample:
-    return draw_sample(
-        manifest, count=count, seed=seed, normalize=teacher.normalize, sample_rate=teacher.sample_rate, **more
-    )
 
 
 def _keep(path: Path, values: dict) -> None:

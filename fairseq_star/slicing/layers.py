@@ -156,9 +156,9 @@ class LayerSlicer:
         own.fc1.weight.copy_(reading[units])
         own.fc1.bias.copy_(bias[units])
         hidden = [own.activation_fn(own.fc1(b)) for b in inputs]
-        prior = self.stream.writing(theirs.fc2.weight.double())[:, units]
         # Taken out of a sum that its left-out units balanced, what a unit writes is no use as a prior.
-        _regress(own.fc2, hidden, targets, method, prior if len(units) == len(reading) else None)
+        prior = self.stream.writing(theirs.fc2.weight.double()) if len(units) == len(reading) else None
+        _regress(own.fc2, hidden, targets, method, prior)
         return [b + own.fc2(h) for b, h in zip(middle, hidden, strict=True)]
 
     def _choose_units(

@@ -18,7 +18,7 @@ from fairseq_star.formats.student import ARCHITECTURES, Student, write_student
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.slicing.measures import star_losses, variance_kept
 from fairseq_star.slicing.report import SlicingReport
-from fairseq_star.slicing.sample import UTTERANCES, Sample, draw_sample
+from fairseq_star.slicing.sample import UTTERANCES, Sample, draw_for
 from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
 from fairseq_star.tgm.layer_plan import match_layers
@@ -125,13 +125,8 @@ class _Slicing:
         self.held_out = self._draw(request.held_out, HELD_OUT)
 
     def _draw(self, split: str, count: int) -> Sample:
-        return draw_sample(
-            os.path.join(self.request.data, f"{split}.tsv"),
-            count=count,
-            seed=self.request.seed,
-            normalize=self.teacher.normalize,
-            sample_rate=self.teacher.sample_rate,
-        )
+        manifest = os.path.join(self.request.data, f"{split}.tsv")
+        return draw_for(self.teacher, manifest, count=count, seed=self.request.seed)
 
     def shape(self, params: float | None, macs: float | None) -> EncoderConfig:
         """The student's shape for a budget."""

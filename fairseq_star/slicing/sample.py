@@ -10,6 +10,7 @@ from soundfile import SoundFileError
 from torch import Tensor
 
 from fairseq_star.audio.file import open_audio
+from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest
 
@@ -71,6 +72,20 @@ def draw_sample(
             f"student ({sample.skipped[0]}); give other audio"
         )
     return sample
+
+
+def draw_for(
+    teacher: FrozenEncoder, manifest: str | os.PathLike, *, count: int, seed: int, seconds: float = SECONDS
+) -> Sample:
+    """Return :func:`draw_sample` of audio as ``teacher`` takes it."""
+    return draw_sample(
+        manifest,
+        count=count,
+        seed=seed,
+        normalize=teacher.normalize,
+        sample_rate=teacher.sample_rate,
+        seconds=seconds,
+    )
 
 
 def _read(path: str, sample_rate: int, seconds: float) -> Tensor | str:

@@ -5,7 +5,6 @@ import os
 from typing import Sequence
 
 import torch
-import torch.distributed as dist
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import OmegaConf
@@ -31,6 +30,7 @@ from fairseq_star.training.preflight import check_frames, check_streaming
 from fairseq_star.training.resuming import TEACHER
 from fairseq_star.training.teacher_cache import TeacherCache, teacher_digest
 from fairseq_star.training.throughput import TRAINED, Throughput
+from fairseq_star.training.workers import rank_and_world_size
 from fairseq_star.view.chunks import in_drawn_chunks
 from fairseq_star.view.distortion import MANIFESTS
 from fairseq_star.view.student_view import StudentView, alone, teacher_source
@@ -110,7 +110,7 @@ class StarDistillationTask(FairseqTask):
         name = self.cfg.teacher
         if not name:
             raise StarError("task.teacher: give the teacher's checkpoint, such as task.teacher=hubert_base_ls960.pt")
-        if _rank_and_world_size()[0] == 0 and hub.names_moving(name) and self.cfg.save_dir:
+        if rank_and_world_size()[0] == 0 and hub.names_moving(name) and self.cfg.save_dir:
             name = hub.follow_run(name, kept_teacher(self.cfg.save_dir, self.cfg.restore_file))
         located = hub.locate_together(name, "task.teacher")
         self.cfg.teacher = located.name
@@ -172,13 +172,13 @@ class StarDistillationTask(FairseqTask):
                 view=self.view,
             )
             self.bad_audio.set_split_size(len(self.datasets[split]))
-            if _rank_and_world_size()[0] == 0:
+            if rank_and_world_size()[0] == 0:
                 warn_of_long(split, self.datasets[split])
             if self.teacher_cache is not None:
                 self.teacher_cache.count_in(split, self.datasets[split])
 
     def _check_manifest(self, path: str, *, headers: bool) -> None:
-        rank, world_size = _rank_and_world_size()
+        rank, world_size = rank_and_world_size()
         check_manifest(path, sample_rate=self.cfg.sample_rate, rank=rank, world_size=world_size, headers=headers)
 
     def _make_view(self) -> StudentView | None:
@@ -311,12 +311,6 @@ class StarDistillationTask(FairseqTask):
 
     def max_positions(self):
         return None
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
 
 
 guard_runs(StarDistillationTask)

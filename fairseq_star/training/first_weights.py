@@ -25,7 +25,7 @@ from fairseq_star.safety.host_memory import bound_primitive_cache
 from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
 from fairseq_star.tgm.layer_plan import match_layers
 from fairseq_star.training.resuming import TEACHER
-from fairseq_star.training.sliced import begin_sliced
+from fairseq_star.training.sliced import Beginning, begin_sliced
 
 logger = logging.getLogger(__name__)
 MEASURED = 64
@@ -78,13 +78,16 @@ def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEn
         begin_sliced(
             student,
             teacher,
-            digest=task.state_dict()[TEACHER],
-            train=Path(cfg.data, f"{cfg.train_subset}.tsv"),
-            valid=Path(cfg.data, f"{subsets.split(',')[0]}.tsv") if subsets else None,
-            layers=match_layers(teacher.num_layers, len(student.encoder.layers), chosen),
-            seed=cfg.seed,
-            folder=task.first_weights_folder,
-            keep=OmegaConf.select(cfg, "save_dir", throw_on_resolution_failure=False) is not None,  # else none goes on
+            Beginning(
+                digest=task.state_dict()[TEACHER],
+                train=Path(cfg.data, f"{cfg.train_subset}.tsv"),
+                valid=Path(cfg.data, f"{subsets.split(',')[0]}.tsv") if subsets else None,
+                layers=match_layers(teacher.num_layers, len(student.encoder.layers), chosen),
+                seed=cfg.seed,
+                folder=task.first_weights_folder,
+                keep=OmegaConf.select(cfg, "save_dir", throw_on_resolution_failure=False)
+                is not None,  # else none goes on
+            ),
         )
         return
     copy_from_teacher(
