@@ -4,6 +4,7 @@ Worker 0 computes them and all get the same bits. They are kept in the run's fol
 report and ``fairseq-star evaluate`` have the weights that the run began with, whatever machine they are on.
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
 from fairseq_star.formats.hub import PATIENCE
 from fairseq_star.formats.student import MASK
+from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.safety.host_memory import bound_primitive_cache
 from fairseq_star.slicing.measures import star_losses
@@ -103,9 +105,13 @@ def _kept_or_computed(student: StarHubertModel, teacher: FrozenEncoder, beginnin
         "student": student.config.student_settings(),
     }
     path = None if beginning.folder is None else Path(beginning.folder) / FILE
+    has_checkpoint = path is not None and any(path.parent.glob("checkpoint*.pt"))
+    # A run that is looked at, or that goes on from a checkpoint, began with what is kept, wherever its audio is now.
+    corpus = _corpus(beginning.train) if beginning.keep and not has_checkpoint else None
     if path is not None and path.is_file():
         kept = read_checkpoint(str(path), "checkpoint.save_dir")
-        if kept.get("about") == about and shapes(kept["model"]) == shapes(_sliced_part(student)):
+        same = kept.get("about") == about and corpus in (None, kept.get("corpus"))
+        if same and shapes(kept["model"]) == shapes(_sliced_part(student)):
             logger.info(f"first weights: those this run began with, from {path}")
             return kept
     bound_primitive_cache()  # the process's first convolutions may be these
@@ -118,12 +124,18 @@ def _kept_or_computed(student: StarHubertModel, teacher: FrozenEncoder, beginnin
         report.loss, report.loss_of_zero = star_losses(*compared)
         report.held_out = len(held_out.sources)
         student.train(training)
-    weights = {"about": about, "model": _sliced_part(student), "report": report.to_dict()}
-    if beginning.keep and path is not None and not (path.is_file() and any(path.parent.glob("checkpoint*.pt"))):
+    weights = {"about": about, "corpus": corpus, "model": _sliced_part(student), "report": report.to_dict()}
+    if beginning.keep and path is not None and not (path.is_file() and has_checkpoint):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save(weights, temporary)
     return weights
+
+
+def _corpus(manifest: Path) -> str:
+    """SHA-256 of a manifest's files and their lengths, wherever its root is."""
+    _, entries = read_manifest(manifest)
+    return hashlib.sha256(repr([tuple(entry) for entry in entries]).encode()).hexdigest()
 
 
 def _sliced_part(student: StarHubertModel) -> dict[str, Tensor]:

@@ -305,3 +305,18 @@ def test_chosen_layers_of_a_deeper_teacher(corpus, tmp_path):
     report = read_report(tmp_path / "run")
     assert report.layers[0] == 1
     assert report.layers[1] in (2, 3, 4)
+
+
+def test_another_corpus_is_sliced_anew(corpus, teacher_path, tmp_path):
+    """In the folder of a run that ended before its first checkpoint; the same audio elsewhere is the same corpus."""
+    mine, moved, other = tmp_path / "run", tmp_path / "moved", tmp_path / "other"
+    root, *lines = (corpus / "train.tsv").read_text(encoding="utf-8").splitlines()
+    for folder, listed in ((moved, lines), (other, lines[:-1])):
+        folder.mkdir()
+        (folder / "valid.tsv").write_bytes((corpus / "valid.tsv").read_bytes())
+        (folder / "train.tsv").write_text("\n".join([root, *listed, ""]), encoding="utf-8")
+    kept = "first weights: those this run began with"
+    for data, expected in ((corpus, False), (moved, True), (other, False), (other, True)):
+        run = runs.run(arguments(data, teacher_path, mine, "checkpoint.no_save=true", "optimization.max_update=1"))
+        assert run.returncode == 0, run.stderr
+        assert (kept in run.stdout) == expected, data
