@@ -23,14 +23,15 @@ class Moments:
     Args:
         num_inputs: P.
         num_targets: Q.
-        dtype: precision of the products of one :meth:`add`; sums of these are in float64.
+        dtype: precision of the products of about P + Q rows at a time; sums of these are in float64.
     """
 
     def __init__(self, num_inputs: int, num_targets: int = 0, dtype: torch.dtype = torch.float64):
         size = num_inputs + num_targets
         self.num_inputs, self.count, self.dtype = num_inputs, 0, dtype
         self._sums = torch.zeros(size, dtype=torch.float64)
-        self._products = torch.zeros(size, size, dtype=torch.float64)
+        self._summed = torch.zeros(size, size, dtype=torch.float64)
+        self._waiting: list[Tensor] = []  # rows not multiplied yet: one product of many is far quicker than many of few
 
     def add(self, inputs: Tensor, targets: Tensor | None = None) -> None:
         """Add the rows of ``inputs`` (N x P) and, next to them, of ``targets`` (N x Q)."""
@@ -39,7 +40,14 @@ class Moments:
             rows = torch.cat([rows, targets.to(self.dtype)], dim=1)
         self.count += len(rows)
         self._sums += rows.sum(0, dtype=torch.float64)
-        self._products += rows.T @ rows
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= len(self._sums):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        rows = torch.cat(self._waiting)
+        self._waiting = []
+        self._summed += rows.T @ rows
 
     @property
     def mean(self) -> Tensor:
@@ -49,7 +57,9 @@ class Moments:
     @property
     def second(self) -> Tensor:
         """Second moments, not centred: (P + Q) x (P + Q)."""
-        return self._products / self.count
+        if self._waiting:
+            self._multiply()
+        return self._summed / self.count
 
     @property
     def covariance(self) -> Tensor:

@@ -48,6 +48,6 @@ def most_explaining(own: Tensor, cross: Tensor, count: int, width: int = 1) -> T
         rows = own[inputs]
         among = rows[:, inputs] + floor.diagonal()[0] * torch.eye(len(inputs), dtype=own.dtype)
         explained = torch.linalg.solve(among, rows)  # chosen inputs x all
-        cross = cross - explained.T @ cross[inputs]
-        own = own - rows.T @ explained
+        cross.addmm_(explained.T, cross[inputs], alpha=-1)
+        own.addmm_(rows.T, explained, alpha=-1)
     return (~available).nonzero().flatten()
