@@ -99,6 +99,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/python tools/check_house.py
+	$(BIN)/lint-imports
 
 bench: setup
 	$(BIN)/python -m benchmarks.loss

@@ -35,18 +35,18 @@ import fairseq_star  # noqa: F401  (lets torch read fairseq's checkpoints)
 from benchmarks.ablation_methods import EQUAL_TIME, NOISY, STAR, SUITES, Method, in_noise
 from benchmarks.ablation_training import cpu_seconds, fill_cache, recipe, train
 from benchmarks.measure import ROOT, environment
-from fairseq_star.encoder.untrained import untrained
+from fairseq_star.analysis.probe.features import EncoderFeatures, SpectralFeatures
+from fairseq_star.analysis.probe.head import Trained
+from fairseq_star.analysis.probe.labels import PHONE, TASKS, TaskData, Utterance, read_task
+from fairseq_star.analysis.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize
+from fairseq_star.analysis.units.run import fit_units
+from fairseq_star.analysis.untrained import untrained
+from fairseq_star.data.augment.distortion import Recordings, mix
 from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import student_config
 from fairseq_star.manifest import write_lines
-from fairseq_star.probe.features import EncoderFeatures, SpectralFeatures
-from fairseq_star.probe.head import Trained
-from fairseq_star.probe.labels import PHONE, TASKS, TaskData, Utterance, read_task
-from fairseq_star.probe.run import FBANK, FBANK_RAW, RANDOM, TEACHER, probe_features, summarize
-from fairseq_star.units.run import fit_units
-from fairseq_star.view.distortion import Recordings, mix
 from manifests.demo import noise
 from manifests.preparing import run_script
 

@@ -20,12 +20,12 @@ from benchmarks import ablation
 from benchmarks.ablation_methods import STAR, Method
 from benchmarks.ablation_training import train, updates_of
 from benchmarks.measure import environment, heading, pyplot_or_none
+from fairseq_star.analysis.probe.features import EncoderFeatures
+from fairseq_star.analysis.probe.interval import Bootstrap, interval
+from fairseq_star.analysis.probe.labels import PHONE
+from fairseq_star.analysis.probe.run import TEACHER, probe_features
 from fairseq_star.formats import load_teacher
 from fairseq_star.manifest import write_lines
-from fairseq_star.probe.features import EncoderFeatures
-from fairseq_star.probe.interval import Bootstrap, interval
-from fairseq_star.probe.labels import PHONE
-from fairseq_star.probe.run import TEACHER, probe_features
 from manifests.preparing import run_script
 
 Point = tuple[int, float, float, float]  # updates, accuracy, ends of its 95 % interval

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fairseq_star.objectives.options import RELATIONS
+from fairseq_star.losses.options import RELATIONS
 
 STAR = "layer-wise + intra-layer"  # the paper's final choice
 NOISY, EQUAL_TIME = " (noisy)", " (equal time)"

@@ -5,7 +5,7 @@
 
 Every way is fitted to the sample that a run would take, and tried on utterances it was not fitted to: relative errors
 of the Gram matrices X_l X_l^T, and of the loss's gradient, for a student near its teacher (a stand-in,
-``fairseq_star/compression/errors.py``), for one of random weights, and for the students given. Bytes are those of the
+``teacher/cache/codec_errors.py``), for one of random weights, and for the students given. Bytes are those of the
 rows; an entry's header and last block add 2 kB an utterance. Writes a dated .md and .json with ``--out``.
 """
 
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.measure import environment, heading, write_result
-from fairseq_star.compression.codec import SCALE_BYTES, Codec
-from fairseq_star.compression.errors import MOST_FRAMES, compressed, gradient_error, stand_in
-from fairseq_star.compression.fit import fit_codec
+from fairseq_star.data.dataset import DistillationDataset
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.formats import load_student, load_teacher
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.training import codec_sample
-from fairseq_star.training.dataset import DistillationDataset
+from fairseq_star.teacher.cache import codec_sample
+from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec
+from fairseq_star.teacher.cache.codec_errors import MOST_FRAMES, compressed, gradient_error, stand_in
+from fairseq_star.teacher.cache.codec_fit import fit_codec
 
 NEAR, RANDOM = "near the teacher", "random weights"
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import ROOT, environment, heading, write_result
-from fairseq_star.training.state_store import CHECKSUM, HEADER, StateStore
+from fairseq_star.teacher.cache.store import CHECKSUM, HEADER, StateStore
 
 STATES, FRAMES = 13, 600  # of HuBERT Base, of 12 s
 SHARD = 256  # entries of a large file

@@ -25,13 +25,15 @@ import torch
 
 from benchmarks.measure import ROOT, alternate, environment, heading, write_result
 from benchmarks.models import QUICK_STUDENT, QUICK_TEACHER, write_student, write_teacher
+from fairseq_star.deploy.targets import (
+    load_target,
+)
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import (
     Student,
     export,
     load_student,
-    load_target,
     load_teacher,
 )
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_star.deploy.onnx import Onnx
 from fairseq_star.errors import StarError
 from fairseq_star.formats import Student, export, load_student
-from fairseq_star.formats.onnx import Onnx
 
 FLOAT, INT8, FIXED, INT4 = WEIGHTS = ("float32", "int8", "int8, fixed ranges", "int4")
 TRAINED = ", trained for it"

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from benchmarks.device_files import File
 from benchmarks.measure import Timing, alternate
+from fairseq_star.analysis.probe.interval import Bootstrap, interval
+from fairseq_star.analysis.probe.labels import PHONE, read_task
+from fairseq_star.analysis.probe.run import probe_features
+from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.deploy.onnx import Onnx
+from fairseq_star.deploy.programs import Run, streams_of
 from fairseq_star.encoder.frames import FrameGeometry
-from fairseq_star.formats.onnx import Onnx
-from fairseq_star.formats.programs import Run, streams_of
 from fairseq_star.manifest import read_manifest
-from fairseq_star.probe.interval import Bootstrap, interval
-from fairseq_star.probe.labels import PHONE, read_task
-from fairseq_star.probe.run import probe_features
-from fairseq_star.profiling.speed import measure_speed
 
 CHECKED_SECONDS = 35.0  # of whole utterances, of which all layers are compared
 

@@ -3,7 +3,7 @@
     python -m benchmarks.half_units
 
 Half-precision states of 768 and 432, T = 800; the student is the teacher, rotated, plus noise; frames are smooth over
-time with a common offset. Y P - X Q as it is formed for states in half precision (``fairseq_star/tgm/gram.py``), its
+time with a common offset. Y P - X Q as it is formed for states in half precision (``losses/tgm/gram.py``), its
 weights P and Q in float32, rounded to half once, or split in two (``split_product``). Half products are emulated: exact
 products, float32 sums, as the units compute them.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_star.tgm import linalg
+from fairseq_star.losses.tgm import linalg
 
 FRAMES, TEACHER, STUDENT = 800, 768, 432
 

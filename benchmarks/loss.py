@@ -1,4 +1,4 @@
-"""The TGM loss alone, forward and backward: the stacked form against ``fairseq_star.tgm``, over audio length.
+"""The TGM loss alone, forward and backward: the stacked form against ``fairseq_star.losses.tgm``, over audio length.
 
     python -m benchmarks.loss                                  # CPU, float32
     python -m benchmarks.loss --device cuda --dtype bfloat16
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import MEBIBYTE, ROOT, alternate, environment, peak_extra_bytes
-from fairseq_star.tgm import choose_form, tgm_loss
-from fairseq_star.tgm.naive import stacked_tgm_loss
+from fairseq_star.losses.tgm import choose_form, tgm_loss
+from fairseq_star.losses.tgm.naive import stacked_tgm_loss
 
 FRAME_RATE = 50  # Hz
 HUBERT_BASE = {"teacher_dim": 768, "student_dim": 432, "num_states": 13}

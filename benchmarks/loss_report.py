@@ -52,7 +52,7 @@ def _plot(path: Path, rows: list[dict]) -> None:
     )
     styles = {
         "naive": ("#b2182b", "-", "naive: stacked einsum"),
-        "auto": ("#2166ac", "-", "fairseq_star.tgm, auto"),
+        "auto": ("#2166ac", "-", "fairseq_star.losses.tgm, auto"),
         "gram": ("#4d9221", ":", "always D x D"),
         "tiled": ("#e08214", ":", "always tiled T x T"),
         "recompute": ("#762a83", "--", "auto, recomputed in backward"),

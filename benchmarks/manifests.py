@@ -61,7 +61,7 @@ def run_way(way: str, folder: Path) -> int:
 
         audio_folder.main([str(folder / "audio"), "--out", str(folder / "folder"), "--headers-only"])
         return count(folder / "folder")
-    import fairseq_star.training.dataset as data
+    import fairseq_star.data.dataset as data
 
     manifest = str(folder / "folder" / "train.tsv")
     if way == "check":

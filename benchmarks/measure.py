@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from fairseq_star.profiling.memory import peak_extra_bytes, synchronize
-from fairseq_star.provenance import commit, processor
+from fairseq_star.runtime.memory import peak_extra_bytes, synchronize
+from fairseq_star.runtime.provenance import commit, processor
 
 __all__ = [
     "MEBIBYTE",

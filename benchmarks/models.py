@@ -7,9 +7,9 @@ import numpy as np
 import soundfile
 import torch
 
+from fairseq_star.analysis.untrained import untrained
 from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import parse_conv_layers
-from fairseq_star.encoder.untrained import untrained
 from fairseq_star.formats import student
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
 from fairseq_star.models.starhubert import StarHubertConfig

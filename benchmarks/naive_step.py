@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
-from fairseq_star.tgm.naive import stacked_tgm_loss
+from fairseq_star.losses.tgm.naive import stacked_tgm_loss
 
 
 def naive_encode(model: SpeechEncoder, source: Tensor, need_weights: bool) -> list[Tensor]:

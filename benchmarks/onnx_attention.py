@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from benchmarks.measure import ROOT, alternate, environment, heading, write_result
 from benchmarks.models import write_student
+from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.deploy.key_attention import BlockAttention, ProductAttention
+from fairseq_star.deploy.onnx import Onnx, write_whole
+from fairseq_star.deploy.onnx_quantized import to_int8
 from fairseq_star.errors import told_in_one_line
 from fairseq_star.formats import Student, load_student
-from fairseq_star.formats.key_attention import BlockAttention, ProductAttention
-from fairseq_star.formats.onnx import Onnx, write_whole
-from fairseq_star.formats.onnx_quantized import to_int8
-from fairseq_star.profiling.speed import measure_speed
 
 
 class PairAttention(nn.Module):

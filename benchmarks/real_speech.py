@@ -16,10 +16,10 @@ from pathlib import Path
 import soundfile
 
 from benchmarks.measure import ROOT
+from fairseq_star.analysis.probe.labels import EXTENSION, TEST_SPLIT, TRAIN_SPLIT
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_lines, write_manifest
-from fairseq_star.names import KEYWORD, PHONE, SPEAKER
-from fairseq_star.probe.labels import EXTENSION, TEST_SPLIT, TRAIN_SPLIT
+from fairseq_star.runtime.names import KEYWORD, PHONE, SPEAKER
 from manifests import librispeech
 from manifests.preparing import run_script, speaker_of
 

@@ -27,8 +27,9 @@ import torch
 import yaml
 
 from benchmarks.measure import ROOT, environment, heading, write_result
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.errors import told_in_one_line
-from fairseq_star.formats import Student, export, load_student, load_target
+from fairseq_star.formats import Student, export, load_student
 from fairseq_star.models.starhubert import StarHubertModel
 from manifests.demo import keywords
 

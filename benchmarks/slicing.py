@@ -43,10 +43,10 @@ from benchmarks.slicing_measures import (
     teacher_name,
     teacher_row,
 )
+from fairseq_star.analysis.probe.run import TEACHER
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
-from fairseq_star.names import KEYWORD, PHONE
-from fairseq_star.probe.run import TEACHER
+from fairseq_star.runtime.names import KEYWORD, PHONE
 from manifests.preparing import run_script
 
 GOAL_LOSS, GOAL_PHONES = 90.0, 0.795  # of the sliced student after 300 updates, in every seed

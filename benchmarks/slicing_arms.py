@@ -9,9 +9,9 @@ import yaml
 
 from benchmarks.ablation import methods_of
 from benchmarks.ablation_methods import HIDING, LOSSES, OBJECTIVES, STAR, Method
+from fairseq_star.analysis.probe.labels import TEST_SPLIT, TRAIN_SPLIT
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest, write_manifest
-from fairseq_star.probe.labels import TEST_SPLIT, TRAIN_SPLIT
 from fairseq_star.slicing.method import Method as Slicing
 
 RANDOM, SLICED = "random", "sliced"

@@ -16,23 +16,23 @@ from benchmarks import ablation
 from benchmarks.ablation_methods import STAR
 from benchmarks.ablation_training import cpu_seconds, train, updates_of
 from benchmarks.slicing_arms import RANDOM, SLICED, STEPS, Arm, options_of
+from fairseq_star.analysis.probe.features import EncoderFeatures
+from fairseq_star.analysis.probe.head import Trained
+from fairseq_star.analysis.probe.labels import TEST_SPLIT, TRAIN_SPLIT, TaskData, read_task
+from fairseq_star.analysis.probe.run import TEACHER, probe_features, summarize
+from fairseq_star.analysis.runs import Run, load_run
 from fairseq_star.encoder.frozen import FrozenEncoder
-from fairseq_star.evaluation.run import Run, load_run
+from fairseq_star.fairseq_hooks.sliced import read_report
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import ARCHITECTURES
+from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.manifest import write_lines
 from fairseq_star.models.starhubert import StarHubertModel
-from fairseq_star.names import KEYWORD, PHONE
-from fairseq_star.probe.features import EncoderFeatures
-from fairseq_star.probe.head import Trained
-from fairseq_star.probe.labels import TEST_SPLIT, TRAIN_SPLIT, TaskData, read_task
-from fairseq_star.probe.run import TEACHER, probe_features, summarize
+from fairseq_star.runtime.names import KEYWORD, PHONE
 from fairseq_star.slicing.measures import star_losses
 from fairseq_star.slicing.sample import draw_for
 from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
-from fairseq_star.tgm.layer_plan import match_layers
-from fairseq_star.training.sliced import read_report
 
 HEAD = 0  # seed of every probe's head
 POINTS, EVERY = (50, 100, 300, 1000, 3200), 50  # updates at which a curve is judged, and between two saves

@@ -35,10 +35,10 @@ from benchmarks.models import QUICK_STUDENT, QUICK_TEACHER, write_corpus, write_
 from benchmarks.naive_step import naive_loss
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.encoder.config import DROPOUTS, HUBERT_BASE
+from fairseq_star.fairseq_hooks.throughput import step_macs
 from fairseq_star.models.starhubert import StarHubertConfig
-from fairseq_star.safety.host import settle_on_host
+from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
-from fairseq_star.training.throughput import step_macs
 
 PROFILED = ("fast", "compiled")
 NAIVE, NAIVE_SETTLED = "naive", "naive, host settled"
@@ -316,7 +316,7 @@ def table(result: dict) -> str:
         f"* batch: {result['batch']} x {result['seconds']:g} s of audio, {result['dtype']}",
         "* times: medians of alternating runs, each way in a process of its own; faster: median of the ratios within a "
         "round",
-        f"* {NAIVE_SETTLED}: with this plugin's settings of oneDNN and the allocator (`fairseq_star/safety/host.py`)",
+        f"* {NAIVE_SETTLED}: with this plugin's settings of oneDNN and the allocator (`fairseq_star/runtime/host.py`)",
         "* peak MiB: of the whole process; of the cached way with the filling of its cache",
         f"* utilization: GMACs of the encoders' forward passes and the student's backward pass, without a cached "
         f"teacher, at the {result['matrix_rate_gmacs']:,.0f} GMACs a second of a large product here, / time",

@@ -25,14 +25,14 @@ from tqdm import tqdm
 from benchmarks import ablation
 from benchmarks.ablation_methods import LOSSES, STAR, Method
 from benchmarks.measure import ROOT, environment, heading
+from fairseq_star.analysis.probe.features import EncoderFeatures
+from fairseq_star.analysis.probe.labels import PHONE
+from fairseq_star.analysis.probe.run import RANDOM, TEACHER, probe_features
+from fairseq_star.analysis.untrained import untrained
 from fairseq_star.encoder.frozen import FrozenEncoder
-from fairseq_star.encoder.untrained import untrained
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import student_config
 from fairseq_star.manifest import write_lines
-from fairseq_star.probe.features import EncoderFeatures
-from fairseq_star.probe.labels import PHONE
-from fairseq_star.probe.run import RANDOM, TEACHER, probe_features
 from manifests.preparing import run_script
 
 OFFLINE, STREAMING, ONE_SIZE = "whole utterances", "streaming, all sizes", "streaming, one size"

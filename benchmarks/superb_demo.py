@@ -20,8 +20,9 @@ from pathlib import Path
 
 from benchmarks.measure import ROOT, environment, heading, write_result
 from benchmarks.s3prl_keywords import untrained
-from fairseq_star.formats import export, load_student, load_target
-from fairseq_star.names import SUPERB_TASKS
+from fairseq_star.deploy.targets import load_target
+from fairseq_star.formats import export, load_student
+from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb.corpora import read_description
 from fairseq_star.superb.programs.tied import end_with
 from fairseq_star.superb.published import COLUMNS

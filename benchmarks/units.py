@@ -21,14 +21,14 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.measure import MEBIBYTE, ROOT, environment, heading, write_result
+from fairseq_star.analysis.probe.features import SpectralFeatures, read_samples
+from fairseq_star.analysis.probe.labels import Utterance
+from fairseq_star.analysis.units import kmeans
+from fairseq_star.analysis.units.quality import Quality
+from fairseq_star.analysis.units.run import measure, states_of_layer, utterances_of
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
-from fairseq_star.probe.features import SpectralFeatures, read_samples
-from fairseq_star.probe.labels import Utterance
-from fairseq_star.profiling.memory import process_bytes
-from fairseq_star.units import kmeans
-from fairseq_star.units.quality import Quality
-from fairseq_star.units.run import measure, states_of_layer, utterances_of
+from fairseq_star.runtime.memory import process_bytes
 from manifests.preparing import run_script
 
 WIDTH = 768

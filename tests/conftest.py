@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairseq.logging import metrics
 
-from fairseq_star.audio.torchaudio_import import import_torchaudio
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
 from tests.support import tiny
 from tests.support.runs import hydra_arguments, run
 

@@ -6,9 +6,9 @@ from fairseq.data.audio.raw_audio_dataset import FileAudioDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_star.data.dataset import DistillationDataset
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
-from fairseq_star.training.dataset import DistillationDataset
 from tests.support.audio import write_audio
 
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\t\n\r\0")

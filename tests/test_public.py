@@ -15,14 +15,15 @@ import soundfile
 import torch
 
 import fairseq_star
-from fairseq_star import cli, load_student, load_teacher, names, tgm_loss
+from fairseq_star import cli, load_student, load_teacher, tgm_loss
+from fairseq_star.analysis.probe.labels import TASKS
+from fairseq_star.analysis.untrained import untrained
+from fairseq_star.deploy.streaming import Streams
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.encoder.config import DROPOUTS
-from fairseq_star.encoder.untrained import untrained
 from fairseq_star.errors import StarError
-from fairseq_star.formats import load_target
 from fairseq_star.formats.student import ARCHITECTURES, student_config, student_of, write_student
-from fairseq_star.probe.labels import TASKS
-from fairseq_star.streaming import Streams
+from fairseq_star.runtime import names
 
 ROOT = Path(fairseq_star.__file__).resolve().parents[1]
 TEACHER = Path("assets/demo_teacher/demo_hubert.pt")
@@ -35,7 +36,7 @@ SIZES = {
     "conv_pos": 16,
     "conv_pos_groups": 4,
 }
-ENTRY = "import sys; from fairseq_star_cli import main; sys.argv[0] = 'fairseq-star'; main()"
+ENTRY = "import sys; from fairseq_star.cli import main; sys.argv[0] = 'fairseq-star'; main()"
 
 
 def write(path: Path, *, normalize: bool = False, **settings: object) -> Path:
@@ -207,7 +208,7 @@ def test_output_that_nobody_reads_on_is_no_traceback():
 
 def test_the_command_is_installed_and_the_package_says_that_it_is_typed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["scripts"] == {"fairseq-star": "fairseq_star_cli:main"}
+    assert project["project"]["scripts"] == {"fairseq-star": "fairseq_star.cli:main"}
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["fairseq_star"]
     assert (ROOT / "fairseq_star" / "py.typed").is_file()
     version = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]

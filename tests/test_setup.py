@@ -165,6 +165,6 @@ def test_by_hand_lines_install_what_the_first_screen_uses_with_the_newest_pip(tm
         "espeakng_loader, sklearn, matplotlib, tensorboard, editdistance, transformers, safetensors, huggingface_hub, "
         "onnx, onnxruntime, s3prl.hub, tensorboardX, pytest, hypothesis, psutil"
     )
-    first = "from fairseq_star.audio.torchaudio_import import import_torchaudio; import_torchaudio()"  # s3prl does
+    first = "from fairseq_star.runtime.torchaudio_import import import_torchaudio; import_torchaudio()"  # s3prl does
     shell(f"python -W ignore -c '{first}; import {modules}'")
     assert Path(run / "report.html").is_file()

@@ -1,19 +1,17 @@
 """House rules that ruff cannot see: ``tools/check_house.py [ROOT]`` tells each fault in one line; the status is then 1.
 
-Of the package: how many files lie in its root, how long files are, what public functions raise. Of all tracked Python
-files: no edit of ``sys.path``, no import of ``tests`` from outside, one style of backticks in docstrings.
+Of the package: what public functions raise. Of all tracked Python files: no edit of ``sys.path``, nothing imported from
+``tests`` outside, one style of backticks in docstrings. What may import what: ``lint-imports``.
 """
 
 import ast
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 PACKAGE = "fairseq_star"
-MOST_ROOT_FILES, MOST_LINES, MOST_MEDIAN_LINES = 8, 350, 110
 EXCEPTED = ()
 # A single backtick, but for the roles of Sphinx, such as :func:`name`.
 _SINGLE = re.compile(r"(?<![`:\w])`(?!`)[^`\n]+`(?!`)")
@@ -26,7 +24,6 @@ def faults(files: Mapping[str, str]) -> Iterator[str]:
         files: paths from the root of the repository -> their text, of all tracked Python files.
     """
     package = {path: text for path, text in files.items() if PurePosixPath(path).parts[0] == PACKAGE}
-    yield from _sizes(package)
     for path, text in files.items():
         top, tree = PurePosixPath(path).parts[0], ast.parse(text, path)
         if path in package:
@@ -35,19 +32,6 @@ def faults(files: Mapping[str, str]) -> Iterator[str]:
             continue
         for line, what in (*_path_edits(tree), *_backticks(tree), *(() if top == "tests" else _test_imports(tree))):
             yield f"{path}:{line}: {what}"
-
-
-def _sizes(package: Mapping[str, str]) -> Iterator[str]:
-    root = [path for path in package if len(PurePosixPath(path).parts) == 2]
-    if len(root) > MOST_ROOT_FILES:
-        yield f"{PACKAGE}/ has {len(root)} files in its root, more than {MOST_ROOT_FILES}: give one a room"
-    lines = {path: text.count("\n") for path, text in package.items()}
-    for path, number in lines.items():
-        if number > MOST_LINES:
-            yield f"{path} has {number} lines, more than {MOST_LINES}: part it"
-    median = statistics.median(lines.values()) if lines else 0
-    if median > MOST_MEDIAN_LINES:
-        yield f"{PACKAGE}/ has a median of {median:g} lines a file, more than {MOST_MEDIAN_LINES}"
 
 
 def _path_edits(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from fairseq.criterions import register_criterion
 
 from fairseq_star.criterions.star_tgm import StarTGMCriterion
-from fairseq_star.objectives.options import StarTGMConfig
-from fairseq_star.tgm.layer_plan import PAPER, compared_numbers
+from fairseq_star.losses.layer_plan import PAPER, compared_numbers
+from fairseq_star.losses.options import StarTGMConfig
 
 
 @dataclass

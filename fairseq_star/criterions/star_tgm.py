@@ -1,20 +1,21 @@
-"""The STaR loss as a fairseq criterion: asks teacher and student, and sums the terms of ``fairseq_star/objectives``."""
+"""The STaR loss as a fairseq criterion: asks teacher and student, and sums the terms of ``fairseq_star/losses``."""
 
 import logging
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 
+from fairseq_star.data.augment.student_view import HIDDEN
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.objectives.batch import Compared, Sizes
-from fairseq_star.objectives.frames import FrameCopies
-from fairseq_star.objectives.options import StarTGMConfig, check_weights
-from fairseq_star.objectives.relations import Relations
-from fairseq_star.objectives.selection import MASKED
-from fairseq_star.objectives.terms import TERMS
-from fairseq_star.objectives.units import UnitPredictions
-from fairseq_star.training.resuming import TEACHER, shapes
-from fairseq_star.view.student_view import HIDDEN
+from fairseq_star.formats.checkpoint import shapes
+from fairseq_star.formats.student import TEACHER
+from fairseq_star.losses.batch import Compared, Sizes
+from fairseq_star.losses.frames import FrameCopies
+from fairseq_star.losses.options import StarTGMConfig, check_weights
+from fairseq_star.losses.relations import Relations
+from fairseq_star.losses.selection import MASKED
+from fairseq_star.losses.terms import TERMS
+from fairseq_star.losses.units import UnitPredictions
 
 logger = logging.getLogger(__name__)
 

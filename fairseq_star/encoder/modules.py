@@ -98,16 +98,6 @@ class SpeechEncoder(nn.Module):
         if self.positions_see_padding:
             use_valid_positions(self.encoder)
 
-    @staticmethod
-    def of(config: EncoderConfig, **options) -> "SpeechEncoder":
-        """The encoder of ``config``, WavLM's where it says so; ``options`` as of the constructor."""
-        if config.relative_position is None:
-            return SpeechEncoder(config, **options)
-        # Not at the top: torchaudio takes a second to import, and WavLM alone needs it.
-        from fairseq_star.encoder.wavlm import WavLMEncoder
-
-        return WavLMEncoder(config, **options)
-
     def learn_mask(self) -> None:
         """Give the encoder the vector (D) that stands for hidden frames, drawn as fairseq's HuBERT draws its own."""
         self.mask_emb = nn.Parameter(torch.empty(self.config.embed_dim).uniform_())

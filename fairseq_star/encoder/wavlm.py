@@ -15,9 +15,9 @@ from fairseq.modules import LayerNorm
 from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 
-from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
 import_torchaudio()
 from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention  # noqa: E402

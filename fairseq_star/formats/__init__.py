@@ -8,10 +8,9 @@ from fairseq_star.formats.families import load_encoder, load_teacher
 from fairseq_star.formats.hf_folder import teacher_files
 from fairseq_star.formats.importing import import_student, read_student
 from fairseq_star.formats.student import Student, load_student, write_student
-from fairseq_star.formats.target import TARGETS, Exported, Target, export, load_target
+from fairseq_star.formats.target import Exported, Target, export
 
 __all__ = [
-    "TARGETS",
     "Exported",
     "Student",
     "Target",
@@ -19,7 +18,6 @@ __all__ = [
     "import_student",
     "load_encoder",
     "load_student",
-    "load_target",
     "load_teacher",
     "read_student",
     "teacher_files",

@@ -5,9 +5,9 @@ from typing import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
-from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
 
@@ -48,7 +48,7 @@ def build_frozen(
     # The student's first weights shall not depend on the teacher's size.
     with torch.random.fork_rng(devices=[]):
         try:
-            model = SpeechEncoder.of(config, valid_statistics=valid_group_norm)
+            model = build_encoder(config, valid_statistics=valid_group_norm)
         except (ImportError, OSError) as error:
             raise StarError(
                 f"{name}: WavLM's attention comes from torchaudio, which cannot be imported; install the torchaudio of "

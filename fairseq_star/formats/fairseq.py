@@ -40,10 +40,10 @@ from fairseq_star.formats import fairseq_config
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.fairseq_config import config_of, encoder_config, sections
 from fairseq_star.formats.fields import Section
+from fairseq_star.formats.overrides import override
 from fairseq_star.formats.student import Student, model_values
 from fairseq_star.formats.target import Target, batches
 from fairseq_star.manifest import SAMPLE_RATE
-from fairseq_star.training.overrides import override
 
 # Of use in pretraining only: to mask, to quantize, to predict.
 HUBERT_ONLY = ("mask_emb", "label_embs_concat", "final_proj.", "target_glu.")

@@ -3,8 +3,8 @@
 import shlex
 from typing import Mapping
 
-from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
+from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.formats.inert import read_inert
 
 

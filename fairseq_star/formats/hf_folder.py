@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
+from fairseq_star.formats.checkpoint import read_checkpoint
 
 CONFIG = "config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # either may hold the audio format

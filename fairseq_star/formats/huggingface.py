@@ -37,7 +37,7 @@ from fairseq_star.formats.hf_keys import TO_PARAMETRIZED, Table, table, to_fairs
 from fairseq_star.formats.microsoft import check_buckets
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target
-from fairseq_star.provenance import __version__
+from fairseq_star.runtime.provenance import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fairseq_star.checkpoint import READING_ERRORS, allow_checkpoint_classes, read_checkpoint
+from fairseq_star.formats.checkpoint import READING_ERRORS, allow_checkpoint_classes, read_checkpoint
 
 
 class Inert:

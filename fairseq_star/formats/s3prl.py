@@ -16,7 +16,6 @@ from typing import ClassVar, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
@@ -24,6 +23,7 @@ from fairseq_star.formats import fairseq
 from fairseq_star.formats.student import Student, model_values
 from fairseq_star.formats.target import Target
 from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
 # Samples a frame; s3prl takes it for granted, and 16 kHz.
 DOWNSAMPLE_RATE = HUBERT_BASE.geometry.downsample_rate

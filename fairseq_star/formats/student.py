@@ -8,12 +8,12 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
-from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder, Hearer
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
+from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.formats.fairseq_config import encoder_config, sections
 from fairseq_star.formats.fields import EXTRACTOR_MODES, Section
 from fairseq_star.models import starhubert
@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "starhubert_stream": starhubert.StarHubertStreamConfig,
 }
 MASK = "mask_emb"
+TEACHER = "teacher_digest"  # in task_state; checkpoints of before this record have none
 """The vector that stood for hidden frames in training: of use to whoever trains a student on, to nobody else."""
 
 

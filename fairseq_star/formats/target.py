@@ -3,7 +3,6 @@
 Shapes: B utterances, n_b valid frames of utterance b, D width, L layers.
 """
 
-import importlib
 import importlib.util
 import os
 import warnings
@@ -21,7 +20,6 @@ from fairseq_star.encoder.frozen import utterance_states
 from fairseq_star.errors import StarError
 from fairseq_star.files import new_output
 from fairseq_star.formats.student import Student
-from fairseq_star.names import TARGETS
 
 # Ragged in samples and frames; the shortest is above s3prl's least length of 0.05 s.
 CHECK_SAMPLES = (16_000, 11_243, 5_477)
@@ -90,21 +88,6 @@ class Exported:
     num_bytes: int
     alone: float  # largest difference, each utterance by itself
     batched: float  # likewise, ragged utterances in one padded batch
-
-
-def load_target(name: str, *, check: bool = True) -> type[Target]:
-    """The class of a target, with ``check`` its library known to be there.
-
-    Raises:
-        StarError: no such target, or its library is not installed.
-    """
-    if name not in TARGETS:
-        raise StarError(f"--to {name} is unknown; it is one of {', '.join(TARGETS)}")
-    module, attribute = TARGETS[name]
-    target = getattr(importlib.import_module(f"fairseq_star.formats.{module}"), attribute)
-    for library, install in target.requires.items() if check else ():
-        need(library, f"--to {name}", install)
-    return target
 
 
 def need(library: str, option: str, install: str) -> None:

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.encoder.frozen import FrozenEncoder
@@ -36,6 +35,7 @@ from fairseq_star.formats.hf_keys import Table, table, to_fairseq, to_huggingfac
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, valid_frames
 from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
 logger = logging.getLogger(__name__)
 

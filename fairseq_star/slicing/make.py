@@ -15,13 +15,13 @@ from fairseq_star.errors import StarError
 from fairseq_star.files import new_output
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.formats.student import ARCHITECTURES, Student, write_student
+from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.slicing.measures import star_losses, variance_kept
 from fairseq_star.slicing.report import SlicingReport
 from fairseq_star.slicing.sample import UTTERANCES, Sample, draw_for
 from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
-from fairseq_star.tgm.layer_plan import match_layers
 
 QUARTER = 0.25  # of the teacher's parameters, where no size is given
 HELD_OUT = 24  # utterances that loss and kept variance are measured on

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.losses.tgm import tgm_loss
 from fairseq_star.slicing.moments import Moments
-from fairseq_star.tgm import tgm_loss
 
 
 def state_pairs(

@@ -13,9 +13,9 @@ import numpy as np
 
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import ConvLayer
+from fairseq_star.encoder.macs import SUPERB_UTTERANCES, macs_of_sizes
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
-from fairseq_star.profiling.macs import SUPERB_UTTERANCES, macs_of_sizes
 
 ALIKE = {
     "num_heads": "model.encoder_attention_heads",

@@ -18,7 +18,7 @@ import yaml
 from fairseq_star.audio.file import probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
-from fairseq_star.names import SUPERB_TASKS
+from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb.settings import flat, value_of
 
 ALL = "all"

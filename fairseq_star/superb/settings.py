@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from fairseq_star.errors import StarError
-from fairseq_star.names import SUPERB_TASKS
+from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb.recipes import RECIPES, WARMUP
 
 SCHEDULER = {name: {"name": "linear_schedule_with_warmup", "num_warmup_steps": steps} for name, steps in WARMUP.items()}

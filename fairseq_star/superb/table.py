@@ -18,7 +18,7 @@ from fairseq_star.superb.toolkit import Toolkit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fairseq_star.maps.style import Theme
+    from fairseq_star.plots.style import Theme
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def write(outcome: Outcome, out: Path) -> list[Path]:
         import matplotlib  # noqa: F401
     except ImportError:
         return written
-    from fairseq_star.maps.style import LIGHT, themed, to_png
+    from fairseq_star.plots.style import LIGHT, themed, to_png
 
     with themed(LIGHT), replacing(out / "superb.png") as temporary:
         temporary.write_bytes(to_png(draw(outcome, LIGHT)))
@@ -162,7 +162,7 @@ def write(outcome: Outcome, out: Path) -> list[Path]:
 
 def draw(outcome: Outcome, theme: "Theme") -> "Figure":
     """Each metric's place between FBANK (0) and WavLM Large (1): the upstream beside HuBERT Base."""
-    from fairseq_star.maps.style import new_figure
+    from fairseq_star.plots.style import new_figure
 
     figure = new_figure(7, 4.2, layout="constrained")
     axes = figure.add_subplot()
@@ -209,7 +209,7 @@ def submission(sweep: Sweep, results: list[dict], toolkit: Toolkit) -> str:
 
 def made_with(sweep: Sweep, command: str) -> dict[str, str]:
     """What a table was made with."""
-    from fairseq_star.provenance import commit, hardware
+    from fairseq_star.runtime.provenance import commit, hardware
 
     versions = sweep.toolkit.environment.found["versions"]
     told = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from fairseq_star.errors import StarError
-from fairseq_star.names import SUPERB_TASKS
+from fairseq_star.runtime.names import SUPERB_TASKS
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 

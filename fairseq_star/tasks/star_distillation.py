@@ -9,31 +9,31 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import OmegaConf
 
+from fairseq_star.data.augment.chunks import in_drawn_chunks
+from fairseq_star.data.augment.distortion import MANIFESTS
+from fairseq_star.data.augment.student_view import StudentView, alone, teacher_source
+from fairseq_star.data.bad_audio import BadAudio, stand_in, without_counts
+from fairseq_star.data.dataset import DistillationDataset, check_manifest
+from fairseq_star.data.long_recordings import told_if_too_long, warn_of_long
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.fairseq_hooks.checkpoints import guard_runs, kept_teacher
+from fairseq_star.fairseq_hooks.first_weights import begin_student, size_student
+from fairseq_star.fairseq_hooks.loss_watch import LossWatch, second_look
+from fairseq_star.fairseq_hooks.preflight import check_frames, check_streaming
+from fairseq_star.fairseq_hooks.stopping import StopRequest
+from fairseq_star.fairseq_hooks.throughput import TRAINED, Throughput
+from fairseq_star.fairseq_hooks.workers import rank_and_world_size
 from fairseq_star.formats import hub, load_teacher
-from fairseq_star.maps.tensorboard import TensorboardMaps
+from fairseq_star.formats.student import TEACHER
+from fairseq_star.losses.batch import bare
+from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.models.starhubert import StarHubertModel
-from fairseq_star.objectives.batch import bare
-from fairseq_star.safety.checkpoints import guard_runs, kept_teacher
-from fairseq_star.safety.stopping import StopRequest
-from fairseq_star.tgm.layer_plan import match_layers
-from fairseq_star.training.bad_audio import BadAudio, stand_in, without_counts
-from fairseq_star.training.cache_settings import NONE
-from fairseq_star.training.dataset import DistillationDataset, check_manifest
-from fairseq_star.training.first_weights import begin_student, size_student
-from fairseq_star.training.long_recordings import told_if_too_long, warn_of_long
-from fairseq_star.training.loss_watch import LossWatch, second_look
-from fairseq_star.training.options import PRECISIONS, StarDistillationConfig
-from fairseq_star.training.preflight import check_frames, check_streaming
-from fairseq_star.training.resuming import TEACHER
-from fairseq_star.training.teacher_cache import TeacherCache, teacher_digest
-from fairseq_star.training.throughput import TRAINED, Throughput
-from fairseq_star.training.workers import rank_and_world_size
-from fairseq_star.view.chunks import in_drawn_chunks
-from fairseq_star.view.distortion import MANIFESTS
-from fairseq_star.view.student_view import StudentView, alone, teacher_source
+from fairseq_star.plots.tensorboard import TensorboardMaps
+from fairseq_star.tasks.options import PRECISIONS, StarDistillationConfig
+from fairseq_star.teacher.cache.cache import TeacherCache, teacher_digest
+from fairseq_star.teacher.cache.settings import NONE
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class StarDistillationTask(FairseqTask):
         )
 
     def match_layers(self, chosen: Sequence[int] | None) -> list[int]:
-        """The teacher layer for each student layer; see :func:`fairseq_star.tgm.layer_plan.match_layers`."""
+        """The teacher layer for each student layer; see :func:`fairseq_star.losses.layer_plan.match_layers`."""
         return match_layers(self.teacher.num_layers, self.student_layers, chosen)
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs) -> None:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, write_manifest
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
 from manifests.demo.espeak import SYNTHESIS_RATE, EspeakError, Utterance, speak
 from manifests.demo.labels import Segment, phone_segments, word_segments, write_segments
 from manifests.demo.probe import write_probe_labels

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_star.audio.torchaudio_import import import_torchaudio
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
 from manifests.demo.labels import frame_labels, read_segments
 
 DOWNSAMPLE_RATE, RECEPTIVE_FIELD = 320, 400  # samples; of HuBERT's convolutions

@@ -9,14 +9,14 @@ import yaml
 
 from benchmarks import ablation, ablation_curve, real_speech
 from benchmarks.ablation_methods import LOSSES, OBJECTIVES, STAR
+from fairseq_star.analysis.probe.labels import read_task
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
+from fairseq_star.fairseq_hooks.resuming import TEACHER
+from fairseq_star.losses.centroids import Centroids
 from fairseq_star.manifest import read_manifest
-from fairseq_star.names import PHONE, SPEAKER
-from fairseq_star.objectives.centroids import Centroids
-from fairseq_star.probe.labels import read_task
-from fairseq_star.training.resuming import TEACHER
+from fairseq_star.runtime.names import PHONE, SPEAKER
 from tests.support import labelled, runs, tiny
 from tests.support.steps import batch_of, build
 

@@ -10,7 +10,7 @@ from benchmarks import slicing
 from benchmarks.slicing_arms import RANDOM, SLICED, STEPS, write_subset
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
-from fairseq_star.names import KEYWORD, PHONE
+from fairseq_star.runtime.names import KEYWORD, PHONE
 from tests.support import labelled, runs, tiny
 
 SIZES = ("conv_pos", "conv_pos_groups", "encoder_layers")

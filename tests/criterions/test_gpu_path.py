@@ -13,15 +13,15 @@ import pytest
 import torch
 from fairseq.optim import AMPOptimizer
 
+from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.frames import Frames
-from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.fairseq_hooks.resuming import TEACHER
+from fairseq_star.losses.centroids import Centroids
+from fairseq_star.losses.layer_plan import PAPER, compared_states
+from fairseq_star.losses.tgm import linalg, loss, tgm_loss
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.objectives.centroids import Centroids
-from fairseq_star.tgm import linalg, loss, tgm_loss
-from fairseq_star.tgm.layer_plan import PAPER, compared_states
-from fairseq_star.training.read_ahead import STORED
-from fairseq_star.training.resuming import TEACHER
+from fairseq_star.teacher.cache.read_ahead import STORED
 from tests.support.fake_gpu import HotPath, batch_on_gpu, gpu, on_gpu
 from tests.support.flops import FlopsByPrecision
 from tests.support.steps import batch_of, build
@@ -188,7 +188,7 @@ def test_half_precision_leaves_next_to_nothing_of_the_loss_to_float32s_units():
     seconds = sum(num_samples) / 16_000
     dtype = torch.bfloat16
     with gpu():
-        teacher = SpeechEncoder.of(HUBERT_BASE).eval().requires_grad_(False)
+        teacher = build_encoder(HUBERT_BASE).eval().requires_grad_(False)
         student = StarHubertModel(StarHubertConfig(padded_group_norm=False)).eval()
         place(dtype, teacher, student)
         source = torch.empty(3, 256_000, dtype=dtype, device="cuda")

@@ -7,8 +7,8 @@ from fairseq.logging import metrics
 
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
+from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.tasks.star_distillation import StarDistillationTask
-from fairseq_star.tgm.layer_plan import match_layers
 from tests.support import tiny
 from tests.support.steps import batch_of, build, gradient, relative_difference
 

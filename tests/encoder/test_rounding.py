@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.encoder.rounding import BLOCK, in_8_bits, on_grid, round_linear_layers
 from fairseq_star.errors import StarError
-from fairseq_star.formats import export, load_student, load_target
+from fairseq_star.formats import export, load_student
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from tests.support import convert_cases, tiny
 from tests.support.runs import hydra_arguments, run

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fairseq_star.cli import main
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.errors import StarError
-from fairseq_star.formats import export, import_student, load_student, load_target
+from fairseq_star.formats import export, import_student, load_student
 from fairseq_star.formats.target import check_sources, student_states
 from tests.support import convert_cases, runs, tiny
 

@@ -15,15 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from fairseq_star.analysis.probe import run_probe
+from fairseq_star.analysis.profile import profile
+from fairseq_star.analysis.runs import load_run
+from fairseq_star.analysis.teacher_info import teacher_info
 from fairseq_star.errors import StarError
-from fairseq_star.evaluation.run import load_run
-from fairseq_star.evaluation.teacher_info import teacher_info
 from fairseq_star.formats import hub as teacher_hub
 from fairseq_star.formats import import_student, load_teacher, teacher_files
 from fairseq_star.formats.hub import locate
 from fairseq_star.formats.student import load_student
-from fairseq_star.probe import run_probe
-from fairseq_star.profiling import profile
 from tests.support import ROOT, hub_server, runs, tiny_teachers
 from tests.support.runs import NO_DROPOUT, saved
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fairseq_star.cli import main
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.errors import StarError
-from fairseq_star.formats import export, import_student, load_student, load_target, load_teacher, read_student
+from fairseq_star.formats import export, import_student, load_student, load_teacher, read_student
 from tests.support import convert_cases, tiny_teachers
 
 

@@ -12,10 +12,11 @@ import torchaudio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.encoder.config import HUBERT_CONVOLUTIONS
 from fairseq_star.encoder.frames import parse_conv_layers
 from fairseq_star.errors import StarError
-from fairseq_star.formats import import_student, load_student, load_target, load_teacher, read_student
+from fairseq_star.formats import import_student, load_student, load_teacher, read_student
 from fairseq_star.formats import torchaudio as layout
 from fairseq_star.formats.torchaudio import torchaudio_state
 from tests.support import convert_cases, tiny, tiny_teachers

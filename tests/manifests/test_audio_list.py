@@ -15,9 +15,9 @@ import torchaudio
 
 from fairseq_star.audio.threads import map_in_threads
 from fairseq_star.audio.utterances import original_name
+from fairseq_star.data.dataset import DistillationDataset, check_manifest
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
-from fairseq_star.training.dataset import DistillationDataset, check_manifest
 from manifests import audio_folder, audio_list, preparing, resampling
 from manifests.finding import LeftOut, find_audio
 

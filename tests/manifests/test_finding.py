@@ -9,9 +9,9 @@ import pytest
 import soundfile
 
 from fairseq_star.audio.file import probe_audio
+from fairseq_star.data.dataset import DistillationDataset
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
-from fairseq_star.training.dataset import DistillationDataset
 from manifests import audio_folder, audio_list, librispeech
 from manifests.finding import LeftOut, find_audio, readable_extensions
 

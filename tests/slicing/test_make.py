@@ -10,12 +10,13 @@ import soundfile
 import torch
 
 from fairseq_star.cli import main
-from fairseq_star.formats import export, load_student, load_target, load_teacher
+from fairseq_star.deploy.streaming import Streams
+from fairseq_star.deploy.targets import load_target
+from fairseq_star.formats import export, load_student, load_teacher
 from fairseq_star.slicing.make import HELD_OUT, int8_bytes
 from fairseq_star.slicing.measures import star_losses, variance_kept
 from fairseq_star.slicing.sample import draw_sample
 from fairseq_star.slicing.shapes import count_parameters, superb_macs
-from fairseq_star.streaming import Streams
 from tests.support import convert_cases, tiny, tiny_teachers
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_star.losses.tgm import tgm_loss
 from fairseq_star.slicing.measures import star_losses, state_pairs, variance_kept
-from fairseq_star.tgm import tgm_loss
 from tests.support import slicing_cases as cases
 from tests.support.slicing_cases import as_array, regressed
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import ConvLayer
+from fairseq_star.encoder.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.profiling.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.slicing import shapes
 from fairseq_star.slicing.shapes import (
     MULTIPLE,

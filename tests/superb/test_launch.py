@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from benchmarks import s3prl_keywords
+from fairseq_star.deploy.targets import load_target
 from fairseq_star.errors import StarError
-from fairseq_star.formats import export, load_target
+from fairseq_star.formats import export
 from fairseq_star.superb.programs import launch
 from manifests.demo import keywords as demo_keywords
 from tests.support import ROOT, convert_cases

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fairseq_star.errors import StarError
-from fairseq_star.names import SUPERB_TASKS
+from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb import settings
 from fairseq_star.superb.recipes import RECIPES
 from fairseq_star.superb.settings import differences, flat

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from fairseq_star.formats import Student, Target, load_student, load_target
+from fairseq_star.deploy.targets import load_target
+from fairseq_star.formats import Student, Target, load_student
 from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.models.starhubert import StarHubertModel
 from tests.support import tiny, tiny_teachers

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fairseq_star.encoder.untrained import untrained
-from fairseq_star.formats import Student, export, load_target, load_teacher
+from fairseq_star.analysis.untrained import untrained
+from fairseq_star.deploy.targets import load_target
+from fairseq_star.formats import Student, export, load_teacher
 from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.formats.target import check_sources, student_states
+from fairseq_star.losses.tgm import tgm_loss
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.tgm import tgm_loss
 from tests.support import convert_cases, tgm_cases, tiny
 
 FILE = Path(__file__).with_name("golden.json")

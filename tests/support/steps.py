@@ -4,9 +4,9 @@ import torch
 from omegaconf import OmegaConf
 
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
+from fairseq_star.data.dataset import DistillationDataset
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
-from fairseq_star.training.dataset import DistillationDataset
 from tests.support import tiny
 
 

@@ -5,9 +5,9 @@ from unittest import mock
 
 import torch
 
-import fairseq_star.tgm.loss as loss_module
-from fairseq_star.tgm import Bases, tgm_loss
-from fairseq_star.tgm.naive import loop_tgm_loss
+import fairseq_star.losses.tgm.loss as loss_module
+from fairseq_star.losses.tgm import Bases, tgm_loss
+from fairseq_star.losses.tgm.naive import loop_tgm_loss
 
 # (form, distance, path): every form with every distance it has. "each" utterance by itself is the CPU's way,
 # "batched" as one masked group the accelerators'.

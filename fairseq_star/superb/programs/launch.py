@@ -32,7 +32,7 @@ import soundfile
 import torch
 
 _spec = importlib.util.spec_from_file_location(
-    "torchaudio_import", Path(__file__).resolve().parents[2] / "audio" / "torchaudio_import.py"
+    "torchaudio_import", Path(__file__).resolve().parents[2] / "runtime" / "torchaudio_import.py"
 )
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)

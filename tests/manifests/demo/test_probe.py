@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from fairseq_star.analysis.probe.labels import read_task
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
-from fairseq_star.probe.labels import read_task
 from manifests.demo.labels import Segment, write_segments
 from manifests.demo.probe import MARGIN, write_probe_labels
 

@@ -1,0 +1,114 @@
+"""``fairseq-star report``: one page on a distillation run, for people who have not seen the code."""
+
+import os
+import shlex
+from pathlib import Path
+
+import torch
+
+from fairseq_star.analysis.report import html, results, sections
+from fairseq_star.analysis.report.compare import Students, compare
+from fairseq_star.analysis.report.losses import read_losses
+from fairseq_star.analysis.report.utterance import utterance_maps
+from fairseq_star.analysis.runs import load_run
+from fairseq_star.errors import StarError
+from fairseq_star.fairseq_hooks.sliced import read_report
+from fairseq_star.files import replacing
+from fairseq_star.plots.matrices import choose_layers
+from fairseq_star.plots.style import require_matplotlib
+
+CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")
+
+
+def report(
+    run_dir: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    *,
+    data: str | None = None,
+    teacher: str | None = None,
+    split: str = "valid",
+    utterance: str | None = None,
+    layers: list[int] | None = None,
+) -> Path:
+    """Write the report of a run: one HTML file that needs no other, and its pictures as PNGs in a folder beside it.
+
+    Args:
+        run_dir: ``checkpoint.save_dir`` of a finished or unfinished run. What it holds of ``profile.json`` and
+            ``probe.json`` (``fairseq-star profile`` and ``probe`` with ``--json``) goes into the report.
+        out: the HTML file; ``report.html`` in ``run_dir`` when None.
+        data, teacher: where manifests and teacher are now, if not where they were in training.
+        split: manifest to compare teacher and student on.
+        utterance: file name of the utterance to draw; one of a fitting length when None.
+        layers: student layers (1-based) to draw; the first, the middle and the last when None.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        StarError: no run there, a log or result that cannot be read, a layer or utterance that is not there.
+    """
+    require_matplotlib()
+    run_dir = Path(run_dir)
+    if out is not None and Path(out).suffix not in (".html", ".htm"):
+        raise StarError(f"--out {out}: name the page to write, such as report.html")
+    checkpoint = find_checkpoint(run_dir)
+    run = load_run(str(checkpoint), data=data, teacher=teacher, option="report")
+    losses = read_losses(run_dir, run.cfg.common.tensorboard_logdir)
+    probe = results.read_probe(run_dir)
+    chosen = choose_layers(len(run.criterion.teacher_layers), layers)
+    run.task.cfg.max_sample_size = None  # whole utterances, so that pictures fit their labels
+    run.task.load_dataset(split)
+    dataset = run.task.dataset(split)
+    students = Students.of(run, "cuda" if torch.cuda.is_available() else "cpu")
+    maps = utterance_maps(run, students, dataset, split, utterance, chosen)
+    profile = results.read_profile(run_dir, str(checkpoint), run.cfg.task.teacher)
+    similarity = compare(run, students, dataset)
+
+    options = {"out": out, "data": data, "teacher": teacher, "utterance": utterance}
+    options |= {"split": split} if split != "valid" else {}
+    command = ["fairseq-star", "report", str(run_dir)]
+    command += [part for option, value in options.items() if value for part in (f"--{option}", str(value))]
+    command += ["--layers", *map(str, layers)] if layers else []
+    kept = html.Pictures()
+    name = "/".join(run_dir.resolve().parts[-2:])  # such as demo/run
+    body = [
+        *sections.opening(name, run, similarity, profile),
+        *sections.training(kept, losses, run_dir),
+        *sections.beginning(kept, read_report(run_dir)),
+        *sections.utterance(kept, maps),
+        *sections.likeness(kept, similarity, split),
+        *sections.cost(profile),
+        *sections.knowledge(kept, probe, checkpoint, run_dir),
+        *sections.making(run, losses, shlex.join(command)),
+    ]
+    out = Path(out) if out else run_dir / "report.html"
+    _write(out, html.page(f"Distillation report: {name}", body).encode())
+    for picture, themes in kept.files.items():
+        _write(out.with_suffix("") / f"{picture}.png", themes["light"])
+    return out
+
+
+def find_checkpoint(run_dir: Path) -> Path:
+    """The best checkpoint of a run, or its last.
+
+    Raises:
+        StarError: there is no such folder, or neither of them in it.
+    """
+    if not run_dir.is_dir():
+        raise StarError(f"report: {run_dir} is no folder; give a run's checkpoint.save_dir, such as demo/run")
+    for name in CHECKPOINTS:
+        if (run_dir / name).is_file():
+            return run_dir / name
+    raise StarError(
+        f"report: {run_dir} holds neither {' nor '.join(CHECKPOINTS)}; give a run's checkpoint.save_dir, such as "
+        "demo/run"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise StarError(f"report: {path} cannot be written ({error.strerror}); give another file with --out") from error

@@ -1,0 +1,111 @@
+"""A distillation run, rebuilt from one of its checkpoints: its task with the teacher, its student before training."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fairseq import tasks, utils
+from fairseq.criterions import FairseqCriterion
+from fairseq.models import BaseFairseqModel
+from omegaconf import DictConfig, OmegaConf
+
+from fairseq_star.errors import StarError
+from fairseq_star.formats import hub
+from fairseq_star.formats.checkpoint import read_checkpoint
+from fairseq_star.tasks.registration import register_all
+from fairseq_star.tasks.star_distillation import StarDistillationTask
+from fairseq_star.teacher.cache.settings import leave_cache_out
+
+
+@dataclass
+class Run:
+    """What :func:`load_run` gives."""
+
+    checkpoint: str
+    cfg: DictConfig  # the run's whole configuration
+    task: StarDistillationTask  # its teacher loaded
+    model: BaseFairseqModel  # the student as the run began with it; `load_trained` makes it the trained one
+    criterion: FairseqCriterion
+    num_updates: int
+    trained: dict  # the student's state dict in the checkpoint
+    trained_criterion: dict  # the criterion's likewise, empty where it has no weights
+
+    def load_trained(self) -> None:
+        """Give the student its trained weights, and the criterion those of its heads, if it has any."""
+        self.model.load_state_dict(self.trained, strict=True)
+        self.criterion.load_state_dict(self.trained_criterion, strict=True)
+
+
+def load_run(
+    checkpoint: str, *, data: str | None = None, teacher: str | None = None, option: str = "checkpoint"
+) -> Run:
+    """Rebuild a run from a checkpoint of it, the untrained student from the run's own seed, the way fairseq built it.
+
+    Args:
+        checkpoint: written by a ``star_distillation`` run.
+        data, teacher: where manifests and teacher are now, if not where they were in training.
+        option: what the user calls the checkpoint, for messages.
+
+    Raises:
+        StarError: the checkpoint cannot be read or is not one of a distillation run, or manifests or teacher are not
+            where they were.
+    """
+    state = read_checkpoint(checkpoint, option)
+    cfg = OmegaConf.create(state.get("cfg") or {})
+    if OmegaConf.select(cfg, "task._name") != "star_distillation" or OmegaConf.select(cfg, "criterion._name") is None:
+        raise StarError(f"{option}: {checkpoint} was not written by a star_distillation run")
+    cfg.task.data = data or locate(checkpoint, cfg, "data", option)
+    cfg.task.teacher = teacher or locate(checkpoint, cfg, "teacher", option)
+    leave_cache_out(cfg.task)  # a pass or two over one manifest are not worth its disk space
+    cfg.task.save_dir = None  # nothing goes on from there
+
+    register_all()
+    np.random.seed(cfg.common.seed)
+    utils.set_torch_seed(cfg.common.seed)
+    task = tasks.setup_task(cfg.task)
+    task.first_weights_folder = os.path.dirname(os.path.abspath(checkpoint))  # where the run kept them
+    model = task.build_model(cfg.model)
+    cfg.task.teacher = task.cfg.teacher  # with the commit of a HuggingFace id
+    return Run(
+        checkpoint=os.path.relpath(checkpoint),
+        cfg=cfg,
+        task=task,
+        model=model,
+        criterion=task.build_criterion(cfg.criterion),
+        num_updates=state["optimizer_history"][-1]["num_updates"],
+        trained=state["model"],
+        trained_criterion=state.get("criterion") or {},
+    )
+
+
+def locate(checkpoint: str, cfg: DictConfig, name: str, option: str) -> str | None:
+    """``task.data`` or ``task.teacher`` of the run that wrote ``checkpoint``, as a path from here.
+
+    A relative one is looked for in the current folder, then in the one the run was started in, which the checkpoint's
+    own place tells as long as it lies in ``checkpoint.save_dir``.
+
+    Args:
+        checkpoint: the file.
+        cfg: the whole configuration in it.
+        name: ``data`` or ``teacher``, also of the command's option.
+        option: what the user calls the checkpoint, for messages.
+
+    Raises:
+        StarError: it is in neither.
+    """
+    path = cfg.task.get(name)
+    if not path or os.path.exists(path):
+        return path
+    folder, save_dir = Path(checkpoint).resolve().parent, Path(OmegaConf.select(cfg, "checkpoint.save_dir") or "")
+    depth = len(save_dir.parts)
+    if depth and not save_dir.is_absolute() and folder.parts[-depth:] == save_dir.parts:
+        from_there = folder.parents[depth - 1] / path
+        if from_there.exists():
+            return str(from_there)
+    if name == "teacher" and hub.is_id(path):
+        return path
+    raise StarError(
+        f"{option}: {checkpoint} was trained with task.{name}={path}, which is not there; name where it is now with "
+        f"--{name}"
+    )

@@ -1,0 +1,5 @@
+"""``python -m fairseq_star.cli``."""
+
+from fairseq_star.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""``fairseq-star evaluate``."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
+    parser.add_argument("--data", help="folder of manifests, if not the run's own")
+    parser.add_argument("--split", default="valid", help="manifest to measure on (default: valid)")
+    parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
+    parser.add_argument(
+        "--chunk-frames", type=int, metavar="N",
+        help="that a streaming student hears in, 0 for whole utterances (default: the first of its sizes)",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the losses of ``arguments.checkpoint`` before and after training."""
+    from fairseq_star.analysis.evaluate import evaluate
+    from fairseq_star.runtime.host import settle_on_host
+
+    settle_on_host()
+    options = {name: getattr(arguments, name) for name in ("data", "split", "teacher", "chunk_frames")}
+    print(evaluate(arguments.checkpoint, **options))

@@ -1,0 +1,32 @@
+"""``fairseq-star report``."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run_dir", help="folder of a distillation run's checkpoints, such as demo/run")
+    parser.add_argument("--out", metavar="FILE.html", help="default: report.html in the run's folder")
+    parser.add_argument("--data", help="folder of manifests, if not the run's own")
+    parser.add_argument("--split", default="valid", help="manifest to compare on (default: valid)")
+    parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
+    parser.add_argument("--utterance", metavar="NAME", help="utterance to draw, by file name (default: one of 2.5 s)")
+    parser.add_argument("--layers", nargs="+", type=int, help="student layers to draw (default: first, middle, last)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the report of ``arguments.run_dir`` and say where it is."""
+    from fairseq_star.analysis.report.report import report
+    from fairseq_star.runtime.host import settle_on_host
+
+    settle_on_host()
+    out = report(
+        arguments.run_dir,
+        arguments.out,
+        data=arguments.data,
+        teacher=arguments.teacher,
+        split=arguments.split,
+        utterance=arguments.utterance,
+        layers=arguments.layers,
+    )
+    print(f"{out} (pictures in {out.with_suffix('')})")

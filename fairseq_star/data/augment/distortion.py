@@ -1,0 +1,180 @@
+"""Noise, reverberation, other speakers, band limits and gain: the student's audio, of the length of the clean one.
+
+In the order in which they meet in the world: the room, then who speaks beside, then noise, then the line, then the
+level. Every draw depends on seed, epoch and utterance alone. Nothing is resampled.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_star.audio.file import open_audio
+from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.bad_audio import NOT_FINITE, all_finite
+from fairseq_star.errors import StarError
+from fairseq_star.manifest import read_manifest
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
+
+MANIFESTS = ("noise_manifest", "reverb_manifest")
+STREAM = 0x5EED  # sets these draws apart from the crops', which come from the same seed, epoch and utterance
+RANGES = {"noise_snr": None, "babble_snr": None, "gain_db": None, "band_limit_hz": 0.0, "babble_utterances": 0.0}
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """The files of a manifest, of which pieces are read."""
+
+    option: str
+    paths: Sequence[str]
+    sizes: Sequence[int]  # samples
+
+    @classmethod
+    def of(cls, option: str, manifest: str) -> "Recordings":
+        """Read a manifest; whether its files are what it says is the caller's to see.
+
+        Raises:
+            StarError: it lists nothing.
+        """
+        try:
+            root, entries = read_manifest(manifest)
+        except StarError as error:
+            raise StarError(f"{option}: {error}") from error
+        return cls(option, [os.path.join(root, entry.path) for entry in entries], [n for _, n in entries])
+
+    def piece(self, rng: np.random.Generator, num_samples: int) -> Tensor:
+        """``num_samples`` of a file drawn at random, from a random place on; a shorter file is repeated."""
+        number = int(rng.integers(len(self.paths)))
+        start = int(rng.integers(max(self.sizes[number] - num_samples, 0) + 1))
+        read = _read(self.paths[number], start, num_samples)
+        return read.repeat(-(-num_samples // len(read)))[:num_samples]
+
+    def whole(self, rng: np.random.Generator) -> Tensor:
+        """A file drawn at random."""
+        number = int(rng.integers(len(self.paths)))
+        return _read(self.paths[number], 0, self.sizes[number])
+
+
+def _read(path: str, start: int, num_samples: int) -> Tensor:
+    with open_audio(path) as audio:
+        audio.seek(start)
+        samples = torch.from_numpy(audio.read(num_samples, dtype="float32"))
+    if not len(samples):
+        raise StarError(f"{path}: ends before sample {start}; restore it or write its manifest anew")
+    if not all_finite(samples):
+        raise StarError(f"{path}: {NOT_FINITE}")
+    return samples
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What ``task.noise_*``, ``reverb_*``, ``babble_*``, ``band_limit_*`` and ``gain_*`` ask for.
+
+    Args:
+        cfg: the options.
+        noise, responses: the files of the two manifests.
+        sample_rate: Hz.
+        seed: of the run.
+    """
+
+    cfg: ViewConfig
+    noise: Recordings | None
+    responses: Recordings | None
+    sample_rate: int
+    seed: int
+
+    @classmethod
+    def of(cls, cfg: ViewConfig, *, sample_rate: int, normalize: bool, seed: int) -> "Distortion | None":
+        """As the options say; None where they add nothing.
+
+        Raises:
+            StarError: a number that cannot be, or a manifest that cannot be used.
+        """
+        for name in ("noise_prob", "reverb_prob", "babble_prob", "band_limit_prob", "gain_prob"):
+            if not 0 <= getattr(cfg, name) <= 1:
+                raise StarError(f"task.{name}={getattr(cfg, name)} must be from 0 to 1")
+        for name, above in RANGES.items():
+            _check_range(name, list(getattr(cfg, name)), above)
+        if cfg.band_limit_prob and cfg.band_limit_hz[1] >= sample_rate / 2:
+            raise StarError(f"task.band_limit_hz={list(cfg.band_limit_hz)} must stay below {sample_rate / 2:g} Hz")
+        if cfg.gain_prob and normalize:
+            raise StarError(
+                "task.gain_prob: this teacher, and so its student, hears audio of unit variance, which has no loudness;"
+                " leave it out"
+            )
+        manifests = {
+            name: Recordings.of(f"task.{name}", getattr(cfg, name)) if getattr(cfg, name) else None
+            for name in MANIFESTS
+        }
+        if not (any(manifests.values()) or cfg.babble_prob or cfg.band_limit_prob or cfg.gain_prob):
+            return None
+        import_torchaudio()  # a missing one is told here, not in a data worker
+        return cls(cfg, manifests["noise_manifest"], manifests["reverb_manifest"], sample_rate, seed)
+
+    def apply(self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int) -> Tensor:
+        """What the student hears of ``clean`` (n samples): n samples.
+
+        Args:
+            index: the utterance's number, of ``count`` in its manifest.
+            others: gives the samples of another utterance of the manifest by its number.
+        """
+        functional, cfg = import_torchaudio().functional, self.cfg
+        rng = np.random.default_rng((self.seed, epoch, index, STREAM))
+        # All draws first, each whether it is used or not: switching one off leaves the others as they are.
+        chances = rng.random(5)
+        noise_rng, room_rng, babble_rng = (np.random.default_rng(seed) for seed in rng.integers(2**62, size=3))
+        cutoff, gain = rng.uniform(*cfg.band_limit_hz), rng.uniform(*cfg.gain_db)
+        heard = clean
+        if self.responses is not None and chances[0] < cfg.reverb_prob:
+            heard = reverberate(heard, self.responses.whole(room_rng))
+        if chances[1] < cfg.babble_prob and count > 1:
+            heard = mix(heard, self._babble(babble_rng, len(clean), index, others, count), cfg.babble_snr, babble_rng)
+        if self.noise is not None and chances[2] < cfg.noise_prob:
+            heard = mix(heard, self.noise.piece(noise_rng, len(clean)), cfg.noise_snr, noise_rng)
+        if chances[3] < cfg.band_limit_prob:
+            heard = functional.lowpass_biquad(heard, self.sample_rate, cutoff)
+        if chances[4] < cfg.gain_prob:
+            heard = functional.gain(heard, gain)
+        return heard
+
+    def _babble(
+        self, rng: np.random.Generator, num_samples: int, index: int, others: Callable[[int], Tensor], count: int
+    ) -> Tensor:
+        """The sum of several other utterances, each of the same power, from random places on."""
+        total = torch.zeros(num_samples)
+        fewest, most = self.cfg.babble_utterances
+        for number in rng.integers(count - 1, size=rng.integers(fewest, most + 1)):
+            samples = others(int(number + (number >= index)))
+            samples = samples / samples.square().mean().sqrt().clamp_min(1e-8)
+            start = int(rng.integers(len(samples)))
+            total += samples.roll(-start).repeat(-(-num_samples // len(samples)))[:num_samples]
+        return total
+
+
+def mix(speech: Tensor, noise: Tensor, snr_range: Sequence[float], rng: np.random.Generator) -> Tensor:
+    """``speech`` and ``noise`` (n samples each) at a ratio in dB drawn from the range; silence on either side, which
+    has no ratio to anything, leaves the speech as it is."""
+    snr = torch.tensor(rng.uniform(*snr_range), dtype=torch.float32)
+    if not (speech.any() and noise.any()):
+        return speech
+    return import_torchaudio().functional.add_noise(speech, noise, snr)
+
+
+def reverberate(speech: Tensor, response: Tensor) -> Tensor:
+    """``speech`` (n samples) in a room of this impulse response: n samples of the same energy, the direct sound (the
+    response's largest sample) where it was, so that the teacher's frames stay aligned."""
+    direct = int(response.abs().argmax())
+    heard = import_torchaudio().functional.fftconvolve(speech, response)[direct : direct + len(speech)]
+    energy = heard.square().sum()
+    return heard * (speech.square().sum() / energy).sqrt() if energy > 0 else speech
+
+
+def _check_range(name: str, values: list[float], above: float | None) -> None:
+    fits = len(values) == 2 and all(map(math.isfinite, values)) and values[0] <= values[1]
+    if not fits or (above is not None and values[0] <= above):
+        least = "" if above is None else f", above {above:g}"
+        raise StarError(f"task.{name}={values} must be two rising numbers{least}, such as [1,4]")

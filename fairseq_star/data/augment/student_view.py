@@ -1,0 +1,139 @@
+"""The student's view of an utterance and of a batch: made in the data workers, read by model and criterion.
+
+Shapes: B utterances, T frames of the padded batch, n_b valid frames of utterance b, C channels of the student's
+features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_star.data.augment.distortion import Distortion
+from fairseq_star.data.augment.masking import Masking
+from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.encoder.frames import FrameGeometry
+
+CLEAN = "clean_source"
+"""In a batch, what the teacher hears where the student's ``net_input`` differs: B x samples."""
+HIDDEN = "hidden_frames"
+"""In a batch, which of its own n_b frames are hidden, for each utterance: arrays of the host, never of a device."""
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """What the options make of an utterance."""
+
+    geometry: FrameGeometry
+    masking: Masking | None
+    distortion: Distortion | None
+    normalize: bool  # whether the student hears audio of zero mean and unit variance
+
+    @classmethod
+    def of(
+        cls,
+        cfg: ViewConfig,
+        *,
+        geometry: FrameGeometry,
+        num_channels: int,
+        sample_rate: int,
+        normalize: bool,
+        seed: int,
+    ) -> "StudentView | None":
+        """As the options say; None where the student hears what the teacher hears.
+
+        Raises:
+            StarError: an option that cannot be, or a manifest that cannot be used.
+        """
+        masking = Masking.of(cfg, num_channels, seed)
+        distortion = Distortion.of(cfg, sample_rate=sample_rate, normalize=normalize, seed=seed)
+        return cls(geometry, masking, distortion, normalize) if masking or distortion else None
+
+    def check(self, num_samples: Sequence[int], name_of: Callable[[int], str]) -> None:
+        """See that spans fit into the shortest of utterances of ``num_samples`` each.
+
+        Raises:
+            StarError: it is too short.
+        """
+        if self.masking is None or self.masking.frames is None:
+            return
+        shortest = int(np.argmin(num_samples))
+        frames = self.geometry.num_frames(int(num_samples[shortest]))
+        spans = self.masking.frames
+        needed = spans.length * self.geometry.downsample_rate + self.geometry.receptive_field
+        spans.check(
+            frames,
+            f"the shortest utterance, {name_of(shortest)}, has {frames} frames",
+            f", or leave short utterances out with task.min_sample_size={needed}",
+        )
+
+    def look(
+        self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int
+    ) -> dict[str, Tensor | np.ndarray]:
+        """What one utterance's item has beside ``source``, its n clean samples.
+
+        Returns:
+            ``heard`` (n samples), ``hidden`` (frames) and ``zeroed`` (channels), those that the options ask for.
+        """
+        view: dict[str, Tensor | np.ndarray] = {}
+        if self.distortion is not None:
+            heard = self.distortion.apply(clean, epoch=epoch, index=index, others=others, count=count)
+            view["heard"] = F.layer_norm(heard, heard.shape) if self.normalize else heard
+        if self.masking is not None:
+            num_frames = self.geometry.num_frames(len(clean))
+            drawn = {
+                "hidden": self.masking.draw_frames(num_frames, epoch, index),
+                "zeroed": self.masking.draw_channels(epoch, index),
+            }
+            view |= {name: mask for name, mask in drawn.items() if mask is not None}
+        return view
+
+    def collate(self, items: Sequence[dict], batch: dict) -> None:
+        """Put the views of ``items`` into their padded ``batch``: into ``net_input`` what the model takes."""
+        inputs = batch["net_input"]
+        width = inputs["source"].size(1)
+        if self.distortion is not None:
+            batch[CLEAN] = inputs["source"]
+            inputs["source"] = torch.stack([F.pad(item["heard"], (0, width - len(item["heard"]))) for item in items])
+        if self.masking is None:
+            return
+        if self.masking.frames is not None:
+            batch[HIDDEN] = [item["hidden"] for item in items]
+            inputs["mask_indices"] = padded_mask(batch[HIDDEN], self.geometry.num_frames(width))
+        if self.masking.channels is not None:
+            inputs["mask_channels"] = torch.from_numpy(np.stack([item["zeroed"] for item in items]))
+
+
+def padded_mask(hidden: Sequence[np.ndarray], num_frames: int) -> Tensor:
+    """B x T booleans of B arrays of n_b; padding counts as clear."""
+    mask = torch.zeros(len(hidden), num_frames, dtype=torch.bool)
+    for row, of_one in zip(mask, hidden, strict=True):
+        row[: len(of_one)] = torch.from_numpy(of_one)
+    return mask
+
+
+def teacher_source(batch: dict) -> Tensor:
+    """What the teacher hears of a batch: B x samples."""
+    return batch[CLEAN] if CLEAN in batch else batch["net_input"]["source"]
+
+
+def alone(batch: dict, number: int, geometry: FrameGeometry) -> dict:
+    """One utterance of a batch as a batch of its own, without padding."""
+    num_samples = batch["num_samples"][number]
+    of_it, frames = slice(number, number + 1), geometry.num_frames(num_samples)
+    inputs = {"source": batch["net_input"]["source"][of_it, :num_samples]}
+    if "mask_indices" in batch["net_input"]:
+        inputs["mask_indices"] = batch["net_input"]["mask_indices"][of_it, :frames]
+    if "mask_channels" in batch["net_input"]:
+        inputs["mask_channels"] = batch["net_input"]["mask_channels"][of_it]
+    if "chunk_frames" in batch["net_input"]:
+        inputs["chunk_frames"] = batch["net_input"]["chunk_frames"]
+    whole = {"num_samples": [num_samples], "net_input": inputs}
+    if CLEAN in batch:
+        whole[CLEAN] = batch[CLEAN][of_it, :num_samples]
+    if HIDDEN in batch:
+        whole[HIDDEN] = batch[HIDDEN][of_it]
+    return whole

@@ -1,0 +1,1 @@
+"""Students as programs that run without this package, live streams, and the table of export targets."""

@@ -1,0 +1,199 @@
+"""ONNX: one file for onnxruntime and others, batch and length dynamic; of a streaming student one chunk and its state.
+
+    session = onnxruntime.InferenceSession("student.onnx")
+    last_hidden_state, hidden_states, frame_lengths = session.run(
+        None, {"source": source, "num_samples": num_samples})       # float32 B x samples, int64 B
+
+What they are: ``inference_module.py``; of a streaming student ``streaming/step.py`` and docs/streaming.md.
+
+A student of whole utterances is written by torch's TorchScript-based exporter: it is in every torch from 2.6 on, needs
+no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, which a streaming student needs.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_star.deploy.calibration import Calibration
+from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.deploy.key_attention import BlockAttention
+from fairseq_star.deploy.onnx_quantized import only_errors, to_int4, to_int8, to_static_int8
+from fairseq_star.deploy.programs import INPUTS, STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
+from fairseq_star.errors import StarError
+from fairseq_star.formats.student import Student
+from fairseq_star.formats.target import batches, check_sources, need
+from fairseq_star.formats.torchaudio import INSTALL
+
+OPSET = 17  # the first with LayerNormalization; torch's TorchScript-based exporter knows up to 20
+AXES = {
+    "source": {0: "batch", 1: "samples"},
+    "num_samples": {0: "batch"},
+    "last_hidden_state": {0: "batch", 1: "frames"},
+    "hidden_states": {1: "batch", 2: "frames"},
+    "frame_lengths": {0: "batch"},
+}
+COSINE, WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
+_EXTRA = "pip install 'fairseq-star[onnx]'"
+
+
+class Onnx(ProgramTarget):
+    """The graph of an :class:`InferenceStudent`, ``source`` and ``num_samples`` in, ``OUTPUTS`` out; of a streaming
+    student that of a :class:`StreamStep`.
+
+    With ``int8`` or ``int4`` what is compared is 1 minus the frames' mean cosine, of each state, and the worst frame's
+    beside it; with ``calibration`` on speech of that manifest which no range was taken from.
+
+    Raises:
+        StarError: options that contradict each other.
+    """
+
+    title = "ONNX file"
+    requires: ClassVar = {"torchaudio": INSTALL, "onnx": _EXTRA, "onnxruntime": _EXTRA}
+    tolerance = 5e-5
+
+    def __init__(self, dynamo: bool = False, int8: bool = False, int4: bool = False, calibration: str | None = None):
+        super().__init__()
+        if int8 and int4:
+            raise StarError("--int8 and --int4 are two ways of storing the same weights; give one of them")
+        if calibration and not int8:
+            raise StarError("--calibration is of --int8; give that too, or leave it out")
+        self.dynamo, self.int8, self.int4, self.calibration = dynamo, int8, int4, calibration
+        self._speech: Calibration | None = None
+        if int8 or int4:
+            ranges = ", fixed ranges" if calibration else ""
+            self.title, self.tolerance = f"ONNX file ({'int8' if int8 else 'int4'}{ranges})", 1 - COSINE
+            self.measure = "1 - cosine (or a tenth of the worst frame's)"
+            self.remedy = "these weights do not stand so few bits; " + (
+                "leave --calibration out" if calibration else "take --int8" if int4 else "leave --int8 out"
+            )
+
+    def write(self, student: Student, path: Path) -> None:
+        if not (self.int8 or self.int4):
+            self._write(student, path)
+            return
+        self._speech = Calibration.read(self.calibration, student) if self.calibration else None
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / "student.onnx"
+            self._write(student, whole)
+            if self.int4:
+                to_int4(whole, path)
+            elif self._speech is None:
+                to_int8(whole, path)
+            else:
+                to_static_int8(whole, path, self._given(whole, student, self._speech.heard))
+
+    def _given(self, path: Path, student: Student, heard: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
+        """What the file at ``path`` takes to hear utterances one by one, a streaming student's in chunks."""
+        run, settings = self.load(path)
+        for source in heard:
+            if settings is None:
+                yield {INPUTS[0]: source[None].numpy(), INPUTS[1]: np.array([len(source)])}
+                continue
+            taken = []
+
+            def listening(*inputs: Tensor, taken: list = taken) -> list[Tensor]:
+                taken.append(dict(zip(STREAM_INPUTS, (value.numpy().copy() for value in inputs), strict=True)))
+                return run(*inputs)
+
+            whole = student.model.geometry.num_frames(len(source))
+            live = streams_of(listening, settings, chunk_frames=student.model.chunk_frames or whole)
+            live.feed([source])
+            live.flush()
+            yield from taken
+
+    def sources(self) -> list[Tensor]:
+        return self._speech.judged if self._speech else super().sources()
+
+    def difference(self, got: Tensor, expected: Tensor) -> float:
+        if not (self.int8 or self.int4):
+            return super().difference(got, expected)
+        apart = 1 - F.cosine_similarity(got, expected, dim=-1)
+        return float(torch.maximum(apart.mean(), apart.max() * (1 - COSINE) / (1 - WORST)))
+
+    def _write(self, student: Student, path: Path) -> None:
+        with warnings.catch_warnings(), only_errors(), torch.no_grad():
+            # The older is deprecated, and it warns of torchaudio's checks of shapes, which hold for all shapes here.
+            warnings.simplefilter("ignore")
+            if self.dynamo or student.config.chunk_frames:
+                _write_by_dynamo(student, path)
+            else:
+                write_whole(student, path)
+
+    @staticmethod
+    def load(path: Path, num_threads: int = 0) -> tuple[Run, str | None]:
+        """The graph in onnxruntime, on ``num_threads`` (0: a core each), and what it says of its streams, if any."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+            return [torch.from_numpy(value) for value in outputs]
+
+        return run, session.get_modelmeta().custom_metadata_map.get(STREAM)
+
+    def next_step(self, path: Path) -> str:
+        return self.run_lines(
+            f"session = onnxruntime.InferenceSession({str(path)!r})",
+            'session.run(None, {"source": source, "num_samples": num_samples})',
+        )
+
+
+def _write_by_dynamo(student: Student, path: Path) -> None:
+    need("onnxscript", "--to onnx, for a streaming student or with --dynamo,", _EXTRA)
+    program = program_of(student, products=True)
+    try:
+        written = torch.onnx.export(
+            program.exported, dynamo=True, verbose=False, input_names=program.inputs, output_names=program.outputs
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise StarError(
+            f"{path}: the exporter of torch {torch.__version__} cannot write this student as ONNX "
+            f"({str(error).strip().splitlines()[0]}); use a newer torch (with 2.11 it is tested), or --to pt2"
+        ) from error
+    written.model.metadata_props.update(program.metadata)
+    written.save(path)
+
+
+def write_whole(student: Student, path: Path, attention: type[nn.Module] = BlockAttention) -> None:
+    """Write a student of whole utterances, in float and unchecked, by torch's TorchScript-based exporter.
+
+    Args:
+        attention: what becomes of torchaudio's self-attention.
+    """
+    source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
+    torch.onnx.export(
+        InferenceStudent(student, attention),
+        (source, num_samples),
+        path,
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        dynamic_axes=AXES,
+    )
+    _forget_shapes_in_loops(path)
+
+
+def _forget_shapes_in_loops(path: Path) -> None:
+    """Of what a loop hands on the exporter writes the example's sizes, which onnxruntime then holds against others."""
+    import onnx
+
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "Loop":
+            [body] = (attribute.g for attribute in node.attribute if attribute.name == "body")
+            for value in (*body.input[2:], *body.output[1:]):  # but the step's number and whether it goes on
+                for size in value.type.tensor_type.shape.dim:
+                    size.Clear()
+    onnx.save(model, path)

@@ -1,0 +1,143 @@
+"""Students as programs of ``torch.export``, which today's ONNX exporter and ``.pt2`` files are written from.
+
+A student of whole utterances is an :class:`InferenceStudent`, batch and length dynamic. A streaming student is a
+:class:`StreamStep`: a window of audio and a state in, frames and the next state out; any number of streams and of chunk
+frames, so that one file serves every latency, and whole utterances as a single chunk. Shapes are told in either module.
+
+A streaming program's file also says, under :data:`STREAM`, what its windows and state follow from.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.deploy.key_attention import KeyAttention, ProductAttention
+from fairseq_star.deploy.streaming import Streams, StreamShape, StreamState, StreamStep, check_streams
+from fairseq_star.errors import StarError
+from fairseq_star.formats.student import Student
+from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
+
+INPUTS = ("source", "num_samples")
+STREAM_INPUTS = ("window", "num_frames", *StreamState._fields)
+STREAM_OUTPUTS = (*OUTPUTS[:2], *(f"next_{name}" for name in StreamState._fields))
+STREAM = "fairseq_star.stream"
+MOST = 1 << 20  # utterances, streams or frames at a time: torch wants a bound
+PIECE = 997  # samples at a time that a stream is checked with: no multiple of a frame
+Run = Callable[..., list[Tensor]]
+"""A loaded program: input tensors in, output tensors out, both in order."""
+
+
+@dataclass
+class Program:
+    """A student's program; names are those of its inputs and outputs in order."""
+
+    exported: ExportedProgram
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+def program_of(student: Student, products: bool = False) -> Program:
+    """``student`` as a program.
+
+    Args:
+        products: whether attention is written out as products, which is what onnxruntime is fast at.
+
+    Raises:
+        StarError: torchaudio's modules, which hold a student of whole utterances, cannot express it; or a streaming
+            one hears normalized audio.
+    """
+    some = Dim("streams" if student.config.chunk_frames else "batch", min=1, max=MOST)
+    if not student.config.chunk_frames:
+        geometry = student.model.geometry
+        # torch takes a single frame for a special case: shorter audio is padded, which num_samples tells.
+        samples = Dim("samples", min=geometry.receptive_field + geometry.downsample_rate)
+        inputs = next(batches(check_sources(), padded=True, normalize=False))
+        attention = ProductAttention if products else KeyAttention
+        exported = _export(InferenceStudent(student, attention), inputs, ({0: some, 1: samples}, {0: some}))
+        return Program(exported, INPUTS, OUTPUTS, {})
+    check_streams(student)
+    step = StreamStep(student.model, products)
+    shape, chunk = step.shape, 4
+    window = torch.zeros(2, shape.window(chunk))
+    inputs = (window, torch.full([2], chunk + shape.right_context_frames), *shape.first_state(2))
+    samples = Dim("chunk_frames", min=1, max=MOST) * shape.downsample_rate + shape.window(0)
+    exported = _export(step, inputs, ({0: some, 1: samples}, *({0: some} for _ in inputs[1:])))
+    settings = {"sample_rate": student.sample_rate, "chunk_frames": student.model.chunk_frames, "shape": asdict(shape)}
+    return Program(exported, STREAM_INPUTS, STREAM_OUTPUTS, {STREAM: json.dumps(settings)})
+
+
+@torch.no_grad()
+def _export(module: torch.nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple[dict, ...]) -> ExportedProgram:
+    return torch.export.export(module, inputs, dynamic_shapes=dynamic)
+
+
+def streams_of(run: Run, settings: str, *, chunk_frames: int | None = None, num_streams: int = 1) -> Streams:
+    """Streams through a loaded program.
+
+    Args:
+        settings: what its file says under :data:`STREAM`.
+        chunk_frames: frames of a chunk; those that the student had in use when None.
+
+    Raises:
+        StarError: ``settings`` are not what is written here.
+    """
+    try:
+        told = json.loads(settings)
+        shape, sample_rate, in_use = StreamShape(**told["shape"]), told["sample_rate"], told["chunk_frames"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise StarError(
+            f"{STREAM}: {settings[:60]!a} is not what this version writes; export the streaming student again"
+        ) from error
+    chunk = in_use if chunk_frames is None else chunk_frames
+    return Streams(run, shape, sample_rate=sample_rate, chunk_frames=chunk, num_streams=num_streams)
+
+
+class ProgramTarget(Target):
+    """What ONNX and ``.pt2`` files have in common: they hold either kind of student, and are run as they are loaded."""
+
+    padded_group_norm = False
+    streams = True
+
+    def __init__(self):
+        self._loaded: dict[Path, tuple[Run, str | None]] = {}
+
+    @staticmethod
+    @abstractmethod
+    def load(path: Path) -> tuple[Run, str | None]:
+        """A file's program, and what it says under :data:`STREAM`, None for a student of whole utterances."""
+
+    def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        """Of whole utterances; a streaming program hears each as a stream in odd pieces, where ``padded`` all streams
+        at once. For the rest see the base class."""
+        if path not in self._loaded:  # a streaming student is compared many times
+            self._loaded = {path: self.load(path)}
+        run, settings = self._loaded[path]
+        utterances = []
+        if settings is None:
+            for source, num_samples in batches(sources, padded=padded, normalize=False):
+                last, states, frame_lengths = run(source, num_samples)
+                utterances += valid_frames([*states[:-1], last], frame_lengths)
+            return utterances
+        for batch in [list(sources)] if padded else [[source] for source in sources]:
+            live = streams_of(run, settings, chunk_frames=self.chunk_frames, num_streams=len(batch))
+            given = [[] for _ in batch]
+            for start in range(0, max(map(len, batch)), PIECE):
+                pieces = live.feed([source[start : start + PIECE] for source in batch])
+                for frames, piece in zip(given, pieces, strict=True):
+                    frames.append(piece)
+            for frames, piece in zip(given, live.flush(), strict=True):
+                utterances.append(list(torch.cat([*frames, piece], dim=1)))
+        return utterances
+
+    def run_lines(self, load: str, whole: str) -> str:
+        """What a user would type: a line that loads the file, and one that runs it, if the student hears whole
+        utterances."""
+        return f"{load}\n{'the loop that feeds it is in docs/streaming.md' if self.chunk_frames else whole}"

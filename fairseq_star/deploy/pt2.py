@@ -1,0 +1,53 @@
+"""``.pt2``: a program of ``torch.export``, which takes TorchScript's place from torch 2.11 on.
+
+    program = torch.export.load("student.pt2").module(check_guards=False)      # torch before 2.9: .module()
+    last_hidden_state, hidden_states, frame_lengths = program(source, num_samples)     # see inference_module.py
+
+Of a streaming student it is one chunk and its state: ``streaming/step.py``. Source is of 720 samples or more, shorter
+audio padded, which ``num_samples`` tells. torch's guards are left aside because they refuse a batch of one, which the
+program computes as it should: every file is compared on one before it is left.
+"""
+
+import inspect
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fairseq_star.deploy.programs import STREAM, ProgramTarget, Run, program_of
+from fairseq_star.formats.student import Student
+from fairseq_star.formats.torchaudio import INSTALL
+
+
+class Pt2(ProgramTarget):
+    """The program of an :class:`InferenceStudent`, or of a streaming student's :class:`StreamStep`."""
+
+    title = "torch.export program"
+    requires: ClassVar = {"torchaudio": INSTALL}
+
+    def write(self, student: Student, path: Path) -> None:
+        program = program_of(student)
+        with path.open("wb") as file:  # a path must end in .pt2
+            torch.export.save(program.exported, file, extra_files=program.metadata)
+
+    @staticmethod
+    def load(path: Path) -> tuple[Run, str | None]:
+        """The program and what it says of its streams, if any. The file must be one's own: torch runs what it holds."""
+        extra = {STREAM: ""}
+        with path.open("rb") as file:
+            program = torch.export.load(file, extra_files=extra)
+        guarded = "check_guards" in inspect.signature(program.module).parameters
+        module = program.module(check_guards=False) if guarded else program.module()
+
+        @torch.no_grad()
+        def run(*inputs: Tensor) -> list[Tensor]:
+            return list(module(*inputs))
+
+        return run, extra[STREAM] or None
+
+    def next_step(self, path: Path) -> str:
+        return self.run_lines(
+            f"program = torch.export.load({str(path)!r}).module(check_guards=False)",
+            "last_hidden_state, hidden_states, frame_lengths = program(source, num_samples)",
+        )

@@ -1,0 +1,111 @@
+"""``fairseq-star stream``: a file, or what comes through a pipe, through a streaming student, frame by frame."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import soundfile
+
+from fairseq_star.audio.file import open_to_the_end
+from fairseq_star.audio.lengths import cut_short
+from fairseq_star.deploy.streaming.streams import Streams
+from fairseq_star.errors import StarError
+from fairseq_star.formats import load_student
+
+STDIN = "-"
+PCM = np.dtype("<i2")  # of standard input
+
+
+def stream(checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_values: int = 4) -> str:
+    """Print the last layer's frames of ``audio`` as they become final.
+
+    A line is a frame: its number, the time in seconds that it begins at, and its first values. After each
+    chunk a line that begins with ``#`` tells what was heard and the real-time factor so far, computing time alone.
+
+    Args:
+        checkpoint: a streaming student's.
+        audio: a file, or ``-`` for raw mono 16-bit little-endian samples through standard input.
+        chunk_frames: frames of a chunk; the size in use when None.
+        num_values: how many of a frame's values are printed; all when below 0.
+
+    Returns:
+        A sentence on the whole: frames, real-time factor, latency, memory of the stream.
+
+    Raises:
+        StarError: no streaming student, or audio that cannot be read or is of another form.
+    """
+    student = load_student(checkpoint, "stream")
+    live = Streams.of(student, chunk_frames=chunk_frames)
+    rate, period = student.sample_rate, student.model.geometry.downsample_rate / student.sample_rate
+    shown = slice(None, None if num_values < 0 else num_values)
+    heard = given = 0
+    busy = 0.0
+
+    def hear(piece: np.ndarray | None) -> None:
+        """A further piece; None: there is no more."""
+        nonlocal heard, given, busy
+        start = time.perf_counter()
+        [states] = live.flush() if piece is None else live.feed([piece])
+        busy += time.perf_counter() - start
+        heard += 0 if piece is None else len(piece)
+        for frame in states[-1]:
+            values = " ".join(f"{value:.4f}" for value in frame[shown].tolist())
+            print(given, f"{given * period:.3f}", values, sep="\t")
+            given += 1
+        if states.size(1):
+            print(f"# heard {heard / rate:.3f} s, real-time factor {busy * rate / heard:.4f}", flush=True)
+
+    hop = live.chunk_frames * live.shape.downsample_rate
+    try:
+        for piece in _from_stdin(hop) if audio == STDIN else _from_file(audio, rate, hop):
+            hear(piece)
+    except KeyboardInterrupt:
+        pass  # how a person ends live audio
+    hear(None)
+    if not given:
+        raise StarError(
+            f"stream: {audio} holds {heard} samples, fewer than the {live.shape.receptive_field} of a frame"
+        )
+    return (
+        f"{given} frames of {heard / rate:.2f} s in chunks of {live.chunk_frames}: real-time factor "
+        f"{busy * rate / heard:.4f}, algorithmic latency {live.look_ahead:g} ms, {live.state_bytes:,} bytes a stream"
+    )
+
+
+def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.ndarray]:
+    with open_to_the_end(path) as (audio, stated):
+        if (audio.samplerate, audio.channels) != (sample_rate, 1):
+            raise StarError(
+                f"stream: {path} has {audio.samplerate} Hz and {audio.channels} channels; this student hears "
+                f"{sample_rate} Hz, mono: convert it, for example with `sox IN -r {sample_rate} -c 1 OUT`"
+            )
+        held = 0
+        try:
+            # Never beyond what is stated: a read that gives less than it was asked for is the end where none is stated.
+            while wanted := num_samples if stated is None else min(num_samples, stated - held):
+                piece = audio.read(wanted, dtype="float32")
+                held += len(piece)
+                yield piece
+                if len(piece) < wanted:
+                    break
+        except soundfile.SoundFileError as error:
+            raise StarError(f"stream: {path} is cut short or damaged ({error}); restore it") from error
+        if stated is not None and held < stated:
+            raise StarError(f"stream: {path} {cut_short(held, stated)}")
+
+
+def _from_stdin(num_samples: int) -> Iterator[np.ndarray]:
+    """What has come, at most ``num_samples`` at a time: samples are waited for only where there is none."""
+    rest, first = b"", True
+    while data := os.read(sys.stdin.fileno(), num_samples * PCM.itemsize):
+        if first and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
+            raise StarError(
+                "stream: standard input holds an audio file; give raw 16-bit samples, such as those of "
+                "`ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -`, or name the file instead of -"
+            )
+        data, first = rest + data, False
+        whole = len(data) // PCM.itemsize * PCM.itemsize
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], PCM).astype(np.float32) / 2**15

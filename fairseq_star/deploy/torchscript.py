@@ -1,0 +1,89 @@
+"""TorchScript: one file that ``torch.jit.load`` runs without any Python code, of C++ or Python; int8 on request.
+
+    model = torch.jit.load("student.ts")
+    last_hidden_state, hidden_states, frame_lengths = model(source, num_samples)     # see inference_module.py
+
+int8 is torch's dynamic quantization of all linear layers: a third of the size, less exact, for CPUs only.
+"""
+
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_star.deploy.inference_module import InferenceStudent
+from fairseq_star.errors import StarError
+from fairseq_star.formats.student import Student
+from fairseq_star.formats.target import Target, batches, valid_frames
+from fairseq_star.formats.torchaudio import INSTALL
+
+INT8_COSINE = 0.98  # what a state's frames must have in common with the student's, in the mean, for int8 to pass
+
+
+class TorchScript(Target):
+    """A scripted :class:`InferenceStudent`.
+
+    With ``int8`` what is compared is not the largest difference but 1 minus the frames' mean cosine, of each state.
+    """
+
+    title = "TorchScript program"
+    requires: ClassVar = {"torchaudio": INSTALL}
+    padded_group_norm = False
+
+    def __init__(self, int8: bool = False):
+        self.int8 = int8
+        if int8:
+            self.title, self.tolerance, self.measure = "TorchScript program (int8)", 1 - INT8_COSINE, "1 - cosine"
+
+    def write(self, student: Student, path: Path) -> None:
+        with _quiet():
+            model = InferenceStudent(student)
+            if self.int8:
+                model = quantize(model)
+            torch.jit.save(torch.jit.freeze(torch.jit.script(model)), path)
+
+    @torch.no_grad()
+    def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        with _quiet():
+            model = torch.jit.load(path)
+        utterances = []
+        for source, num_samples in batches(sources, padded=padded, normalize=False):
+            last, states, frame_lengths = model(source, num_samples if padded else None)
+            utterances += valid_frames([*states[:-1], last], frame_lengths)
+        return utterances
+
+    def difference(self, got: Tensor, expected: Tensor) -> float:
+        if not self.int8:
+            return super().difference(got, expected)
+        return 1 - float(F.cosine_similarity(got, expected, dim=-1).mean())
+
+    def next_step(self, path: Path) -> str:
+        return (
+            f"model = torch.jit.load({str(path)!r})\n"
+            "last_hidden_state, hidden_states, frame_lengths = model(source, num_samples)"
+        )
+
+
+def quantize(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose linear layers compute in int8, activations quantized as they come.
+
+    Raises:
+        StarError: this machine's torch has no quantized kernels.
+    """
+    if torch.backends.quantized.engine == "none":
+        raise StarError("--int8: torch has no quantized kernels on this machine; export without --int8")
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch deprecates TorchScript and this quantization in favour of what cannot be loaded without Python yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)
+        yield

@@ -1,0 +1,228 @@
+"""A run's checkpoints: whole or not there, and a damaged last one is replaced by the one before.
+
+fairseq asks a task nothing about its checkpoints, so this module takes the place of four of its functions, in
+``fairseq.checkpoint_utils`` alone; of those that write, only from the moment a ``star_distillation`` run looks for its
+checkpoint.
+"""
+
+import contextlib
+import functools
+import glob
+import logging
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fairseq import checkpoint_utils
+from omegaconf import DictConfig, OmegaConf
+
+from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
+from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_told
+from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_asked
+from fairseq_star.files import replacing
+from fairseq_star.formats.checkpoint import read_checkpoint
+from fairseq_star.runtime.host import settle_on_host
+from fairseq_star.runtime.signals import handle_signals_on_a_stack_of_their_own
+
+logger = logging.getLogger(__name__)
+
+WAITS = (5, 20, 60)  # seconds between attempts on a disk that refuses; well below the 10 min other workers wait
+
+
+def guard_runs(task_class: type) -> None:
+    """Have runs of a task guarded: safe saving, a look at options and checkpoint before it is loaded, their end.
+
+    ``fairseq.checkpoint_utils.load_checkpoint`` is what only training calls, once, when trainer and task are there and
+    no training data is read yet. Of other tasks, such as fine-tuning, only the checkpoint's options are looked at.
+    """
+    load = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(cfg, trainer, **passthrough_args):
+        handle_signals_on_a_stack_of_their_own()  # these three for fine-tuning as well
+        end_loading_at_exit()
+        ours = isinstance(trainer.task, task_class)
+        settle_on_host(keep_memory=ours and not trainer.task.cfg.release_memory)
+        with told_in_one_line():
+            if ours:
+                check_options(trainer.cfg, trainer.get_criterion(), on_gpu=trainer.cuda or trainer.tpu)
+            start = _on_first_rank(trainer, lambda: _find_start(cfg, trainer, ours))
+        if not ours:
+            return load(cfg, trainer, **passthrough_args)
+        if not trainer.is_fsdp:
+            save_safely()
+        trainer.get_criterion().weights_alone = start is not None and start.weights_alone
+        trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
+        stop_when_asked(trainer.task.stop)
+        with told_in_one_line(), mismatch_told(start):
+            loaded = load(cfg, trainer, **passthrough_args)
+        finished = trainer.get_num_updates()
+        if trainer.cfg.optimization.max_update and finished >= trainer.cfg.optimization.max_update:
+            # fairseq would make one more update each time, which a queue that starts jobs again does not want.
+            logger.info(
+                f"the run is finished: optimization.max_update={trainer.cfg.optimization.max_update} is reached"
+            )
+            raise SystemExit(0)
+        return loaded
+
+    @functools.wraps(checkpoint_utils.verify_checkpoint_directory)
+    def verify_checkpoint_directory(save_dir: str) -> None:
+        with told_in_one_line():
+            check_save_dir(save_dir)
+
+    checkpoint_utils.verify_checkpoint_directory = verify_checkpoint_directory
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def _find_start(cfg: DictConfig, trainer, ours: bool) -> Start | None:
+    start = starting_point(cfg, trainer.checkpoint_suffix)
+    if ours and not trainer.is_fsdp:  # whose checkpoints are in pieces
+        check_checkpoint(cfg.save_dir, cfg.restore_file, trainer.checkpoint_suffix)
+        if start is not None:
+            check_start(start, trainer)
+    return start
+
+
+def _on_first_rank(trainer, find: Callable[[], Start | None]) -> Start | None:
+    """What ``find`` gives or raises on the first worker, on all of them: they each look at the same files, which one
+    of them may put in order, and one that ended alone would leave the others waiting."""
+    found = [None, None]
+    if trainer.data_parallel_rank == 0:
+        try:
+            found[0] = find()
+        except StarError as error:
+            found[1] = str(error)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise StarError(found[1])
+    return found[0]
+
+
+def check_checkpoint(save_dir: str, restore_file: str, suffix: str = "") -> None:
+    """See that the checkpoint a run is to start from is whole; put the newest whole one in a damaged last one's place.
+
+    What a run killed while it saved has left half-written is removed.
+
+    Raises:
+        StarError: it is damaged and there is no other, or it was named by ``checkpoint.restore_file``.
+    """
+    folder = glob.escape(save_dir)
+    for unfinished in glob.glob(os.path.join(folder, f"checkpoint*{suffix}.pt.tmp")):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    if restore_file != LAST:
+        if os.path.isfile(restore_file):
+            read_checkpoint(restore_file, "checkpoint.restore_file")
+        return
+    last = os.path.join(save_dir, f"checkpoint_last{suffix}.pt")
+    if not os.path.isfile(last) or (fault := _fault(last)) is None:
+        return
+    others = glob.glob(os.path.join(folder, f"checkpoint*{suffix}.pt"))
+    for other in sorted(set(others) - {last}, key=os.path.getmtime, reverse=True):
+        if _fault(other) is None:
+            updates = read_checkpoint(other, "checkpoint")["optimizer_history"][-1]["num_updates"]
+            os.replace(last, f"{last}.damaged")
+            copy_atomically(other, last)
+            logger.error(
+                f"{fault}; it was renamed to {os.path.basename(last)}.damaged, and the run goes on from "
+                f"{os.path.basename(other)} at update {updates:,}"
+            )
+            return
+    raise StarError(f"{fault}; {save_dir} holds no other whole checkpoint: restore it, or remove it to begin anew")
+
+
+def _fault(path: str) -> str | None:
+    try:
+        state = read_checkpoint(path, "checkpoint")
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()  # torch itself does not compare the checksums it writes
+    except StarError as error:
+        return str(error).partition("; ")[0]
+    except zipfile.BadZipFile:  # torch's format of before 1.6, without checksums
+        wrong = None
+    if wrong:
+        return f"checkpoint: {path} is damaged (the checksum of {wrong} is wrong)"
+    return None if state.keys() >= PARTS and state["optimizer_history"] else f"checkpoint: {path} lacks parts of a run"
+
+
+def kept_teacher(save_dir: str, restore_file: str) -> str | None:
+    """``task.teacher`` as the checkpoint has it that a run would start from; None where there is no whole one."""
+    paths = [restore_file]
+    if restore_file == "checkpoint_last.pt":
+        others = glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt"))  # of which one stands in for it
+        paths = [os.path.join(save_dir, restore_file), *sorted(others, key=os.path.getmtime, reverse=True)]
+    for path in paths:
+        try:
+            cfg = OmegaConf.create(read_checkpoint(path, "checkpoint").get("cfg") or {})
+        except StarError:
+            continue
+        return OmegaConf.select(cfg, "task.teacher")
+    return None
+
+
+def save_safely() -> None:
+    """Have fairseq write checkpoints beside their place first, and wait for a full disk."""
+    persistent_save, paths = checkpoint_utils.torch_persistent_save, checkpoint_utils.PathManager
+
+    @functools.wraps(persistent_save)
+    def torch_persistent_save(obj, filename, async_write: bool = False):
+        if async_write or paths.path_requires_pathmanager(filename):
+            return persistent_save(obj, filename, async_write)
+        return save_atomically(obj, filename)
+
+    class SafePathManager(paths):
+        @staticmethod
+        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+            if any(paths.path_requires_pathmanager(path) for path in (src_path, dst_path)):
+                return paths.copy(src_path, dst_path, overwrite)
+            with told_in_one_line():
+                return copy_atomically(src_path, dst_path)
+
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+    checkpoint_utils.PathManager = SafePathManager
+
+
+def save_atomically(state: dict, path: str) -> None:
+    """Save a checkpoint; until it is whole, the file that was there stays.
+
+    Ends the program in one line when the disk goes on refusing.
+    """
+    with told_in_one_line():
+        _write(path, lambda temporary: torch.save(state, temporary))
+
+
+def copy_atomically(source: str, path: str) -> bool:
+    """Copy a checkpoint likewise.
+
+    Raises:
+        StarError: the disk goes on refusing.
+    """
+    _write(path, lambda temporary: shutil.copyfile(source, temporary))
+    return True
+
+
+def _write(path: str, write: Callable[[Path], object]) -> None:
+    """Have ``write`` write ``path``, with some patience for a disk that is full."""
+    for wait in (*WAITS, None):
+        try:
+            # The name that fairseq gives it, by which what a killed run has left is found.
+            with replacing(path, temporary=f"{path}.tmp", sync=True) as temporary:
+                write(temporary)
+            return
+        except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            free = shutil.disk_usage(os.path.dirname(path) or ".").free
+            told = f"{path} cannot be written ({reason}; {free / 1e9:,.2f} GB are free there)"
+            if wait is None:
+                raise StarError(
+                    f"{told}; what was saved before is whole: make room and give the same command again"
+                ) from error
+            logger.error(f"{told}; trying again in {wait} s: make room")
+            time.sleep(wait)

@@ -1,0 +1,88 @@
+"""Whether a checkpoint belongs to the run that is to go on from it: the same student, teacher and kind of loss."""
+
+from contextlib import contextmanager
+from typing import Iterator
+
+from omegaconf import OmegaConf
+
+from fairseq_star.errors import StarError
+from fairseq_star.fairseq_hooks.preflight import Start
+from fairseq_star.formats import student
+from fairseq_star.formats.checkpoint import read_checkpoint, shapes
+from fairseq_star.formats.fairseq_config import sections
+from fairseq_star.formats.student import MASK, TEACHER, student_config, student_values
+
+PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves, and restores from
+ANEW = "to begin anew name another checkpoint.save_dir"
+WEIGHTS_ALONE = "checkpoint.reset_optimizer=true takes over its weights alone"
+
+
+def check_start(start: Start, trainer) -> None:
+    """See that a run can go on from a checkpoint.
+
+    Raises:
+        StarError: it is foreign or lacks parts, its student is of another architecture, or, unless its weights alone
+            are taken over, it learned from another teacher.
+    """
+    state, name = read_checkpoint(start.path, start.option), f"{start.option}: {start.path}"
+    if not student.recognises(state):
+        raise StarError(
+            f"{name} holds no student of this project; give a checkpoint of a star_distillation run, or bring another "
+            "format in with fairseq-star import"
+        )
+    if not state.keys() >= PARTS or not state["optimizer_history"]:
+        raise StarError(f"{name} lacks parts of a run (one of {', '.join(sorted(PARTS))}); give a run's own checkpoint")
+    _check_architecture(state, name, trainer, start.weights_alone)
+    if not start.weights_alone and shapes(trainer.get_criterion().state_dict()) != shapes(state.get("criterion")):
+        raise StarError(f"{name} has other heads than this run's criterion, or none; {ANEW}, or {WEIGHTS_ALONE}")
+    recorded = state.get("task_state")
+    teacher = recorded.get(TEACHER) if isinstance(recorded, dict) else None
+    task = trainer.task
+    if teacher is not None and teacher != task.state_dict()[TEACHER] and not start.weights_alone:
+        raise StarError(
+            f"{name} learned from another teacher than task.teacher={task.cfg.teacher} (their contents differ); give "
+            f"that teacher to go on, {ANEW}, or {WEIGHTS_ALONE}"
+        )
+
+
+def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) -> None:
+    wanted = OmegaConf.to_container(trainer.cfg.model, resolve=True, enum_to_str=True)
+    had, now = (
+        student_values(student_config(options, name), dropouts={}) for options in (sections(state["cfg"])[0], wanted)
+    )
+    differing = {option: value for option, value in had.items() if value != now[option]}
+    if len(differing) > 1:  # the convolutions' last channels follow the width
+        differing.pop("conv_feature_layers", None)
+    if differing:
+        told = ", ".join(f"model.{option}={value} (now {now[option]})" for option, value in differing.items())
+        raise StarError(f"{name} is of another student, with {told}; give the same options to go on, or {ANEW}")
+    found, expected = shapes(state["model"]), shapes(trainer.get_model().state_dict())
+    if (MASK in found) != (MASK in expected):
+        if not weights_alone:
+            had = "with" if MASK in found else "without"
+            raise StarError(f"{name} is of a run {had} hidden frames (task.mask_prob); {ANEW}, or {WEIGHTS_ALONE}")
+        found.pop(MASK, None)
+        expected.pop(MASK, None)
+    wrong = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    if wrong:
+        raise StarError(
+            f"{name} has weights that its config does not describe ({str(wrong[0])[:60]!a}); take another checkpoint"
+        )
+
+
+@contextmanager
+def mismatch_told(start: Start | None) -> Iterator[None]:
+    """Make a ``StarError`` of what fairseq asserts, on all workers, of the classes of criterion and optimizer.
+
+    The latter depends on the precision, too.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        what, asked, names = str(error).partition("; please reset the optimizer (--reset-optimizer). ")
+        if start is None or not asked:
+            raise
+        raise StarError(
+            f"{start.option}: {start.path} is of another kind of run: {what} ({names.replace(' vs ', ', now ')}); "
+            f"{ANEW}, or {WEIGHTS_ALONE}"
+        ) from error

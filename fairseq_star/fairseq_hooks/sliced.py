@@ -1,0 +1,141 @@
+"""First weights of a run that are sliced out of its teacher (``model.init=sliced``).
+
+Worker 0 computes them and all get the same bits. They are kept in the run's folder, so that a run that resumes, its
+report and ``fairseq-star evaluate`` have the weights that the run began with, whatever machine they are on.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.errors import StarError
+from fairseq_star.fairseq_hooks.workers import rank_and_world_size
+from fairseq_star.files import replacing
+from fairseq_star.formats.checkpoint import read_checkpoint, shapes
+from fairseq_star.formats.hub import PATIENCE
+from fairseq_star.formats.student import MASK
+from fairseq_star.manifest import read_manifest
+from fairseq_star.models.starhubert import StarHubertModel
+from fairseq_star.runtime.host_memory import bound_primitive_cache
+from fairseq_star.slicing.measures import star_losses
+from fairseq_star.slicing.report import SlicingReport
+from fairseq_star.slicing.sample import draw_for
+from fairseq_star.slicing.shapes import check_fits
+from fairseq_star.slicing.slicer import slice_student
+
+logger = logging.getLogger(__name__)
+FILE = "first_weights.pt"
+METHOD = 1  # a number that changes whenever the same sample would give other weights
+HELD_OUT = 16  # utterances of the validation set
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run's first weights depend on, and where they are kept."""
+
+    digest: str  # of the teacher's content
+    train: Path  # manifest that the sample is drawn from
+    valid: Path | None  # manifest that the loss before the first update is reported on; None: it is not
+    layers: Sequence[int]  # the teacher layer (1-based) of each student layer
+    seed: int  # of the sample
+    folder: str | None  # of the run, where they are kept; None: they are not
+    keep: bool = True  # write them there; off where a run is looked at: what is kept is read all the same
+
+
+def begin_sliced(student: StarHubertModel, teacher: FrozenEncoder, beginning: Beginning) -> SlicingReport:
+    """Give a student first weights sliced out of its teacher; the same bits for all workers.
+
+    Args:
+        student: whose sliced weights are set; a mask embedding stays as it was drawn.
+        teacher: of the run.
+        beginning: what else they depend on.
+
+    Raises:
+        StarError: the student does not fit its teacher, or no utterance can be used.
+    """
+    check_fits(teacher.config, student.config)
+    rank, world_size = rank_and_world_size()
+    outcome: list = [None, None]  # weights with their report, or a fault
+    if rank == 0:
+        try:
+            outcome[0] = _kept_or_computed(student, teacher, beginning)
+        except StarError as error:
+            outcome[1] = str(error)
+    if world_size > 1:
+        group = dist.new_group(timeout=PATIENCE)
+        try:
+            dist.broadcast_object_list(outcome, src=0, group=group)
+        finally:
+            dist.destroy_process_group(group)
+    weights, fault = outcome
+    if fault is not None:
+        raise StarError(fault)
+    student.load_state_dict(weights["model"], strict=False)
+    report = SlicingReport.from_dict(weights["report"])
+    if rank == 0:
+        for line in report.lines():
+            logger.info(line)
+    return report
+
+
+def read_report(folder: str | os.PathLike) -> SlicingReport | None:
+    """Return what the run in ``folder`` was sliced with; None where it was not."""
+    path = os.path.join(folder, FILE)
+    if not os.path.isfile(path):
+        return None
+    return SlicingReport.from_dict(read_checkpoint(path, "report")["report"])
+
+
+def _kept_or_computed(student: StarHubertModel, teacher: FrozenEncoder, beginning: Beginning) -> dict:
+    about = {
+        "method": METHOD,
+        "teacher": beginning.digest,
+        "layers": list(beginning.layers),
+        "seed": beginning.seed,
+        "utterances": student.cfg.init_utterances,
+        "student": student.config.student_settings(),
+    }
+    path = None if beginning.folder is None else Path(beginning.folder) / FILE
+    has_checkpoint = path is not None and any(path.parent.glob("checkpoint*.pt"))
+    # A run that is looked at, or that goes on from a checkpoint, began with what is kept, wherever its audio is now.
+    corpus = _corpus(beginning.train) if beginning.keep and not has_checkpoint else None
+    if path is not None and path.is_file():
+        kept = read_checkpoint(str(path), "checkpoint.save_dir")
+        same = kept.get("about") == about and corpus in (None, kept.get("corpus"))
+        if same and shapes(kept["model"]) == shapes(_sliced_part(student)):
+            logger.info(f"first weights: those this run began with, from {path}")
+            return kept
+    bound_primitive_cache()  # the process's first convolutions may be these
+    sample = draw_for(teacher, beginning.train, count=student.cfg.init_utterances, seed=beginning.seed)
+    report = slice_student(teacher, student, sample.sources, layers=beginning.layers)
+    report.skipped = sample.skipped
+    if beginning.valid is not None and beginning.valid.is_file():
+        held_out = draw_for(teacher, beginning.valid, count=HELD_OUT, seed=beginning.seed)
+        training, compared = student.training, (teacher.model, student.eval(), held_out.sources, beginning.layers)
+        report.loss, report.loss_of_zero = star_losses(*compared)
+        report.held_out = len(held_out.sources)
+        student.train(training)
+    weights = {"about": about, "corpus": corpus, "model": _sliced_part(student), "report": report.to_dict()}
+    if beginning.keep and path is not None and not (path.is_file() and has_checkpoint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(weights, temporary)
+    return weights
+
+
+def _corpus(manifest: Path) -> str:
+    """SHA-256 of a manifest's files and their lengths, wherever its root is."""
+    _, entries = read_manifest(manifest)
+    return hashlib.sha256(repr([tuple(entry) for entry in entries]).encode()).hexdigest()
+
+
+def _sliced_part(student: StarHubertModel) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in student.state_dict().items() if key != MASK}

@@ -1,0 +1,144 @@
+"""Reading checkpoint files that may come from anyone: tensors and plain values, never code."""
+
+import argparse
+import collections
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fairseq.data.dictionary import Dictionary
+from fairseq.distributed import utils as distributed_utils
+from omegaconf import DictConfig, ListConfig
+from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf.nodes import AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode
+from torch import Tensor
+
+from fairseq_star.errors import StarError
+
+# What fairseq checkpoints of all ages contain besides tensors and builtins. All of them only hold values: building one
+# runs no code that the file could choose.
+ALLOWED_CLASSES = [
+    Dictionary,
+    argparse.Namespace,
+    collections.defaultdict,
+    DictConfig,
+    ListConfig,
+    ContainerMetadata,
+    Metadata,
+    AnyNode,
+    BooleanNode,
+    FloatNode,
+    IntegerNode,
+    StringNode,
+    Any,
+    # Named by an OmegaConf container's metadata as the types of its values.
+    *(dict, list, tuple, int, float, str, bool),
+]
+
+
+# Whatever torch's two readers make of bytes that are no whole checkpoint.
+READING_ERRORS = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError, struct.error, ArithmeticError,
+    AssertionError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def allow_checkpoint_classes() -> None:
+    """Let ``torch.load(weights_only=True)``, also where fairseq itself calls it, read fairseq's own checkpoints."""
+    import numpy as np
+
+    numpy_core = np._core if hasattr(np, "_core") else np.core  # numpy 2 renamed it
+    numpy_classes = [
+        (numpy_core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+        (numpy_core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    ]
+    # What fairseq puts in a tensor's place where one process hands a checkpoint to the others: a number.
+    placeholder = [getattr(distributed_utils, "_TensorPlaceholder", int)]
+    torch.serialization.add_safe_globals(ALLOWED_CLASSES + numpy_classes + placeholder)
+
+
+def read_checkpoint(path: str, option: str) -> dict:
+    """Read a torch checkpoint on the CPU under ``weights_only`` protection.
+
+    Args:
+        path: the file.
+        option: what the user calls it, for messages, e.g. ``task.teacher``.
+
+    Raises:
+        StarError: no such file, a truncated or foreign file, or one that holds classes outside the allow-list (which
+            are never looked up, let alone run).
+    """
+    if not os.path.isfile(path):
+        kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
+        raise StarError(f"{option}: {path} is {kind}; give a checkpoint of HuBERT, wav2vec 2.0 or WavLM")
+    size = os.path.getsize(path)
+    allow_checkpoint_classes()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"(?:Unsupported global: GLOBAL |Unsupported class |GLOBAL )([\w.]+)", str(error))
+        if foreign:
+            raise StarError(
+                f"{option}: {path} asks for {foreign[1]}, which is no part of a fairseq checkpoint; "
+                "it was refused and nothing of it was run: get the file from its authors"
+            ) from error
+        raise StarError(_not_readable(option, path, size)) from error
+    except READING_ERRORS as error:
+        raise StarError(_not_readable(option, path, size)) from error
+    if not isinstance(state, dict):
+        raise StarError(f"{option}: {path} holds a {type(state).__name__}, no checkpoint; expected a dict with 'model'")
+    return state
+
+
+_GIVE = "give a checkpoint of HuBERT, wav2vec 2.0 or WavLM"
+_ELSEWHERE = (
+    "its weights lost their names when it was made: give the checkpoint it was exported from, or bring in another "
+    "export of it (s3prl, fairseq, huggingface, torchaudio) with fairseq-star import"
+)
+
+
+def _not_readable(option: str, path: str, size: int) -> str:
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[:2] == b"PK" and (other := _other_archive(path)):
+        return f"{option}: {path} is {other}, no torch checkpoint; {_ELSEWHERE if 'program' in other else _GIVE}"
+    if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", head):  # a small version, then one of fields 2 to 8
+        return f"{option}: {path} is an ONNX file, no torch checkpoint; {_ELSEWHERE}"
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return f"{option}: {path} ({size:,} bytes) is truncated or damaged; copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{option}: {path} is a Git LFS pointer, not the file itself; fetch it with git lfs pull"
+    if head[8:9] == b"{" and head[5:8] == bytes(3):  # a header's length in eight bytes, then the header, which is JSON
+        return f"{option}: {path} is a safetensors file; give the HuggingFace folder that holds it and its config.json"
+    if head.lstrip()[:1] == b"{":
+        return f"{option}: {path} is JSON, no torch checkpoint; give the HuggingFace folder that holds it"
+    shown = "an empty file" if not size else f"no torch checkpoint (it begins with {head[:16]!r})"
+    return f"{option}: {path} is {shown}; {_GIVE}"
+
+
+def _other_archive(path: str) -> str | None:
+    """What a whole zip file is that is no checkpoint; None for a broken one, and for a checkpoint's own layout."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+        return None
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript program"
+    if any(name.endswith("/models/model.json") for name in names):
+        return "a torch.export program"
+    return None if any(name.endswith("data.pkl") for name in names) else "a zip archive"
+
+
+def shapes(weights: Any) -> dict:
+    """Shape of each weight of a state dict; empty for what is none."""
+    if not isinstance(weights, Mapping):
+        return {}
+    return {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in weights.items()}

@@ -1,0 +1,111 @@
+"""Options of ``criterion=star_tgm``: which terms, over which layers and frames, with which weights."""
+
+import math
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from fairseq_star.errors import StarError
+from fairseq_star.losses.layer_plan import CONVENTIONS
+from fairseq_star.losses.selection import ALL, WHICH
+
+
+@dataclass
+class StarTGMConfig(FairseqDataclass):
+    """Options of ``criterion=star_tgm``. A term whose weights are 0 is never computed."""
+
+    layerwise_weight: float = field(default=1.0, metadata={"help": "weight of the layer-wise TGM loss"})
+    intra_layer_weight: float = field(default=1.0, metadata={"help": "weight of the intra-layer TGM loss"})
+    avg_attn_weight: float = field(
+        default=0.0, metadata={"help": "weight of the attention map loss over all layers; 0: no map is formed"}
+    )
+    last_attn_weight: float = field(
+        default=0.0, metadata={"help": "weight of the attention map loss of the last layer; 0: no map is formed"}
+    )
+    layer_convention: ChoiceEnum(CONVENTIONS) = field(
+        default="paper",
+        metadata={
+            "help": "paper: layer-wise over layers 1..L, pairs from the first layer's input on; reimplementation: the "
+            "encoder's input before the positional convolution counts as a layer and begins the pairs"
+        },
+    )
+    distance: ChoiceEnum(["mse", "l1", "kl"]) = field(
+        default="mse", metadata={"help": "distance between temporal Gram matrices"}
+    )
+    tgm_frames: ChoiceEnum(WHICH) = field(
+        default=ALL,
+        metadata={"help": "frames whose relations are compared: all, those hidden by task.mask_prob, or not"},
+    )
+    count_padding: bool = field(
+        default=False,
+        metadata={"help": "take means over padded frames too, as the re-implementation does; off: exact for any batch"},
+    )
+    teacher_layers: Optional[List[int]] = field(
+        default=None,
+        metadata={"help": "teacher layers (1-based) the student's layers learn from; default: all, or evenly spaced"},
+    )
+    unit_weight: float = field(
+        default=0.0, metadata={"help": "weight of the cross-entropy of the teacher's units at hidden frames"}
+    )
+    unit_unmasked_weight: float = field(default=0.0, metadata={"help": "weight of the same at clear frames"})
+    units: Optional[List[str]] = field(
+        default=None,
+        metadata={"help": "what to predict: 'head' (the teacher's own predictions) or files of fairseq-star units"},
+    )
+    unit_temperature: float = field(
+        default=1.0, metadata={"help": "of units=[head]: the teacher's logits are divided by it"}
+    )
+    unit_dim: int = field(default=256, metadata={"help": "width in which the student's units are told apart"})
+    unit_student_layers: Optional[List[int]] = field(
+        default=None,
+        metadata={"help": "student layers (1-based) that predict, one for each of units; default: the last"},
+    )
+    frame_mse_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the squared distance of frames to the teacher's, through linear heads"},
+    )
+    frame_l1_weight: float = field(default=0.0, metadata={"help": "weight of the absolute distance likewise"})
+    frame_cosine_weight: float = field(default=0.0, metadata={"help": "weight of -log sigmoid of the cosine likewise"})
+    frame_masked_weight: float = field(default=1.0, metadata={"help": "of hidden frames in these three"})
+    frame_unmasked_weight: float = field(default=1.0, metadata={"help": "of clear frames in these three"})
+    frame_layers: Optional[List[int]] = field(
+        default=None,
+        metadata={"help": "teacher layers (1-based) whose frames are predicted; default: those of teacher_layers"},
+    )
+    frame_student_layers: Optional[List[int]] = field(
+        default=None,
+        metadata={"help": "student layers (1-based) that predict them, one each; default: those matched to them"},
+    )
+
+
+RELATIONS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
+FRAMES = ("frame_mse_weight", "frame_l1_weight", "frame_cosine_weight")
+UNITS = ("unit_weight", "unit_unmasked_weight")
+WEIGHTS = (*RELATIONS, *UNITS, *FRAMES)
+
+
+def check_weights(cfg: StarTGMConfig) -> None:
+    """Look at the weights.
+
+    Raises:
+        StarError: one that cannot be, or none above 0.
+    """
+    for name in (*WEIGHTS, "frame_masked_weight", "frame_unmasked_weight"):
+        if not 0 <= getattr(cfg, name) < math.inf:
+            raise StarError(f"criterion.{name}={getattr(cfg, name)} must be a number from 0 on")
+    if not any(getattr(cfg, name) for name in WEIGHTS):
+        raise StarError(f"criterion: {', '.join(WEIGHTS)} are all 0, so there is nothing to learn")
+    if any(getattr(cfg, name) for name in FRAMES) and not cfg.frame_masked_weight + cfg.frame_unmasked_weight:
+        raise StarError("criterion.frame_masked_weight and criterion.frame_unmasked_weight are both 0; raise one")
+
+
+def check_layers(option: str, layers: List[int], most: int, count: int) -> List[int]:
+    """``layers`` as plain numbers.
+
+    Raises:
+        StarError: they are none or not ``count``, or one is not of 1 .. ``most``.
+    """
+    if not layers or len(layers) != count or not all(1 <= layer <= most for layer in layers):
+        raise StarError(f"criterion.{option}={list(layers)} must name {max(count, 1)} of the layers 1 .. {most}")
+    return list(layers)

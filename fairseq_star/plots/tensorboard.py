@@ -1,0 +1,105 @@
+"""Temporal Gram matrices of teacher and student as pictures in TensorBoard, drawn while a run goes on."""
+
+import os
+
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.logging import metrics
+from torch import nn
+
+from fairseq_star.data.augment.student_view import teacher_source
+from fairseq_star.errors import StarError
+from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.plots.heatmaps import draw_map
+from fairseq_star.plots.matrices import MAX_SECONDS, LayerMaps, UtteranceMaps, choose_layers, tgm
+from fairseq_star.plots.style import DPI, LIGHT, require_matplotlib, themed
+
+SHOWN = ("teacher", "student", "difference")
+
+
+class TensorboardMaps:
+    """Draws the first utterance of every so many validations, always the same one: the manifest's longest.
+
+    The student's first, middle and last layer and the teacher layers they learn from, as ``tgm_layer03/student`` and so
+    on, in ``{logdir}/tgm_maps``. Of several workers the first alone draws. Costs one more forward pass of teacher and
+    student over at most 8 s of clean audio and about a second of drawing; training is not touched, no random number is
+    drawn.
+
+    Args:
+        every: draw in the first validation and in each so many-th after it; 0: never.
+        logdir: ``common.tensorboard_logdir``.
+
+    Raises:
+        StarError: ``every`` is negative, there is no ``logdir``, or TensorBoard or matplotlib is missing.
+    """
+
+    def __init__(self, every: int, logdir: str | None):
+        self.every, self.validations, self.writer = every, 0, None
+        self.due = False
+        if every < 0:
+            raise StarError(f"task.log_tgm_maps={every} must be 0 or more")
+        if not every:
+            return
+        if not logdir:
+            raise StarError("task.log_tgm_maps needs a place for its pictures: set common.tensorboard_logdir")
+        require_matplotlib()
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise StarError("task.log_tgm_maps needs TensorBoard: pip install 'fairseq-star[report]'") from error
+        self.logdir = os.path.join(logdir, "tgm_maps")
+
+    def begin_validation(self, model: nn.Module) -> None:
+        """To be called as a validation begins; ``model`` is the student itself, not what DDP makes of it."""
+        self.model = model
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        self.due = bool(self.every) and self.validations % self.every == 0 and first
+        self.validations += 1
+
+    @torch.no_grad()
+    def draw(self, task, criterion: FairseqCriterion, sample: dict) -> None:
+        """To be called for every batch of a validation, the student in eval mode; draws the first, if due.
+
+        Args:
+            task: gives the teacher's states (``teach``).
+            criterion: says which layers were matched (``teacher_layers``).
+            sample: a batch of :class:`fairseq_star.data.dataset.DistillationDataset`.
+        """
+        if not self.due:
+            return
+        self.due = False
+        longest = int(MAX_SECONDS * SAMPLE_RATE)
+        source = teacher_source(sample)[:1, : min(sample["num_samples"][0], longest)]
+        teacher = task.teach({"net_input": {"source": source}, "num_samples": [source.size(1)]})
+        student = self.model(source, frames=teacher.frames)
+        samples = source[0].float().cpu()
+
+        def maps(layer: int) -> LayerMaps:
+            matched = criterion.teacher_layers[layer - 1]
+            states = teacher.hidden_states[matched][0], student.hidden_states[layer][0]
+            return LayerMaps(layer, matched, *(tgm(of_one).cpu().numpy() for of_one in states))
+
+        utterance = UtteranceMaps(
+            name="",
+            samples=(samples / samples.abs().max().clamp_min(1e-8)).numpy(),
+            geometry=task.teacher.geometry,
+            phones=[],
+            transcript="",
+            layers=[maps(layer) for layer in choose_layers(len(criterion.teacher_layers), None)],
+        )
+        self._write(utterance)
+
+    def _write(self, utterance: UtteranceMaps) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = self.writer or SummaryWriter(self.logdir)
+        # The trainer logs its count of updates; outside of training there is none.
+        counted = metrics.get_meter("train", "num_updates")
+        num_updates = int(counted.val) if counted is not None else 0
+        with themed(LIGHT):
+            for layer in utterance.layers:
+                for which in SHOWN:
+                    figure = draw_map(LIGHT, utterance, layer, which)
+                    figure.set_dpi(DPI)
+                    self.writer.add_figure(f"tgm_layer{layer.student_layer:02d}/{which}", figure, num_updates)
+        self.writer.flush()

@@ -1,0 +1,18 @@
+"""Everything that fairseq shall know of: whoever imports ``fairseq_star.tasks.star_distillation`` has it."""
+
+from fairseq_star.criterions import frame_matching, star_tgm  # noqa: F401
+from fairseq_star.fairseq_hooks import hubert_ctc  # noqa: F401
+from fairseq_star.formats.checkpoint import allow_checkpoint_classes
+from fairseq_star.models import starhubert  # noqa: F401
+from fairseq_star.tasks import star_distillation  # noqa: F401
+
+
+def register_all() -> None:
+    """Register task, criterions and models with fairseq and the classes of its checkpoints with ``torch.load``.
+
+    The former happens on import, once.
+    """
+    allow_checkpoint_classes()
+
+
+register_all()

@@ -1,0 +1,66 @@
+"""``fairseq-star evaluate``: what the trainer logged, and the student the run began with."""
+
+import re
+
+import pytest
+import torch
+
+from fairseq_star.analysis.evaluate import evaluate
+from fairseq_star.cli import main
+
+
+def logged_losses(stdout: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"valid on 'valid' subset \| loss ([\d.]+)", stdout)]
+
+
+def test_before_is_the_start_of_the_run_and_after_its_end(train, tmp_path, capsys):
+    still = train("optimization.max_update=1", "optimization.lr=[0.0]", save_dir=tmp_path / "still")
+    trained = train("optimization.max_update=20", "optimization.lr=[0.01]", save_dir=tmp_path / "trained")
+    assert still.returncode == trained.returncode == 0, still.stderr + trained.stderr
+
+    result = evaluate(str(tmp_path / "trained" / "checkpoint_last.pt"))
+    assert result.before["loss"] == pytest.approx(logged_losses(still.stdout)[-1], rel=1e-3)
+    assert result.after["loss"] == pytest.approx(logged_losses(trained.stdout)[-1], rel=1e-3)
+    assert result.after["loss"] < result.before["loss"]
+    for losses in (result.before, result.after):
+        assert losses["loss"] == pytest.approx(losses["layerwise"] + losses["intra_layer"], rel=1e-5)
+    assert (result.num_updates, result.num_utterances) == (20, 3)
+
+    main(["evaluate", str(tmp_path / "trained" / "checkpoint_last.pt")])
+    shown = capsys.readouterr().out
+    assert f"{result.student_parameters:,} parameters" in shown
+    assert f"{result.after['layerwise']:.4f}" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is not there"), ({"model": {}}, "not written by a star_distillation run")]
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "x.pt"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(SystemExit, match=message):
+        main(["evaluate", str(path)])
+
+
+def test_a_run_that_kept_a_compressed_cache_is_evaluated_without_it(train, tmp_path):
+    cache = [
+        f"task.teacher_cache={tmp_path / 'cache'}",
+        "task.teacher_cache_compression=pca",
+        "task.teacher_cache_dim=8",
+    ]
+    done = train(*cache)
+    assert done.returncode == 0, done.stderr
+    assert evaluate(str(tmp_path / "run" / "checkpoint_last.pt")).num_updates == 6
+
+
+def test_a_streaming_student_is_evaluated_in_chunks(train, tmp_path, capsys):
+    streaming = ["+model.chunk_frames=[4,0]", "+model.extractor_mode=running_norm"]
+    assert train(*streaming).returncode == 0
+    checkpoint = str(tmp_path / "run" / "checkpoint_last.pt")
+    losses = {chunk: evaluate(checkpoint, chunk_frames=chunk).after["loss"] for chunk in (None, 4, 0)}
+    assert losses[None] == losses[4] != losses[0]
+    main(["evaluate", checkpoint, "--chunk-frames", "0"])
+    assert f"{losses[0]:.4f}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="chunks of -1 frames cannot be"):
+        main(["evaluate", checkpoint, "--chunk-frames", "-1"])

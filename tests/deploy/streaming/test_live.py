@@ -1,0 +1,110 @@
+"""``fairseq-star stream``: a file and a pipe give the student's own frames, as the audio arrives."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from fairseq_star.cli import main
+from tests.support import ROOT, convert_cases
+
+ENTRY = "from fairseq_star.cli import main; main()"
+CHUNK, HOP = 4, 4 * 320
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return convert_cases.streaming_student(tmp_path_factory.mktemp("student"), right_context_frames=1)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(20_000) * 3_000
+    return noise.astype("<i2")
+
+
+def frames_in(told: str) -> np.ndarray:
+    lines = [line.split("\t") for line in told.splitlines() if not line.startswith("#")]
+    assert [int(line[0]) for line in lines] == list(range(len(lines)))
+    assert [float(line[1]) for line in lines] == pytest.approx([0.02 * number for number in range(len(lines))])
+    return np.array([[float(value) for value in line[2].split()] for line in lines])
+
+
+def expected(student, samples: np.ndarray, chunk: int) -> np.ndarray:
+    student.use_chunks(chunk)
+    return student.hidden_states([samples / 2.0**15], 16_000)[0][-1].numpy()
+
+
+def test_a_file_gives_the_students_frames(student, samples, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    for options, chunk, width in (([], 4, 4), (["--chunk-frames", "9", "--values", "-1"], 9, 16)):
+        main(["stream", student.origin, str(tmp_path / "a.wav"), *options])
+        told = capsys.readouterr()
+        assert np.abs(frames_in(told.out) - expected(student, samples, chunk)[:, :width]).max() < 1e-4
+        assert "62 frames of 1.25 s" in told.err
+        assert f"algorithmic latency {(chunk + 1) * 20 + 5:g} ms" in told.err
+
+
+def test_a_file_that_states_no_length_is_heard_to_its_end(student, samples, tmp_path, capsys):
+    soundfile.write(tmp_path / "piped.wav", samples, 16_000)
+    whole = bytearray((tmp_path / "piped.wav").read_bytes())
+    whole[4:8] = whole[40:44] = b"\xff" * 4  # as ffmpeg leaves them where it cannot go back
+    (tmp_path / "piped.wav").write_bytes(whole)
+    main(["stream", student.origin, str(tmp_path / "piped.wav"), "--chunk-frames", str(CHUNK)])
+    assert "62 frames of 1.25 s" in capsys.readouterr().err
+
+
+def test_through_a_pipe_frames_come_as_the_audio_does(student, samples):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENTRY, "stream", student.origin, "-"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    data, lines = samples.tobytes(), []
+    window = HOP + 320 + 80
+    process.stdin.write(data[: 2 * window - 1])  # half of the last sample that the first chunk waits for
+    process.stdin.flush()
+    time.sleep(0.5)
+    process.stdin.write(data[2 * window - 1 : 2 * window])
+    process.stdin.flush()
+    while not (lines and lines[-1].startswith("#")):
+        lines.append(process.stdout.readline().decode())
+    assert lines[-1].startswith(f"# heard {window / 16_000:.3f} s, real-time factor ")
+    assert len(lines) == CHUNK + 1
+    rest, told = process.communicate(data[2 * window :], timeout=60)
+    frames = frames_in("".join(lines) + rest.decode())
+    assert process.returncode == 0
+    assert np.abs(frames - expected(student, samples, CHUNK)[:, :4]).max() < 1e-4
+    assert b"62 frames of 1.25 s in chunks of 4: real-time factor " in told
+
+
+def test_what_cannot_be_heard_ends_in_one_line(student, samples, tmp_path, monkeypatch):
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as told:
+            main(["stream", *arguments])
+        assert "\n" not in str(told.value)
+        return str(told.value)
+
+    soundfile.write(tmp_path / "slow.wav", samples, 8_000)
+    soundfile.write(tmp_path / "short.wav", samples[:399], 16_000)
+    assert "has 8000 Hz and 1 channels; this student hears 16000 Hz" in refused(
+        student.origin, str(tmp_path / "slow.wav")
+    )
+    assert "holds 399 samples, fewer than the 400" in refused(student.origin, str(tmp_path / "short.wav"))
+    assert "no such file" in refused(student.origin, str(tmp_path / "none.wav"))
+    assert "chunks of 0 frames are whole" in refused(student.origin, str(tmp_path / "slow.wav"), "--chunk-frames", "0")
+    soundfile.write(tmp_path / "cut.flac", samples, 16_000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:20_000])
+    assert "cut.flac is cut short or damaged" in refused(student.origin, str(tmp_path / "cut.flac"))
+    soundfile.write(tmp_path / "cut.wav", samples, 16_000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:20_000])
+    assert "cut.wav: is cut short: holds 19956 of the 40000 bytes of audio" in refused(
+        student.origin, str(tmp_path / "cut.wav")
+    )
+    plain = convert_cases.tiny_student(tmp_path)
+    assert "hears whole utterances only" in refused(plain.origin, str(tmp_path / "slow.wav"))
+    with (tmp_path / "slow.wav").open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert "standard input holds an audio file" in refused(student.origin, "-")

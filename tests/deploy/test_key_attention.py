@@ -1,0 +1,84 @@
+"""Attention as exported files hold it, against torchaudio's with a mask of every pair; its memory in onnxruntime."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.deploy import key_attention, onnx
+from fairseq_star.deploy.inference_module import InferenceStudent
+from fairseq_star.deploy.key_attention import BLOCK, BlockAttention, KeyAttention, ProductAttention
+from fairseq_star.deploy.targets import load_target
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
+from tests.support import convert_cases, tiny
+
+KINDS = (KeyAttention, ProductAttention, BlockAttention)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(0)
+    components = import_torchaudio().models.wav2vec2.components
+    return components.SelfAttention(12, 3).eval()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    block=st.integers(1, 45),
+    scale=st.sampled_from([0.1, 1.0, 100.0]),
+)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_mask_of_keys_is_that_of_every_pair(kind, theirs, lengths, block, scale):
+    longest = max(lengths)
+    x = scale * torch.randn(len(lengths), longest, 12, generator=torch.Generator().manual_seed(sum(lengths)))
+    seen = (torch.arange(longest) < torch.tensor(lengths)[:, None])[:, None, None]
+    expected, _ = theirs(x, seen.expand(-1, 1, longest, longest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(key_attention, "BLOCK", block)
+        got, bias = kind(theirs)(x, seen)
+    assert bias is None
+    torch.testing.assert_close(got, expected, atol=1e-5 * scale, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_without_a_mask_all_are_seen(theirs):
+    x = torch.randn(2, 9, 12)
+    torch.testing.assert_close(KeyAttention(theirs)(x)[0], theirs(x)[0])
+    with pytest.raises(ValueError, match="always told how long"):
+        BlockAttention(theirs)(x)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return convert_cases.tiny_student(tmp_path_factory.mktemp("student"))
+
+
+def test_a_file_hears_one_block_or_several_and_is_never_warned(student, tmp_path, capfd):
+    path = tmp_path / "student.onnx"
+    load_target("onnx")().write(student, path)
+    run, _ = load_target("onnx").load(path)
+    geometry = student.model.geometry
+    for frames in (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3):
+        source = torch.randn(2, geometry.receptive_field + (frames - 1) * geometry.downsample_rate)
+        num_samples = torch.tensor([source.size(1), max(source.size(1) // 2, 400)])
+        last, states, frame_lengths = run(source, num_samples)
+        expected, expected_states, expected_lengths = InferenceStudent(student)(source, num_samples)
+        assert frame_lengths.tolist() == expected_lengths.tolist()
+        assert frame_lengths[0] == frames
+        torch.testing.assert_close(last, expected, atol=5e-5, rtol=1e-5)
+        torch.testing.assert_close(states, expected_states, atol=5e-5, rtol=1e-5)
+    assert "onnxruntime" not in capfd.readouterr().err  # sizes written into a loop, that this audio has not
+
+
+def test_memory_does_not_grow_with_the_square_of_an_utterance(tmp_path):
+    student = convert_cases.tiny_student(tmp_path, encoder_layers=1)
+    weights = tiny.STUDENT["encoder_attention_heads"] * (60 * 50) ** 2 * 4 / 2**20  # MiB of all pairs of 60 s
+
+    def peak(attention: type[torch.nn.Module]) -> float:
+        onnx.write_whole(student, tmp_path / "student.onnx", attention)
+        return measure_speed(str(tmp_path / "student.onnx"), 60, "cpu", 1, 1).peak_mib
+
+    assert peak(ProductAttention) - peak(BlockAttention) > weights / 2
