@@ -20,6 +20,10 @@ def register() -> None:
     register_all()
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     if name == "tgm_loss":
         from fairseq_star.losses.tgm import tgm_loss

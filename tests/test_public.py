@@ -206,21 +206,64 @@ def test_output_that_nobody_reads_on_is_no_traceback():
     assert "BrokenPipe" not in done.stderr
 
 
+def test_an_interrupt_is_one_line():
+    command = "import fairseq_star.cli as cli, fairseq_star.cli.teacher as it, os, signal\n"
+    command += "it.run = lambda arguments: os.kill(os.getpid(), signal.SIGINT)\ncli.main(['teacher', 'x'])"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 130
+    assert done.stderr.split() == ["fairseq-star:", "interrupted"]
+
+
 def test_the_command_is_installed_and_the_package_says_that_it_is_typed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["scripts"] == {"fairseq-star": "fairseq_star.cli:main"}
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["fairseq_star"]
     assert (ROOT / "fairseq_star" / "py.typed").is_file()
     version = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
-    assert version == "fairseq_star.__version__"
+    assert version == "fairseq_star.runtime.version.__version__"
     assert re.fullmatch(r"\d+\.\d+\.\d+", fairseq_star.__version__)
     assert set(fairseq_star.__all__) <= set(dir(fairseq_star))
+
+
+ASK = """
+from argparse import Namespace
+from fairseq import utils
+from fairseq.models import MODEL_REGISTRY
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+utils.import_user_module(Namespace(user_dir="fairseq_star"))
+print("star_distillation" in TASK_REGISTRY, "star_tgm" in CRITERION_DATACLASS_REGISTRY, "starhubert" in MODEL_REGISTRY)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "registered"),
+    [
+        ("", True),
+        ("import fairseq_star; fairseq_star.register(); fairseq_star.register()", True),
+        (f"import fairseq_star; fairseq_star.load_teacher({str(TEACHER)!r})", True),
+        # fairseq passes over a user dir that is imported already; docs/from-python.md says what to call.
+        ("import fairseq_star, fairseq_star.losses.tgm", False),
+    ],
+)
+def test_the_user_dir_registers_everything(before, registered):
+    done = subprocess.run([sys.executable, "-c", before + ASK], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == 3 * [str(registered)]
+
+
+def test_importing_the_package_imports_and_registers_nothing():
+    program = "import sys, fairseq_star; print([one for one in ('torch', 'fairseq', 'numpy') if one in sys.modules]);"
+    program += "import fairseq_star.losses; print('fairseq' in sys.modules);"
+    program += "fairseq_star.tgm_loss; print('fairseq' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.split("\n") == ["[]", "False", "False", ""], done.stderr
 
 
 def test_names_are_those_that_are_registered():
     assert tuple(ARCHITECTURES) == names.ARCHITECTURES
     assert TASKS == names.PROBE_TASKS
-    assert names.TARGET_OPTIONS.keys() <= names.TARGETS.keys()
+    assert names.TARGET_OPTIONS.keys() <= set(names.TARGETS)
     for target in names.TARGETS:
         options = names.TARGET_OPTIONS.get(target, {})
         taken = inspect.signature(load_target(target, check=False)).parameters

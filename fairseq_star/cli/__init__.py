@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -55,3 +56,6 @@ def main(argv: list[str] | None = None) -> None:
         except BrokenPipeError:  # whoever read the output has what it wanted, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print("\nfairseq-star: interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None

@@ -25,7 +25,7 @@ from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.runtime.host_memory import bound_primitive_cache
-from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
+from fairseq_star.slicing.shapes import count_parameters, student_settings, student_shape, superb_macs
 
 logger = logging.getLogger(__name__)
 MEASURED = 64
@@ -46,11 +46,8 @@ def size_student(cfg: DictConfig, teacher: EncoderConfig) -> None:
     if not budget:
         return
     shape = student_shape(teacher, num_layers=cfg.encoder_layers, **budget)
-    settings = shape.fairseq_settings()
-    if cfg.get("chunk_frames"):
-        settings.pop("extractor_mode")  # a streaming student's own
     with open_dict(cfg):
-        for name, value in settings.items():
+        for name, value in student_settings(shape, streaming=bool(cfg.get("chunk_frames"))).items():
             cfg[name] = value
     logger.info(
         f"student of at most {' and '.join(f'{name}={value:g}' for name, value in budget.items())}: width "

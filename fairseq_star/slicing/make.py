@@ -20,7 +20,7 @@ from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.slicing.measures import star_losses, variance_kept
 from fairseq_star.slicing.report import SlicingReport
 from fairseq_star.slicing.sample import UTTERANCES, Sample, draw_for
-from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
+from fairseq_star.slicing.shapes import count_parameters, student_settings, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
 
 QUARTER = 0.25  # of the teacher's parameters, where no size is given
@@ -120,6 +120,11 @@ class _Slicing:
                 "be; take a teacher of audio as it is, such as HuBERT Base"
             )
         depth = request.layers or self.teacher.num_layers
+        if self.teacher.num_layers % depth:
+            raise StarError(
+                f"--layers {depth} does not divide the teacher's {self.teacher.num_layers}; give a divisor of that, or "
+                "name the teacher's layers in a run's criterion.teacher_layers"
+            )
         self.layers = match_layers(self.teacher.num_layers, depth)
         self.sample = self._draw(request.split, request.utterances)
         self.held_out = self._draw(request.held_out, HELD_OUT)
@@ -132,13 +137,18 @@ class _Slicing:
         """The student's shape for a budget."""
         if params is not None and params <= 1:
             params = params * self.teacher.num_parameters
-        return student_shape(self.teacher.config, target_params=params, target_macs=macs, num_layers=len(self.layers))
+        return student_shape(
+            self.teacher.config,
+            target_params=params,
+            target_macs=macs,
+            num_layers=len(self.layers),
+            options=("--params", "--macs"),
+        )
 
     def slice(self, shape: EncoderConfig) -> tuple[Student, Size]:
         """A student of a shape, and what it is."""
-        name, settings = self.request.architecture, shape.fairseq_settings()
-        if name == STREAMING:
-            settings.pop("extractor_mode")
+        name = self.request.architecture
+        settings = student_settings(shape, streaming=name == STREAMING)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.request.seed)
             model = StarHubertModel(ARCHITECTURES[name](**settings, padded_group_norm=False)).eval()

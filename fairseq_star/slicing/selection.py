@@ -29,7 +29,10 @@ def most_explaining(own: Tensor, cross: Tensor, count: int, width: int = 1) -> T
         ``count`` numbers of candidates, rising.
     """
     num_candidates = len(own) // width
-    own = own + 1e-5 * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
+    least = 1e-5 * own.diagonal().mean().clamp(
+        min=torch.finfo(own.dtype).tiny ** 0.5
+    )  # above 0 for candidates of zeros
+    own = own + least * torch.eye(len(own), dtype=own.dtype)
     cross = cross.clone()
     available = torch.ones(num_candidates, dtype=torch.bool)
     at_once = max(1, count // BATCHES)

@@ -6,7 +6,7 @@ allows and of d/D at least, the last two, which cost few operations, of all; the
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -83,6 +83,7 @@ def student_shape(
     target_params: float | None = None,
     target_macs: float | None = None,
     num_layers: int | None = None,
+    options: Sequence[str] = ("model.target_params", "model.target_macs"),
 ) -> EncoderConfig:
     """Return the largest student of a teacher that keeps to a budget: the widest, then most feed-forward units.
 
@@ -91,20 +92,20 @@ def student_shape(
         target_params: parameters at most.
         target_macs: multiply-accumulates at most, over SUPERB's 32 utterances (HuBERT Base: 1669e9).
         num_layers: the teacher's when None.
+        options: what the user calls the two budgets, for messages.
 
     Raises:
         StarError: no budget, one that the teacher itself keeps to, or one so small that no width does.
     """
-    given = {"target_params": target_params, "target_macs": target_macs}
-    given = {name: value for name, value in given.items() if value is not None}
+    budgets = zip(options, (target_params, target_macs), (count_parameters, superb_macs), strict=True)
+    given = [(option, value, count) for option, value, count in budgets if value is not None]
     if not given:
-        raise StarError("model.target_params or model.target_macs: give one, such as model.target_params=22.3e6")
+        raise StarError(f"{' or '.join(options)}: give one, such as {options[0]}=22.3e6")
 
     def keeps(config: EncoderConfig) -> bool:
-        sizes = {"target_params": count_parameters, "target_macs": superb_macs}
-        return all(sizes[name](config) <= value for name, value in given.items())
+        return all(count(config) <= value for _, value, count in given)
 
-    named = " and ".join(f"model.{name}={value:g}" for name, value in given.items())
+    named = " and ".join(f"{option}={value:g}" for option, value, _ in given)
     plain = replace(as_student(teacher), num_layers=num_layers or teacher.num_layers)
     if keeps(plain):
         raise StarError(f"{named}: the teacher is no larger than that; give less")
@@ -137,6 +138,14 @@ def as_student(teacher: EncoderConfig) -> EncoderConfig:
     )
 
 
+def student_settings(shape: EncoderConfig, *, streaming: bool) -> dict:
+    """Return a shape as options of a student; a streaming one has a first norm of its own."""
+    settings = shape.fairseq_settings()
+    if streaming:
+        settings.pop("extractor_mode")
+    return settings
+
+
 def _of_width(teacher: EncoderConfig, width: int, share: float) -> EncoderConfig:
     """The student of a width whose convolutions have ``share`` of the teacher's channels."""
     return replace(
@@ -166,7 +175,8 @@ def _convolutions(teacher: EncoderConfig, width: int, share: float) -> list[Conv
         for layer, own in zip(layers, shares[-count:], strict=True)
     ]
     if found[-1].channels == width < teacher.embed_dim:  # else no projection would follow
-        found[-1] = found[-1]._replace(channels=width - MULTIPLE if width > MULTIPLE else width + MULTIPLE)
+        fewer = width - MULTIPLE if width > MULTIPLE else width // 2
+        found[-1] = found[-1]._replace(channels=max(1, fewer))
     return found
 
 

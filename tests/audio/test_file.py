@@ -8,11 +8,11 @@ import pytest
 import soundfile
 from fairseq.data.audio.raw_audio_dataset import FileAudioDataset
 
+from fairseq_star.audio import threads
 from fairseq_star.audio.file import check_audio, open_audio, probe_audio
 from fairseq_star.audio.threads import show_progress
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import ManifestEntry, write_manifest
-from fairseq_star.runtime import threads
 from tests.support.audio import write_audio
 
 

@@ -96,3 +96,11 @@ def test_several_a_step_are_nearly_as_good_as_one():
     one = error(most_explaining(own, cross, BATCHES * 2 - 1))  # one a step, and one fewer
     assert several < 1.1 * one
     assert several < error(strongest_by_group(cross.square().sum(1), count))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 3])
+def test_candidates_and_targets_of_zeros_are_chosen_from_all_the_same(width, dtype):
+    """As where all of the sample's frames are alike: nothing explains anything."""
+    own, cross = torch.zeros(6 * width, 6 * width, dtype=dtype), torch.zeros(6 * width, 2, dtype=dtype)
+    assert len(most_explaining(own, cross, 4, width)) == 4

@@ -144,6 +144,15 @@ def test_budgets_that_cannot_be():
         student_shape(teacher, target_params=-1)
 
 
+def test_a_student_as_narrow_as_its_convolutions_has_a_projection_and_is_nowhere_wider():
+    teacher = replace(cases.config(), embed_dim=16, conv_pos_groups=2, num_heads=2, ffn_embed_dim=64, projection=True)
+    layers = [layer._replace(channels=8) for layer in teacher.conv_layers]
+    teacher = replace(teacher, conv_layers=layers)
+    shape = student_shape(teacher, target_params=0.6 * count_parameters(teacher))
+    assert shape.conv_layers[-1].channels != shape.embed_dim
+    check_fits(teacher, shape)
+
+
 BASE = cases.config()
 LAYERS = BASE.conv_layers
 MISFITS = {

@@ -450,6 +450,8 @@ def half_at_last(path, mode="r", *rest, **options):
 builtins.open = half_at_last
 """
 TELL_TEACHER = """
+import fairseq_star
+fairseq_star.register()  # fairseq passes over a user dir that is imported already
 from fairseq_star.encoder.frozen import FrozenEncoder
 run = FrozenEncoder.forward
 FrozenEncoder.forward = lambda *arguments, **wanted: (print("THE TEACHER RUNS"), run(*arguments, **wanted))[1]
