@@ -21,13 +21,14 @@ check_machine = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(check_machine)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+INSTALLING = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 Version = namedtuple("Version", "major minor micro releaselevel serial")
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 def test_this_machine_lacks_nothing_but_perhaps_room(tmp_path, monkeypatch):
@@ -122,16 +123,23 @@ def test_the_python_snippet_runs(tmp_path, monkeypatch):
     assert [state.shape for state in namespace["states"]] == [(49, 16)] * 4
 
 
-def test_the_readme_names_every_extra():
-    section = README[README.index("## Installing") : README.index("## Your data")]
+def test_every_extra_is_documented():
     for extra in PROJECT["optional-dependencies"]:
-        assert f"`{extra}`" in section, extra
+        assert f"`{extra}`" in INSTALLING, extra
+
+
+def test_the_readme_is_short_and_its_links_and_those_of_the_docs_lead_somewhere():
+    assert README.count("\n") <= 130
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
+        assert page.name == "README.md" or f"({page.name})" in (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_by_hand_lines_install_what_the_first_screen_uses_with_the_newest_pip(tmp_path, corpus, teacher_path):
     """In a fresh environment of this Python: the lines under ``Installing``, then the commands of the first screen."""
-    [lines] = [block for block in blocks("sh") if "pip install torch" in block]
+    [lines] = [block for block in blocks("sh", INSTALLING) if "pip install torch" in block]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
