@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub
-from fairseq_star.formats.checkpoint import read_checkpoint
+from fairseq_star.formats.checkpoint import num_updates, read_checkpoint
 from fairseq_star.tasks.registration import register_all
 from fairseq_star.tasks.star_distillation import StarDistillationTask
 from fairseq_star.teacher.cache.settings import leave_cache_out
@@ -73,7 +73,7 @@ def load_run(
         task=task,
         model=model,
         criterion=task.build_criterion(cfg.criterion),
-        num_updates=state["optimizer_history"][-1]["num_updates"],
+        num_updates=num_updates(state),
         trained=state["model"],
         trained_criterion=state.get("criterion") or {},
     )

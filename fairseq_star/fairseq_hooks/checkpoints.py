@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
 from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_told
+from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
 from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_asked
 from fairseq_star.files import replacing
-from fairseq_star.formats.checkpoint import read_checkpoint
+from fairseq_star.formats.checkpoint import num_updates, read_checkpoint
 from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.runtime.signals import handle_signals_on_a_stack_of_their_own
 
@@ -82,6 +83,8 @@ def guard_runs(task_class: type) -> None:
 
 def _find_start(cfg: DictConfig, trainer, ours: bool) -> Start | None:
     start = starting_point(cfg, trainer.checkpoint_suffix)
+    if ours and not cfg.no_save:
+        lock_run_folder(cfg.save_dir)
     if ours and not trainer.is_fsdp:  # whose checkpoints are in pieces
         check_checkpoint(cfg.save_dir, cfg.restore_file, trainer.checkpoint_suffix)
         if start is not None:
@@ -127,7 +130,7 @@ def check_checkpoint(save_dir: str, restore_file: str, suffix: str = "") -> None
     others = glob.glob(os.path.join(folder, f"checkpoint*{suffix}.pt"))
     for other in sorted(set(others) - {last}, key=os.path.getmtime, reverse=True):
         if _fault(other) is None:
-            updates = read_checkpoint(other, "checkpoint")["optimizer_history"][-1]["num_updates"]
+            updates = num_updates(read_checkpoint(other, "checkpoint"))
             os.replace(last, f"{last}.damaged")
             copy_atomically(other, last)
             logger.error(

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.preflight import Start
 from fairseq_star.formats import student
-from fairseq_star.formats.checkpoint import read_checkpoint, shapes
+from fairseq_star.formats.checkpoint import num_updates, read_checkpoint, shapes
 from fairseq_star.formats.fairseq_config import sections
 from fairseq_star.formats.student import MASK, TEACHER, student_config, student_values
 
@@ -32,6 +32,12 @@ def check_start(start: Start, trainer) -> None:
         )
     if not state.keys() >= PARTS or not state["optimizer_history"]:
         raise StarError(f"{name} lacks parts of a run (one of {', '.join(sorted(PARTS))}); give a run's own checkpoint")
+    if not start.weights_alone and not state.get("last_optimizer_state") and num_updates(state):
+        raise StarError(
+            f"{name} has no optimizer state, as checkpoint.no_save_optimizer_state and averaging leave it, so no run can "
+            f"go on from it; checkpoint.finetune_from_model={start.path} in another checkpoint.save_dir takes over its "
+            "weights"
+        )
     _check_architecture(state, name, trainer, start.weights_alone)
     if not start.weights_alone and shapes(trainer.get_criterion().state_dict()) != shapes(state.get("criterion")):
         raise StarError(f"{name} has other heads than this run's criterion, or none; {ANEW}, or {WEIGHTS_ALONE}")

@@ -142,3 +142,11 @@ def shapes(weights: Any) -> dict:
     if not isinstance(weights, Mapping):
         return {}
     return {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in weights.items()}
+
+
+def num_updates(state: Mapping) -> int:
+    """Return the number of updates that a checkpoint of fairseq records; 0 where it records none, as an average does."""
+    history = state.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else {}
+    number = last.get("num_updates") if isinstance(last, Mapping) else None
+    return number if isinstance(number, int) else 0

@@ -26,6 +26,17 @@ def test_before_is_the_start_of_the_run_and_after_its_end(train, tmp_path, capsy
         assert losses["loss"] == pytest.approx(losses["layerwise"] + losses["intra_layer"], rel=1e-5)
     assert (result.num_updates, result.num_utterances) == (20, 3)
 
+    state = torch.load(tmp_path / "trained" / "checkpoint_last.pt", weights_only=True)
+    for name, kept in {
+        "averaged": {**state, "optimizer_history": [], "extra_state": None, "last_optimizer_state": None},
+        "weights and config": {name: state[name] for name in ("cfg", "model")},
+    }.items():
+        torch.save(kept, tmp_path / f"{name}.pt")
+        slim = evaluate(
+            str(tmp_path / f"{name}.pt"), data=state["cfg"]["task"]["data"], teacher=state["cfg"]["task"]["teacher"]
+        )
+        assert (slim.after, slim.num_updates) == (result.after, 0)
+
     main(["evaluate", str(tmp_path / "trained" / "checkpoint_last.pt")])
     shown = capsys.readouterr().out
     assert f"{result.student_parameters:,} parameters" in shown

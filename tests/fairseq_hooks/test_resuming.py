@@ -38,6 +38,7 @@ def checkpoint_of(trainer: SimpleNamespace, path: Path, **changes: object) -> Pa
         "model": trainer.get_model().state_dict(),
         "criterion": trainer.get_criterion().state_dict() or None,
         "optimizer_history": [{"num_updates": 3}],
+        "last_optimizer_state": {"state": {0: {}}},
         "extra_state": {},
         "task_state": trainer.task.state_dict(),
     }
@@ -114,6 +115,16 @@ def test_foreign_checkpoints(case, trainer, tmp_path):
     make, message = FOREIGN[case]
     make(trainer, tmp_path / "t.pt")
     refused(trainer, tmp_path / "t.pt", message)
+
+
+@pytest.mark.parametrize("missing", [None, {}])
+def test_no_run_goes_on_without_its_optimizer_state(missing, trainer, tmp_path):
+    """fairseq would begin at update 0 and save over the good checkpoint."""
+    path = checkpoint_of(trainer, tmp_path / "t.pt", last_optimizer_state=missing)
+    refused(trainer, path, "no optimizer state.*checkpoint.finetune_from_model=")
+    check_start(start(path, weights_alone=True), trainer)
+    fresh = checkpoint_of(trainer, path, last_optimizer_state=missing, optimizer_history=[{"num_updates": 0}])
+    check_start(start(fresh), trainer)  # an imported student: nothing to go on from, and nothing lost
 
 
 def test_a_criterion_with_heads_needs_their_weights(trainer, tmp_path):
