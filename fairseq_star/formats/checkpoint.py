@@ -145,7 +145,7 @@ def shapes(weights: Any) -> dict:
 
 
 def num_updates(state: Mapping) -> int:
-    """Return the number of updates that a checkpoint of fairseq records; 0 where it records none, as an average does."""
+    """Return the number of updates that a checkpoint records; 0 where it records none, as an average does."""
     history = state.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}
     number = last.get("num_updates") if isinstance(last, Mapping) else None
