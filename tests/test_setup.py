@@ -148,8 +148,8 @@ def test_by_hand_lines_install_what_the_first_screen_uses_with_the_newest_pip(tm
     everything = ",".join(PROJECT["optional-dependencies"])
     run = tmp_path / "run"
     tiny_student = (
-        "model.encoder_layers=1 +model.encoder_embed_dim=16 +model.encoder_ffn_embed_dim=32"
-        " +model.encoder_attention_heads=2 +model.conv_pos=16 +model.conv_pos_groups=4"
+        "model.encoder_layers=1 model.encoder_embed_dim=16 model.encoder_ffn_embed_dim=32"
+        " model.encoder_attention_heads=2 model.conv_pos=16 model.conv_pos_groups=4"
     )
     shell(
         "fairseq-hydra-train --config-dir configs --config-name starhubert_100h common.user_dir=fairseq_star"
