@@ -4,7 +4,8 @@
 
 VENV ?= .venv
 TORCH ?= 2.11.0
-TORCHAUDIO ?= $(TORCH)
+# torchaudio has torch's version up to 2.11, its last line, which later torches take the newest of.
+TORCHAUDIO ?= $(if $(filter 2.6.% 2.7.% 2.8.% 2.9.% 2.10.% 2.11.%,$(TORCH)),$(TORCH),2.11.*)
 # A name that is only a shim, as pyenv has them for versions that are not switched on, does not run and is passed over.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done; echo python3)
@@ -33,7 +34,7 @@ $(BASE):
 	@echo "Setting up $(VENV) with $$("$(PYTHON)" --version): torch takes two minutes or three, fairseq is compiled in four."
 	test -x $(BIN)/python || "$(PYTHON)" -m venv "$(VENV)"
 	$(if $(NEWEST_PIP),$(BIN)/python -m pip install --quiet --upgrade pip)
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) torchaudio==$(TORCHAUDIO) numpy cython ninja setuptools wheel
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'torchaudio==$(TORCHAUDIO)' numpy cython ninja setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation fairseq-fixed
 	@touch $@
 

@@ -11,6 +11,7 @@ import yaml
 
 from benchmarks.ablation_methods import UNITS_FILE, Method
 from benchmarks.measure import ROOT
+from benchmarks.recipes import read_recipe
 from fairseq_star.errors import StarError
 from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.manifest import write_lines
@@ -83,7 +84,7 @@ def updates_of(checkpoint: Path) -> int:
 
 def recipe(options: argparse.Namespace) -> dict:
     """The config that all methods change."""
-    return yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    return read_recipe(options.config)
 
 
 def _config(method: Method, seed: int, folder: Path, options: argparse.Namespace, every: int, keep: int) -> dict:

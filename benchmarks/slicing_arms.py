@@ -9,6 +9,7 @@ import yaml
 
 from benchmarks.ablation import methods_of
 from benchmarks.ablation_methods import HIDING, LOSSES, OBJECTIVES, STAR, Method
+from benchmarks.recipes import read_recipe
 from fairseq_star.analysis.probe.labels import TEST_SPLIT, TRAIN_SPLIT
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.manifest import SAMPLE_RATE, read_manifest, write_manifest
@@ -88,9 +89,7 @@ def _objectives(options: argparse.Namespace) -> dict[str, Method]:
 
 def options_of(arm: Arm, seed: int, folder: Path, options: argparse.Namespace) -> argparse.Namespace:
     """Return the options that the arm's training takes, its recipe written into ``folder``."""
-    recipes = {
-        path: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (options.config, options.sliced_config)
-    }
+    recipes = {path: read_recipe(path) for path in (options.config, options.sliced_config)}
     recipe = recipes[options.sliced_config if arm.sliced or arm.as_sliced else options.config]
     if not arm.sliced:  # as fast as random weights are trained
         recipe["model"]["init"] = "random"

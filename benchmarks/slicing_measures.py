@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from benchmarks import ablation
 from benchmarks.ablation_methods import STAR
 from benchmarks.ablation_training import cpu_seconds, train, updates_of
+from benchmarks.recipes import read_recipe
 from benchmarks.slicing_arms import RANDOM, SLICED, STEPS, Arm, options_of
 from fairseq_star.analysis.probe.features import EncoderFeatures
 from fairseq_star.analysis.probe.head import Trained
@@ -183,11 +183,11 @@ def slice_untrained(name: str, options: argparse.Namespace) -> dict:
     [seed] = options.seeds
     kept = options.out / f"step-{slug(name)}-{seed}.json"
     if not kept.is_file():
-        recipe = yaml.safe_load(options.sliced_config.read_text(encoding="utf-8"))["model"]
+        recipe = read_recipe(options.sliced_config)["model"]
         teacher = load_teacher(str(options.teacher), option="--teacher")
         shape = student_shape(
             teacher.config, num_layers=recipe["encoder_layers"],
-            **{budget: recipe[budget] and float(recipe[budget]) for budget in ("target_params", "target_macs")},
+            target_params=recipe["target_params"], target_macs=recipe["target_macs"],
         )  # fmt: skip
         layers = match_layers(teacher.num_layers, shape.num_layers)
         sample = draw_for(teacher, options.train_data / f"{TRAIN_SPLIT}.tsv", count=count, seed=seed)

@@ -19,12 +19,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from benchmarks import ablation
 from benchmarks.ablation_methods import LOSSES, STAR, Method
 from benchmarks.measure import ROOT, environment, heading
+from benchmarks.recipes import read_recipe
 from fairseq_star.analysis.probe.features import EncoderFeatures
 from fairseq_star.analysis.probe.labels import PHONE
 from fairseq_star.analysis.probe.run import RANDOM, TEACHER, probe_features
@@ -125,7 +125,7 @@ def _arm(arm: str, seed: int, options: argparse.Namespace) -> list[tuple[str, st
 
 def _references(options: argparse.Namespace) -> list[tuple[str, str, int, float]]:
     """Random weights, of each kind of student, and the teacher."""
-    recipe, teacher = yaml.safe_load(options.config.read_text()), load_teacher(str(options.teacher), option="--teacher")
+    recipe, teacher = read_recipe(options.config), load_teacher(str(options.teacher), option="--teacher")
     found = []
     for seed in options.seeds:
         for name, chunk in ((OFFLINE, None), (STREAMING, GOAL_CHUNK)):

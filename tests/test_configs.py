@@ -1,27 +1,34 @@
-"""The recipes: each opens with its command, names only options that exist, and says what STAR's recipes say."""
+"""The recipes: each opens with its command, says how it differs from the base, and says what STAR's recipes say."""
 
 import re
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.dataclass.initialize import hydra_init
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import fairseq_star  # noqa: F401  (registers)
+from benchmarks.recipes import read_recipe
+from fairseq_star.analysis.plan.config import run_config
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.slicing.shapes import count_parameters, superb_macs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISTILLATION = sorted(
-    path.stem for path in CONFIGS.glob("*.yaml") if "_name: star_distillation" in path.read_text(encoding="utf-8")
+    path.stem for path in CONFIGS.glob("*.yaml") if "\ndefaults: [_self_, base, " in path.read_text(encoding="utf-8")
 )
+REGISTRIES = {
+    "task": TASK_DATACLASS_REGISTRY,
+    "criterion": CRITERION_DATACLASS_REGISTRY,
+    "model": MODEL_DATACLASS_REGISTRY,
+}
 UTTERANCES = {"100h": 28_539, "960h": 281_241}  # LibriSpeech's train-clean-100 and all training sets
 
 
@@ -31,18 +38,61 @@ def test_the_recipes_are_there():
     assert {*recipes, *sliced, "demo", "demo_long"} == set(DISTILLATION)
 
 
+def composed(name: str, *overrides: str) -> DictConfig:
+    """A recipe as fairseq-hydra-train composes it."""
+    hydra_init(name)
+    with warnings.catch_warnings(), initialize_config_dir(str(CONFIGS), version_base="1.1"):
+        warnings.simplefilter("ignore")
+        return compose(name, overrides=list(overrides))
+
+
 @pytest.mark.parametrize("name", DISTILLATION)
-def test_a_recipe_opens_with_its_command_and_names_only_what_exists(name):
-    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"fairseq-hydra-train --config-dir configs --config-name {name} " in text.splitlines()[1]
-    config = yaml.safe_load(text)
-    for section, registry in [
-        ("task", TASK_DATACLASS_REGISTRY),
-        ("criterion", CRITERION_DATACLASS_REGISTRY),
-        ("model", MODEL_DATACLASS_REGISTRY),
-    ]:
-        options = config[section]
-        assert set(options) <= {field.name for field in fields(registry[options["_name"]])}, section
+def test_a_recipe_opens_with_its_command_and_is_short(name):
+    opening, difference = (CONFIGS / path / f"{name}.yaml" for path in ("", "recipe"))
+    lines = opening.read_text(encoding="utf-8").splitlines()
+    assert f"fairseq-hydra-train --config-dir configs --config-name {name} " in lines[1]
+    assert f"defaults: [_self_, base, recipe: {name}]" in lines[-1]
+    assert len(lines) <= 30
+    assert len(difference.read_text(encoding="utf-8").splitlines()) <= 30
+
+
+def test_base_lists_every_option_of_task_criterion_and_model_and_no_other():
+    base = OmegaConf.to_container(OmegaConf.load(CONFIGS / "base.yaml"), resolve=False)
+    for section, registry in REGISTRIES.items():
+        assert set(base[section]) == {field.name for field in fields(registry[base[section]["_name"]])}, section
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_a_recipe_composes_and_adds_no_option_to_those_of_base(name):
+    config = run_config(str(CONFIGS), name, ["task.data=DIR", "task.teacher=TEACHER"])
+    assert (config.task._name, config.criterion._name) == ("star_distillation", "star_tgm")
+    for section, registry in REGISTRIES.items():
+        assert set(config[section]) == {field.name for field in fields(registry[config[section]._name])}, section
+
+
+@pytest.mark.parametrize("name", ["demo_sliced", "starhubert_l_960h"])
+def test_every_option_is_overridden_without_a_plus(name):
+    sections = (*REGISTRIES, "optimizer", "lr_scheduler")  # fairseq's own schema lists those of the others
+    options = [f"{section}.{option}" for section in sections for option in composed(name)[section]]
+    assert len(options) > 110
+    config = composed(name, *(f"{option}=1" for option in options))
+    assert all(OmegaConf.select(config, option) == 1 for option in options)
+
+
+def test_sizes_are_those_of_the_architecture_that_is_named():
+    def width(*overrides: str) -> int:
+        given = ["task.data=DIR", "task.teacher=TEACHER", *overrides]
+        return run_config(str(CONFIGS), "starhubert_960h", given).model.encoder_embed_dim
+
+    assert (width(), width("model._name=starhubert_l")) == (432, 480)
+    assert width("model._name=starhubert_l", "model.encoder_embed_dim=96") == 96
+
+
+def test_a_recipe_copied_whole_into_another_folder_is_the_same(tmp_path):
+    whole = read_recipe(CONFIGS / "demo.yaml")
+    OmegaConf.save(OmegaConf.create(whole), tmp_path / "mine.yaml")
+    given = ["task.data=DIR", "task.teacher=TEACHER"]
+    assert run_config(str(tmp_path), "mine", given) == run_config(str(CONFIGS), "demo", given)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +107,7 @@ def test_a_recipe_opens_with_its_command_and_names_only_what_exists(name):
     ],
 )
 def test_batch_length_and_warm_up_of_the_recipes(name, hours, batch, epochs):
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    config = read_recipe(CONFIGS / f"{name}.yaml")
     optimization, dataset = config["optimization"], config["dataset"]
     assert dataset["train_subset"] == f"train-{hours}"
     assert dataset["batch_size"] * optimization["update_freq"][0] == batch
@@ -75,7 +125,7 @@ SLICED = {
 
 
 def flat(name: str) -> dict[str, object]:
-    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"), resolve=False)
+    config = read_recipe(CONFIGS / f"{name}.yaml")
     return {f"{section}.{option}": value for section in config for option, value in config[section].items()}
 
 
@@ -110,8 +160,7 @@ def options_worth_knowing() -> list[str]:
 
 @pytest.mark.parametrize("name", DISTILLATION)
 def test_logs_lie_with_the_run(name):
-    config = OmegaConf.create(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
-    config.checkpoint.save_dir = "runs/mine"
+    config = composed(name, "checkpoint.save_dir=runs/mine")
     assert config.common.tensorboard_logdir == "runs/mine/tensorboard"
 
 
@@ -119,7 +168,5 @@ def test_logs_lie_with_the_run(name):
 def test_every_option_of_the_readme_is_overridden_without_a_plus(name):
     options = options_worth_knowing()
     assert {"task.log_tgm_maps", "task.release_memory", "common.fp16"} < set(options)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-        config = compose(name, overrides=[f"{option}=1" for option in options])
+    config = composed(name, *(f"{option}=1" for option in options))
     assert config.task.log_tgm_maps == 1

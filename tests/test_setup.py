@@ -112,6 +112,20 @@ def test_make_finds_a_python_behind_one_that_is_a_shim(tmp_path):
     assert subprocess.run([chosen, "-c", ""], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "torchaudio"),
+    [
+        ([], "2.11.0"), (["TORCH=2.6.0"], "2.6.0"), (["TORCH=2.10.0"], "2.10.0"), (["TORCH=2.14.1"], "2.11.*"),
+        (["TORCH=3.0.0"], "2.11.*"), (["TORCH=2.14.1", "TORCHAUDIO=2.11.0"], "2.11.0"),
+    ],
+)  # fmt: skip
+def test_make_takes_the_torchaudio_that_goes_with_a_torch(tmp_path, given, torchaudio):
+    done = subprocess.run(
+        ["make", "--dry-run", "setup", f"VENV={tmp_path / 'venv'}", *given], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f" 'torchaudio=={torchaudio}' " in done.stdout, done.stderr
+
+
 def test_the_python_snippet_runs(tmp_path, monkeypatch):
     [snippet] = blocks("python")
     monkeypatch.chdir(tmp_path)
@@ -156,8 +170,8 @@ def test_by_hand_lines_install_what_the_first_screen_uses_with_the_newest_pip(tm
     everything = ",".join(PROJECT["optional-dependencies"])
     run = tmp_path / "run"
     tiny_student = (
-        "model.encoder_layers=1 +model.encoder_embed_dim=16 +model.encoder_ffn_embed_dim=32"
-        " +model.encoder_attention_heads=2 +model.conv_pos=16 +model.conv_pos_groups=4"
+        "model.encoder_layers=1 model.encoder_embed_dim=16 model.encoder_ffn_embed_dim=32"
+        " model.encoder_attention_heads=2 model.conv_pos=16 model.conv_pos_groups=4"
     )
     shell(
         "fairseq-hydra-train --config-dir configs --config-name starhubert_100h common.user_dir=fairseq_star"

@@ -1,6 +1,7 @@
 """torchaudio beside any torch, its own refusal of some of them notwithstanding."""
 
 import importlib
+import re
 import sys
 from types import ModuleType
 
@@ -10,8 +11,9 @@ import torch
 def import_torchaudio() -> ModuleType:
     """torchaudio, imported for this whole process, so that ``import torchaudio`` works in other libraries as well.
 
-    Its last release (2.11) refuses to be imported where torch was built for another minor version of CUDA, as what
-    ``pip install torch torchaudio`` gives from torch 2.15 on (torchaudio/_extension/utils.py, ``_check_cuda_version``).
+    torchaudio refuses to be imported where torch was built for another version of CUDA, up to 2.11.0 also for another
+    minor version, as what ``pip install torch torchaudio`` gives from torch 2.15 on, since 2.11.1 for another major one
+    (torchaudio/_extension/utils.py, ``_check_cuda_version``).
     That could matter to its own CUDA kernels alone (forced alignment, RNN-T loss), which nothing here uses. So where it
     refuses for that reason it is asked again, as it would be asked beside a torch without CUDA.
 
@@ -21,7 +23,7 @@ def import_torchaudio() -> ModuleType:
     try:
         return importlib.import_module("torchaudio")
     except RuntimeError as error:
-        if "different CUDA versions" not in str(error):
+        if not re.search(r"different CUDA\b.*\bversions", str(error)):
             raise
     for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
         del sys.modules[name]  # parts of what was not imported, which older releases trip over

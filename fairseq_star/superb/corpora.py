@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_star.audio.file import probe_audio
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.runtime.names import SUPERB_TASKS
-from fairseq_star.superb.settings import flat, value_of
+from fairseq_star.superb.settings import flat
 
 ALL = "all"
 LIST = "wav.scp"  # Kaldi's, in place of a folder of audio
@@ -130,10 +132,10 @@ def read_description(path: Path) -> Description:
         StarError: missing, no YAML, or holds something that is not known.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise StarError(f"--corpora {path}: cannot be read ({error.strerror}); name the superb.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise StarError(f"{path}: is no YAML ({str(error).splitlines()[0]}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("corpora"), dict):
         raise StarError(f"{path}: has no 'corpora', a folder for each name; write 'corpora: {{librispeech: FOLDER}}'")
@@ -146,9 +148,7 @@ def read_description(path: Path) -> Description:
     return Description(
         places={name: _places(path, name, value) for name, value in content["corpora"].items()},
         any_size=content.get("sizes") == "any",
-        settings={
-            task: {name: _number(value) for name, value in flat(changes or {})} for task, changes in settings.items()
-        },
+        settings={task: dict(flat(changes or {})) for task, changes in settings.items()},
     )
 
 
@@ -170,11 +170,6 @@ def _places(path: Path, name: str, value: object) -> dict[str, Path]:
     base = path.parent.absolute()
     found = {part: Path(os.path.normpath(base / Path(place).expanduser())) for part, place in places.items()}
     return {"": next(iter(found.values())).parent, **found}
-
-
-def _number(value: object) -> object:
-    """``1e-4`` is a word to YAML."""
-    return value_of(value, value) if isinstance(value, str) else value
 
 
 def corpus_faults(name: str, description: Description) -> Iterator[str]:

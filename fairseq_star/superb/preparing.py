@@ -13,8 +13,7 @@ from fairseq_star.audio.threads import map_in_threads
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import write_lines
 from fairseq_star.superb.corpora import Description
-from fairseq_star.superb.recipes import RECIPES
-from fairseq_star.superb.settings import flat, put
+from fairseq_star.superb.settings import RECIPES, flat, put
 
 VOICEBANK_DEV = ("p226", "p287")  # s3prl's: enhancement_stft/scripts/Voicebank/data_prepare.py
 IEMOCAP_LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}

@@ -6,14 +6,21 @@ has them without its ``config.``.
 
 import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_star.errors import StarError
 from fairseq_star.runtime.names import SUPERB_TASKS
-from fairseq_star.superb.recipes import RECIPES, WARMUP
 
-SCHEDULER = {name: {"name": "linear_schedule_with_warmup", "num_warmup_steps": steps} for name, steps in WARMUP.items()}
+_PUBLISHED = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("recipes.yaml")))
+RECIPES = _PUBLISHED["tasks"]  # s3prl's configuration of each task
+SCHEDULER = {
+    task: {"name": "linear_schedule_with_warmup", "num_warmup_steps": steps}
+    for task, steps in _PUBLISHED["warmup"].items()
+}
 # STaR's experiments: SID at ten times s3prl's rate, the schedulers on that s3prl's files hold commented out.
 PAPER_SID_LR = 1e-3
 # s3prl removes the last checkpoint before it has written the next: one more, and a kill between costs no run.
@@ -93,18 +100,12 @@ def parse_changes(changes: list[str]) -> dict[str, dict[str, object]]:
 
 
 def value_of(text: str, told: str) -> object:
-    """A setting's value as YAML tells it, but for numbers such as ``1e-4``, which YAML takes for words.
+    """Return a setting's value as OmegaConf reads YAML: ``1e-4`` is a number.
 
     Raises:
         StarError: it is no YAML.
     """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise StarError(f"--set {told}: the value is no YAML ({str(error).splitlines()[0]}); correct it") from error
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value

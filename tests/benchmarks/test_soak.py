@@ -15,7 +15,7 @@ def test_soak_smoke(tmp_path, teacher_path, monkeypatch):
     from benchmarks import soak
 
     tiny.write_corpus(tmp_path / "corpus", train=8, valid=2)
-    student = [f"+model.{name}={value!r}" for name, value in tiny.STUDENT.items() if name != "encoder_layers"]
+    student = [f"model.{name}={value!r}" for name, value in tiny.STUDENT.items() if name != "encoder_layers"]
     arguments = [
         str(tmp_path / "corpus"), "--minutes", "0.05", "--teacher", str(teacher_path), "--out", str(tmp_path / "out"),
         "--config-name", "starhubert_100h", "model.encoder_layers=3", "optimization.update_freq=[1]", *student,

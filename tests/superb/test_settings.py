@@ -9,8 +9,7 @@ import yaml
 from fairseq_star.errors import StarError
 from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb import settings
-from fairseq_star.superb.recipes import RECIPES
-from fairseq_star.superb.settings import differences, flat
+from fairseq_star.superb.settings import RECIPES, differences, flat
 from fairseq_star.superb.tasks import FOLDS, TASKS, experiments
 
 FILES = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 
 import torch
-import yaml
 
+from benchmarks.recipes import read_recipe
 from tests.support import ROOT, tiny
 from tests.support.preloaded import Process
 
@@ -23,7 +23,7 @@ GLOO = [
 
 def recipe(name: str) -> dict:
     """A recipe of configs/."""
-    return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return read_recipe(ROOT / "configs" / f"{name}.yaml")
 
 
 def hydra_arguments(
