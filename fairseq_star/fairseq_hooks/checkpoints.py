@@ -25,6 +25,7 @@ from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
 from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_told
 from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
+from fairseq_star.fairseq_hooks.shared_memory import check_shared_memory
 from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_asked
 from fairseq_star.files import replacing
 from fairseq_star.formats.checkpoint import num_updates, read_checkpoint
@@ -70,6 +71,8 @@ def guard_runs(task_class: type) -> None:
                 f"the run is finished: optimization.max_update={trainer.cfg.optimization.max_update} is reached"
             )
             raise SystemExit(0)
+        with told_in_one_line():
+            check_shared_memory(trainer, loaded[1])
         return loaded
 
     @functools.wraps(checkpoint_utils.verify_checkpoint_directory)

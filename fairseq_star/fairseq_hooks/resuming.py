@@ -34,9 +34,9 @@ def check_start(start: Start, trainer) -> None:
         raise StarError(f"{name} lacks parts of a run (one of {', '.join(sorted(PARTS))}); give a run's own checkpoint")
     if not start.weights_alone and not state.get("last_optimizer_state") and num_updates(state):
         raise StarError(
-            f"{name} has no optimizer state (checkpoint.no_save_optimizer_state and averages leave it out), so no run can "
-            f"go on from it; checkpoint.finetune_from_model={start.path} in another checkpoint.save_dir takes over its "
-            "weights"
+            f"{name} has no optimizer state (checkpoint.no_save_optimizer_state, an average of some), so that no run "
+            f"can go on from it; checkpoint.finetune_from_model={start.path} in another checkpoint.save_dir takes over "
+            "its weights"
         )
     _check_architecture(state, name, trainer, start.weights_alone)
     if not start.weights_alone and shapes(trainer.get_criterion().state_dict()) != shapes(state.get("criterion")):
