@@ -21,5 +21,4 @@ def run(arguments: argparse.Namespace) -> None:
     from fairseq_star.runtime.host import settle_on_host
 
     settle_on_host()
-    options = {name: getattr(arguments, name) for name in ("data", "split", "teacher", "chunk_frames")}
-    print(evaluate(arguments.checkpoint, **options))
+    print(evaluate(**vars(arguments)))

@@ -12,7 +12,9 @@ from fairseq_star.runtime.names import PROBE_TASKS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("checkpoint", help="checkpoint of a distillation run, or whatever else task.teacher takes")
+    parser.add_argument(
+        "student", metavar="checkpoint", help="checkpoint of a distillation run, or whatever else task.teacher takes"
+    )
     parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument(
         "--data",
@@ -33,31 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the features of ``arguments.checkpoint`` know.
+    """Print what the features of ``arguments.student`` know.
 
     Raises:
         StarError: ``--out`` names a place in no folder.
     """
-    if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
-        raise StarError(f"--out {arguments.out}: its folder is not there; make it first")
+    options = vars(arguments)
+    out, plot, as_json = (options.pop(name) for name in ("out", "plot", "json"))
+    if out and not os.path.isdir(os.path.dirname(out) or "."):
+        raise StarError(f"--out {out}: its folder is not there; make it first")
     from fairseq_star.analysis.probe import run_probe
     from fairseq_star.runtime.host import settle_on_host
 
     settle_on_host()
-    result = run_probe(
-        arguments.checkpoint,
-        teacher=arguments.teacher,
-        data=arguments.data,
-        tasks=arguments.tasks,
-        seeds=arguments.seeds,
-        max_utterances=arguments.max_utterances,
-        device=arguments.device,
-        chunk_frames=arguments.chunk_frames,
-    )
+    result = run_probe(**options)
     text = json.dumps(result.to_dict(), indent=1)
-    if arguments.out:
-        with replacing(arguments.out) as temporary:
+    if out:
+        with replacing(out) as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
-    print(text if arguments.json else result.to_markdown())
-    if arguments.plot:
-        logging.info(f"layer weights: {result.plot_layer_weights(arguments.plot)}")
+    print(text if as_json else result.to_markdown())
+    if plot:
+        logging.info(f"layer weights: {result.plot_layer_weights(plot)}")

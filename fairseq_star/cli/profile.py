@@ -15,9 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--teacher", default=HUBERT_BASE, help="what ratios refer to, likewise (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of audio in the measured utterance (default: 10)")
-    parser.add_argument("--no-speed", action="store_true", help="count only; measure neither time nor memory")
+    parser.add_argument(
+        "--no-speed", dest="speed", action="store_false", help="count only; measure neither time nor memory"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="for the speed (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads for the speed (default: torch's own choice)")
+    parser.add_argument(
+        "--threads", dest="num_threads", type=int, help="CPU threads for the speed (default: torch's own choice)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -25,12 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table of ``arguments.models``."""
     from fairseq_star.analysis.profile import profile
 
-    result = profile(
-        arguments.models,
-        teacher=arguments.teacher,
-        seconds=arguments.seconds,
-        speed=not arguments.no_speed,
-        device=arguments.device,
-        num_threads=arguments.threads,
-    )
-    print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.to_markdown())
+    options = vars(arguments)
+    as_json = options.pop("json")
+    result = profile(**options)
+    print(json.dumps(result.to_dict(), indent=1) if as_json else result.to_markdown())

@@ -20,13 +20,5 @@ def run(arguments: argparse.Namespace) -> None:
     from fairseq_star.runtime.host import settle_on_host
 
     settle_on_host()
-    out = report(
-        arguments.run_dir,
-        arguments.out,
-        data=arguments.data,
-        teacher=arguments.teacher,
-        split=arguments.split,
-        utterance=arguments.utterance,
-        layers=arguments.layers,
-    )
+    out = report(**vars(arguments))
     print(f"{out} (pictures in {out.with_suffix('')})")

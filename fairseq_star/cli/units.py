@@ -26,17 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     from fairseq_star.runtime.host import settle_on_host
 
     settle_on_host()
-    measured = fit_units(
-        arguments.checkpoint,
-        arguments.data,
-        layer=arguments.layer,
-        clusters=arguments.clusters,
-        out=arguments.out,
-        split=arguments.split,
-        test_split=arguments.test_split,
-        frames=arguments.frames,
-        seed=arguments.seed,
-        device=arguments.device,
-        force=arguments.force,
-    )
-    print(json.dumps(measured.to_dict(), indent=1) if arguments.json else f"{measured}\n{arguments.out}")
+    options = vars(arguments)
+    as_json = options.pop("json")
+    measured = fit_units(**options)
+    print(json.dumps(measured.to_dict(), indent=1) if as_json else f"{measured}\n{arguments.out}")

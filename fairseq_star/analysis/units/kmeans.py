@@ -59,13 +59,7 @@ def _one_pass(kmeans, frames: np.ndarray, batch: int, rng: np.random.Generator) 
 
 
 def assign(frames: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centroid of each of ``frames`` (F x D): numbers (F) and squared distances (F), in bounded memory."""
-    numbers, distances = np.empty(len(frames), np.int64), np.empty(len(frames), np.float64)
-    norms = np.square(centroids.astype(np.float64)).sum(1)
-    for first in range(0, len(frames), BATCH):
-        part = np.asarray(frames[first : first + BATCH], np.float64)
-        apart = norms - 2 * part @ centroids.T.astype(np.float64)
-        nearest = apart.argmin(1)
-        numbers[first : first + BATCH] = nearest
-        distances[first : first + BATCH] = np.take_along_axis(apart, nearest[:, None], 1)[:, 0] + np.square(part).sum(1)
-    return numbers, distances.clip(min=0)
+    """Return the nearest centroid of each of ``frames`` (F x D): numbers (F) and squared distances (F)."""
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    return pairwise_distances_argmin_min(frames, centroids, metric="sqeuclidean")
