@@ -50,7 +50,7 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
 
     Args:
         cfg: the whole configuration.
-        criterion: its ``terms``, if it has any, are what it logs.
+        criterion: names in ``logged``, if it has any, are what it logs.
         on_gpu: whether the run has a GPU.
 
     Raises:
@@ -72,11 +72,11 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         raise StarError(
             f"lr_scheduler.warmup_updates={last} is all of optimization.max_update; lower it, or train longer"
         )
-    metric, terms = cfg.checkpoint.best_checkpoint_metric, getattr(criterion, "terms", None)
-    if terms is not None and not cfg.dataset.disable_validation and metric not in terms:
+    metric, logged = cfg.checkpoint.best_checkpoint_metric, getattr(criterion, "logged", None)
+    if logged is not None and not cfg.dataset.disable_validation and metric not in logged:
         raise StarError(
             f"checkpoint.best_checkpoint_metric={metric} is nothing that validation logs; take one of "
-            f"{', '.join(terms)}"
+            f"{', '.join(logged)}"
         )
 
 

@@ -27,7 +27,7 @@ from fairseq_star.fairseq_hooks.throughput import TRAINED, Throughput
 from fairseq_star.fairseq_hooks.workers import rank_and_world_size
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.formats.student import TEACHER
-from fairseq_star.losses.batch import bare
+from fairseq_star.losses.batch import unwrapped
 from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.plots.tensorboard import TensorboardMaps
@@ -253,7 +253,7 @@ class StarDistillationTask(FairseqTask):
         self.maps.begin_validation(model)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        sample = in_drawn_chunks(sample, bare(model).config.chunk_frames, self.cfg.seed, update_num)
+        sample = in_drawn_chunks(sample, unwrapped(model).config.chunk_frames, self.cfg.seed, update_num)
         if second_look():
             return self._find_utterance(sample, model, criterion, update_num)
         with told_in_one_line():
@@ -264,7 +264,7 @@ class StarDistillationTask(FairseqTask):
         with told_in_one_line(), told_if_too_long(sample, self.cfg.sample_rate):
             loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.losses.remember(update_num, sample["paths"], loss)
-        self.throughput.count(bare(model).config, sample["num_samples"], TRAINED)
+        self.throughput.count(unwrapped(model).config, sample["num_samples"], TRAINED)
         self.throughput.end_update(update_num)
         return loss, *self._counted(counts, sample_size, log, bad)
 
@@ -289,7 +289,7 @@ class StarDistillationTask(FairseqTask):
 
     def _find_utterance(self, sample: dict, model, criterion, update_num: int) -> None:
         """What became of a batch whose update had no finite gradient; fairseq makes no use of what is returned."""
-        model = bare(model)  # no worker's forward pass may wait for another's
+        model = unwrapped(model)  # no worker's forward pass may wait for another's
         model._backward_hooks.clear()  # fairseq's NanDetector's, which expects tensors of a model
 
         @torch.no_grad()

@@ -247,7 +247,7 @@ def test_a_mistake_in_the_hot_path_is_found(one_step, mistake):
     def term(batch):
         return MISTAKES[mistake](batch.student.hidden_states[1]).sum()
 
-    with gpu(), mock.patch.object(criterion, "objectives", [term]):  # of a step that passes the tests above
+    with gpu(), mock.patch.object(criterion, "terms", [term]):  # of a step that passes the tests above
         place(torch.float32, student, task.teacher)
         batch = batch_on_gpu(batch, torch.float32)
         with HotPath(), pytest.raises((AssertionError, RuntimeError), match=r"host|device|waits"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fairseq_star.data.bad_audio import stand_in
-from fairseq_star.losses.relations import Relations
+from fairseq_star.losses.relations import AttentionMaps
 from fairseq_star.losses.selection import ALL, Selection
 from fairseq_star.losses.tgm.naive import loop_tgm_loss
 from tests.support.steps import batch_of, build, gradient, relative_difference
@@ -52,7 +52,7 @@ def test_relations_of_chosen_frames_are_the_loss_of_those_frames_alone(corpus, t
     teacher = task.teach(batch)
     states = student(**batch["net_input"], frames=teacher.frames).hidden_states
     expected = 0.0
-    for row, hidden in enumerate(batch["hidden_frames"]):
+    for row, hidden in enumerate(batch["masked_frames"]):
         chosen = np.flatnonzero(hidden if which == "masked" else ~hidden)
         of_one = ([state[row : row + 1, chosen] for state in both] for both in (teacher.hidden_states, states))
         expected += loop_tgm_loss(*of_one, None).item()
@@ -87,7 +87,7 @@ def test_relations_that_are_not_asked_for_ask_the_teacher_for_nothing(corpus, te
     assert criterion.teacher_states == [3]
     _, _, criterion = build(corpus, teacher_path, {**NONE, "last_attn_weight": 1.0})
     assert criterion.teacher_states == [3]
-    assert isinstance(criterion.relations, Relations)
+    assert [type(term) for term in criterion.terms] == [AttentionMaps]
 
 
 def test_frames_of_hidden_relations_are_refused_beside_what_contradicts_them(corpus, teacher_path):

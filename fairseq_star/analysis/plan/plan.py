@@ -161,7 +161,7 @@ def _cache_bytes(measured: Measured) -> dict[str, int]:
     """Of all splits' entries, by compression; ``pca`` with a quarter of the coordinates. Empty where none is kept."""
     trainer = measured.trainer
     task, criterion = trainer.task, trainer.criterion
-    if task.cfg.padded_group_norm or criterion.relations.attended or criterion.cfg.count_padding:
+    if task.cfg.padded_group_norm or criterion.attention_layers or criterion.cfg.count_padding:
         return {}
     num_states = len(criterion.teacher_states)
     width = task.teacher.embed_dim

@@ -84,20 +84,17 @@ def _matrix(
         x_columns, y_columns = (state[:, left:] for state in columns)
         if entrywise is None:
             teacher, student = product(x_rows, x_columns.mT), product(y_rows, y_columns.mT)
-            student.requires_grad_(row_gradient is not None)
-            part = _sum_of_rows(group, slice(start, stop), teacher, student, distance)
+            part, slope, factor = _of_rows(group, slice(start, stop), teacher, student, distance)
         else:
             entries = _difference(x_rows, x_columns, y_rows, y_columns)
             part = entrywise.total(entries[..., : stop - left])
             if stop - left < entries.shape[-1]:
                 part += (2 if mirrored else 1) * entrywise.total(entries[..., stop - left :])
-        total += part.detach()
+            slope, factor = entrywise.slope(entries), entrywise.factor
+        total += part
         if row_gradient is None:
             continue
-        if entrywise is None:
-            [slope], factor = torch.autograd.grad(part, [student], torch.ones_like(part)), coef
-        else:
-            slope, factor = entrywise.slope(entries), entrywise.factor * (2 * coef if mirrored else coef)
+        factor *= 2 * coef if mirrored else coef
         # In float32 also of half states: to split a slope in two halves (``split_product``) reads and writes as many
         # bytes as its two products by half-precision units would save time.
         row_gradient[:, start:stop].baddbmm_(slope, y_columns.to(slope.dtype), alpha=factor)
@@ -117,12 +114,25 @@ def _difference(x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Te
     return out.sub_(product(x_rows, x_columns.mT))
 
 
-def _sum_of_rows(group: Group, rows: slice, teacher: Tensor, student: Tensor, distance: Distance) -> Tensor:
-    """Sum over valid ``rows`` of their distances, [N] float64, differentiable where ``student`` (N x r x T') is."""
+def _of_rows(
+    group: Group, rows: slice, teacher: Tensor, student: Tensor, distance: Distance
+) -> tuple[Tensor, Tensor, float]:
+    """Distance of ``rows`` of two matrices, N x r x T' each.
+
+    Returns:
+        [N] float64 sum over valid rows; N x r x T' slope over a factor, 0 in padded rows; the factor.
+    """
     padding = group.padding
     widths = group.teacher_width, group.student_states[0].shape[-1]
-    with torch.set_grad_enabled(student.requires_grad):
-        per_row = distance.of_rows(Rows(teacher, student, *widths, None if padding is None else padding.mT))
-        if padding is not None:
-            per_row = per_row.masked_fill(padding[:, rows, 0], 0.0)
-        return per_row.sum(dim=-1, dtype=torch.float64)
+    block = Rows(teacher, student, *widths, None if padding is None else padding.mT)
+    if distance.with_slope is not None:
+        per_row, slope, factor = distance.with_slope(block)
+    else:
+        with torch.enable_grad():
+            per_row = distance.of_rows(block._replace(student=student.requires_grad_()))
+        [slope], factor = torch.autograd.grad(per_row, [student], torch.ones_like(per_row)), 1.0
+        per_row = per_row.detach()
+    if padding is not None:
+        per_row = per_row.masked_fill(padding[:, rows, 0], 0.0)
+        slope.masked_fill_(padding[:, rows], 0.0)
+    return per_row.sum(dim=-1, dtype=torch.float64), slope, factor
