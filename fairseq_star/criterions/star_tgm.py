@@ -8,8 +8,8 @@ from fairseq.logging import metrics
 from fairseq_star.data.augment.student_view import MASKED_FRAMES
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats.checkpoint import shapes
-from fairseq_star.formats.student import TEACHER
 from fairseq_star.losses.batch import DistillationBatch
+from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.losses.options import StarTGMConfig
 from fairseq_star.losses.term import Pair
 from fairseq_star.losses.terms import MEANINGS, build_terms
@@ -31,10 +31,12 @@ class StarTGMCriterion(FairseqCriterion):
         self.cfg = cfg
         self.weights_alone = False  # whether the run takes over a student alone: heads that do not fit begin anew
         with told_in_one_line():
-            self.teacher_layers = task.match_layers(cfg.teacher_layers)
+            provider = task.provider
+            teacher = provider.encoder
+            self.teacher_layers = match_layers(teacher.num_layers, task.student_layers, cfg.teacher_layers)
             pair = Pair(
-                task.teacher,
-                task.state_dict().get(TEACHER),
+                teacher,
+                provider.digest,
                 self.teacher_layers,
                 task.student_layers,
                 task.student_dim,
@@ -44,7 +46,7 @@ class StarTGMCriterion(FairseqCriterion):
             self.teacher_states = self._needed("teacher_states")
             self.teacher_attention_layers = self._needed("teacher_attention_layers")
             self.attention_layers = self._needed("attention_layers")
-            if task.teacher_cache is not None and (self.attention_layers or cfg.count_padding):
+            if provider.cache is not None and (self.attention_layers or cfg.count_padding):
                 raise StarError(
                     "task.teacher_cache keeps the hidden states of valid frames alone; leave it out, or set "
                     "criterion.avg_attn_weight=0, criterion.last_attn_weight=0 and criterion.count_padding=false"
@@ -58,7 +60,7 @@ class StarTGMCriterion(FairseqCriterion):
         return sorted({number for term in self.terms for number in getattr(term, name)})
 
     def forward(self, model, sample, reduce=True):
-        teacher = self.task.teach(
+        teacher = self.task.provider.encode(
             sample,
             states=self.teacher_states,
             last_layer=self.teacher_states[-1],

@@ -129,7 +129,7 @@ def test_nor_does_a_hit_of_the_compressed_cache(built, tmp_path, precision, opti
     for _ in ("filled", "read"):
         batch = batch_of(task, [0, 3])
         batch["net_input"]["source"] = batch["net_input"]["source"].to(precision)
-        task.teach(batch, states=criterion.teacher_states, last_layer=criterion.teacher_states[-1])
+        task.provider.encode(batch, states=criterion.teacher_states, last_layer=criterion.teacher_states[-1])
     assert batch[STORED]["found"] == [True, True]
     with gpu():
         place(precision, student, criterion)  # the teacher stays where it is: it is not asked

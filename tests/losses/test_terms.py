@@ -30,7 +30,7 @@ def test_half_batches_and_further_padding_change_nothing(corpus, teacher_path, n
 
     def padded(indices, extra):
         batch = batch_of(task, indices, extra=extra)
-        mask, frames = batch["net_input"]["mask_indices"], task.teach(batch).frames
+        mask, frames = batch["net_input"]["mask_indices"], task.provider.encode(batch).frames
         missing = task.teacher.geometry.num_frames(batch["net_input"]["source"].size(1)) - mask.size(1)
         batch["net_input"]["mask_indices"] = torch.nn.functional.pad(mask, (0, missing))
         assert max(frames.frame_lengths) <= mask.size(1)
@@ -49,7 +49,7 @@ def test_half_batches_and_further_padding_change_nothing(corpus, teacher_path, n
 def test_relations_of_chosen_frames_are_the_loss_of_those_frames_alone(corpus, teacher_path, which):
     task, student, criterion = build(corpus, teacher_path, {"tgm_frames": which}, **HIDING)
     batch = batch_of(task, [0, 3, 7])
-    teacher = task.teach(batch)
+    teacher = task.provider.encode(batch)
     states = student(**batch["net_input"], frames=teacher.frames).hidden_states
     expected = 0.0
     for row, hidden in enumerate(batch["masked_frames"]):

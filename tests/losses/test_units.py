@@ -35,7 +35,7 @@ def test_soft_targets_are_the_stock_models_own_logits(corpus, tmp_path, pre_norm
     path = tiny.write_teacher(tmp_path / "teacher.pt", layer_norm_first=pre_norm)
     task, _, _ = build(corpus, path)
     source = tiny.ragged([16_000])
-    teacher = task.teach({"net_input": {"source": source}, "num_samples": [16_000]})
+    teacher = task.provider.encode({"net_input": {"source": source}, "num_samples": [16_000]})
     state = torch.load(path, weights_only=True)
     values = {key: value for key, value in state["cfg"]["model"].items() if key != "_name"}
     pretraining = HubertPretrainingConfig(label_rate=50.0)
@@ -137,7 +137,7 @@ def test_a_temperature_softens_the_teachers_predictions(corpus, teacher_path):
         task, _, criterion = build(
             corpus, teacher_path, {"unit_unmasked_weight": 1.0, "units": ["head"], "unit_temperature": temperature}
         )
-        targets = criterion.terms[-1].units[0].targets(task.teach(batch_of(task, [0])).hidden_states[-1][0])
+        targets = criterion.terms[-1].units[0].targets(task.provider.encode(batch_of(task, [0])).hidden_states[-1][0])
         return -(targets * targets.log()).sum(-1).mean().item()
 
     assert entropy(0.5) < entropy(1.0) < entropy(4.0)

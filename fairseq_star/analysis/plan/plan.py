@@ -122,7 +122,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
         hours=updates * seconds / 3600,
         hours_cached=updates * seconds * (1 - teacher * max(0.0, 1 - 1 / max(epochs, 1.0))) / 3600,
         audio_seconds_a_second=own / rate / len(batches) * world_size / batch_seconds,
-        mfu=_flops(measured) / step_seconds / measured.trainer.task.throughput.ceiling,
+        mfu=_flops(measured) / step_seconds / measured.trainer.task.steps.throughput.ceiling,
         teacher_share=teacher,
         data_share=data,
         padding=1 - own / sum(batch.padded for batch in batches),

@@ -79,8 +79,8 @@ def test_hidden_frames_are_the_mask_embedding_and_nothing_else_is_touched(corpus
     task, student, _ = build(corpus, teacher_path, mask_channel_prob=0.2, mask_channel_length=2, **HIDING)
     batch = batch_of(task, [0, 3])
     inputs = batch["net_input"]
-    clear = student(inputs["source"], frames=task.teach(batch).frames).projected_features
-    masked = student(**inputs, frames=task.teach(batch).frames).projected_features
+    clear = student(inputs["source"], frames=task.provider.encode(batch).frames).projected_features
+    masked = student(**inputs, frames=task.provider.encode(batch).frames).projected_features
     channels = inputs["mask_channels"][:, None].expand_as(masked)
     assert channels.any()
     assert (masked[channels] == 0).all()
