@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fairseq_star.losses.options import RELATIONS
+from fairseq_star.losses.relations import AttentionMaps, TemporalGramMatrices
 
 STAR = "layer-wise + intra-layer"  # the paper's final choice
 NOISY, EQUAL_TIME = " (noisy)", " (equal time)"
@@ -27,6 +27,9 @@ class Method(NamedTuple):
         return UNITS_FILE in self.criterion.get("units", ())
 
 
+RELATIONS = (*TemporalGramMatrices.weights, *AttentionMaps.weights)
+
+
 def _relations(*names: str, **others: object) -> dict:
     return {"_name": "star_tgm", **{name: float(name in names) for name in RELATIONS}, **others}
 
@@ -37,7 +40,7 @@ HIDING = {"mask_prob": 0.5, "mask_length": 10}
 UNIT_SCALE = 100.0
 
 LOSSES = {
-    "frame matching": Method({"_name": "frame_matching"}),
+    "frame matching": Method(_relations(frame_mse_weight=1.0)),
     "last-attn": Method(_relations("last_attn_weight")),
     "avg-attn": Method(_relations("avg_attn_weight")),
     "layer-wise": Method(_relations("layerwise_weight")),

@@ -199,7 +199,7 @@ def _page_faults(step: Step) -> int:
 
 def _relations_share(step: Step, device: str) -> float:
     """Share of a step's time in the TGM loss, whose gradient is formed with it."""
-    [relations] = step.criterion.objectives
+    [relations] = step.criterion.terms
     seconds = []
 
     def timed(batch) -> Tensor:
@@ -210,12 +210,12 @@ def _relations_share(step: Step, device: str) -> float:
         seconds.append(time.perf_counter() - start)
         return value
 
-    step.criterion.objectives = [timed]
+    step.criterion.terms = [timed]
     start = time.perf_counter()
     step()
     synchronize(device)
     whole = time.perf_counter() - start
-    step.criterion.objectives = [relations]
+    step.criterion.terms = [relations]
     return sum(seconds) / whole
 
 

@@ -7,7 +7,7 @@ from fairseq import utils
 from tqdm import tqdm
 
 from fairseq_star.analysis.runs import Run, load_run
-from fairseq_star.losses.terms import TERMS
+from fairseq_star.losses.terms import MEANINGS
 
 
 @dataclass
@@ -92,6 +92,6 @@ def _mean_losses(run: Run, split: str, description: str) -> dict[str, float]:
         batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
         _, sample_size, logged = task.valid_step(batch, model, run.criterion)
         utterances += sample_size
-        for term in [term for term in TERMS if term in logged]:
+        for term in [term for term in MEANINGS if term in logged]:
             totals[term] = totals.get(term, 0.0) + float(logged[term])
     return {term: total / utterances for term, total in totals.items()}

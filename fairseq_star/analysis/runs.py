@@ -63,7 +63,7 @@ def load_run(
     register_all()
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
-    task = tasks.setup_task(cfg.task)
+    task = tasks.setup_task(cfg.task, from_checkpoint=True)  # whose options may be an older version's
     task.first_weights_folder = os.path.dirname(os.path.abspath(checkpoint))  # where the run kept them
     model = task.build_model(cfg.model)
     cfg.task.teacher = task.cfg.teacher  # with the commit of a HuggingFace id

@@ -110,7 +110,7 @@ class BadAudio:
 def stand_in(geometry: FrameGeometry, model: nn.Module, *, masked: bool = False) -> dict:
     """A short batch for a worker that has nothing: it must go forward and backward as the others do.
 
-    Without ``audio_digests``, so that no cache keeps it. Where frames are ``masked`` it has a mask, which hides none.
+    Without ``audio_digests``, so that no cache keeps it. Where frames are ``masked`` it has a mask, in which none is.
     """
     num_samples = geometry.receptive_field + (STAND_IN_FRAMES - 1) * geometry.downsample_rate
     parameter = next(model.parameters())

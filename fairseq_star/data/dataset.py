@@ -89,7 +89,7 @@ class DistillationDataset(FileAudioDataset):
 
     @property
     def epoch(self) -> int:
-        """Whose crops, hidden frames and noise are given, in this process and in its data workers."""
+        """Whose crops, masked frames and noise are given, in this process and in its data workers."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:

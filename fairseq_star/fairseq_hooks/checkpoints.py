@@ -28,9 +28,11 @@ from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
 from fairseq_star.fairseq_hooks.shared_memory import check_shared_memory
 from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_asked
 from fairseq_star.files import replacing
+from fairseq_star.formats import hub
 from fairseq_star.formats.checkpoint import num_updates, read_checkpoint
 from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.runtime.signals import handle_signals_on_a_stack_of_their_own
+from fairseq_star.runtime.workers import rank_and_world_size
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ def guard_runs(task_class: type) -> None:
             save_safely()
         trainer.get_criterion().weights_alone = start is not None and start.weights_alone
         trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
-        stop_when_asked(trainer.task.stop)
+        stop_when_asked(trainer.task.steps.stop)
         with told_in_one_line(), mismatch_told(start):
             loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
@@ -171,6 +173,23 @@ def kept_teacher(save_dir: str, restore_file: str) -> str | None:
             continue
         return OmegaConf.select(cfg, "task.teacher")
     return None
+
+
+def run_teacher(cfg: DictConfig) -> str:
+    """Return ``task.teacher``; of a HuggingFace id with the commit that the run in ``save_dir`` began with, if any.
+
+    Args:
+        cfg: the task's options.
+
+    Raises:
+        StarError: none is given.
+    """
+    name = cfg.teacher
+    if not name:
+        raise StarError("task.teacher: give the teacher's checkpoint, such as task.teacher=hubert_base_ls960.pt")
+    if rank_and_world_size()[0] == 0 and hub.names_moving(name) and cfg.save_dir:
+        return hub.follow_run(name, kept_teacher(cfg.save_dir, cfg.restore_file))
+    return name
 
 
 def save_safely() -> None:

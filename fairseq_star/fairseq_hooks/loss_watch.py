@@ -3,19 +3,20 @@
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fairseq_star.data.augment.student_view import alone
+from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
+from fairseq_star.losses.batch import unwrapped
 
 logger = logging.getLogger(__name__)
 
 EVERY = 100  # batches between two looks at the device
 SHOWN = 8  # utterances named in one sentence
-
-LossOf = Callable[[int], float]  # number of an utterance in the batch -> its loss alone
 
 
 class LossWatch:
@@ -48,15 +49,25 @@ class LossWatch:
             if not math.isfinite(value):
                 logger.warning(f"update {update}: the loss is {value} in the batch of {_listed(paths)}")
 
-    def find_utterance(self, update: int, paths: Sequence[str], loss_of: LossOf) -> None:
+    def find_utterance(
+        self, update: int, sample: dict, model: nn.Module, criterion: nn.Module, geometry: FrameGeometry
+    ) -> None:
         """Name the utterances of a batch whose losses, each by itself, are not finite; all where none stands out.
 
         Raises:
             StarError: it is the last batch of the update. All workers get that far, so that none waits for another.
         """
-        alone = [path for number, path in enumerate(paths) if not math.isfinite(loss_of(number))]
-        if alone:
-            logger.error(f"update {update}: the loss is not finite for {_listed(alone)}")
+        paths: Sequence[str] = sample.get("paths", ())
+        model = unwrapped(model)  # no worker's forward pass may wait for another's
+        model._backward_hooks.clear()  # fairseq's NanDetector's, which expects tensors of a model
+
+        @torch.no_grad()
+        def loss_of(number: int) -> float:
+            return criterion(model, alone(sample, number, geometry))[0].item()
+
+        found = [path for number, path in enumerate(paths) if not math.isfinite(loss_of(number))]
+        if found:
+            logger.error(f"update {update}: the loss is not finite for {_listed(found)}")
         elif paths:
             logger.error(f"update {update}: no loss by itself is not finite in the batch of {_listed(paths)}")
         self._batches -= 1

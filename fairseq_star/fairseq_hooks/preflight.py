@@ -50,7 +50,7 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
 
     Args:
         cfg: the whole configuration.
-        criterion: its ``terms``, if it has any, are what it logs.
+        criterion: names in ``logged``, if it has any, are what it logs.
         on_gpu: whether the run has a GPU.
 
     Raises:
@@ -72,11 +72,11 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         raise StarError(
             f"lr_scheduler.warmup_updates={last} is all of optimization.max_update; lower it, or train longer"
         )
-    metric, terms = cfg.checkpoint.best_checkpoint_metric, getattr(criterion, "terms", None)
-    if terms is not None and not cfg.dataset.disable_validation and metric not in terms:
+    metric, logged = cfg.checkpoint.best_checkpoint_metric, getattr(criterion, "logged", None)
+    if logged is not None and not cfg.dataset.disable_validation and metric not in logged:
         raise StarError(
             f"checkpoint.best_checkpoint_metric={metric} is nothing that validation logs; take one of "
-            f"{', '.join(terms)}"
+            f"{', '.join(logged)}"
         )
 
 
@@ -132,11 +132,25 @@ def _existing(path: str, name: str, save_dir: str) -> str:
     raise StarError(f"checkpoint.{name}: {path} is {kind} (nothing was begun or overwritten); {mend}")
 
 
-def check_frames(teacher: FrozenEncoder, student: StarHubertModel, max_sample_size: int | None) -> None:
-    """Look at the frames of teacher and student, and at ``task.max_sample_size``, in samples, beside one of them.
+def adopt_audio_format(cfg: DictConfig, teacher: FrozenEncoder) -> None:
+    """Set the task's sample rate and normalization to the teacher's.
 
     Raises:
-        StarError: the frames differ, or utterances would be cropped to less than one.
+        StarError: one is given and contradicts it.
+    """
+    for name in ("sample_rate", "normalize"):
+        wanted, trained = getattr(cfg, name), getattr(teacher, name)
+        if wanted is not None and wanted != trained:
+            raise StarError(f"task.{name}={wanted} contradicts the teacher, trained with {trained}; leave it out")
+        setattr(cfg, name, trained)
+
+
+def check_student(teacher: FrozenEncoder, student: StarHubertModel, cfg: DictConfig) -> None:
+    """Check that a student can learn from its teacher with the task's options.
+
+    Raises:
+        StarError: their frames differ, utterances would be cropped to less than one, a streaming student would need
+            audio normalized over the whole utterance, or rounded weights would be compiled.
     """
     if teacher.geometry != student.geometry:
         rates = [teacher.sample_rate / model.geometry.downsample_rate for model in (teacher, student)]
@@ -146,11 +160,19 @@ def check_frames(teacher: FrozenEncoder, student: StarHubertModel, max_sample_si
             "model.conv_feature_layers"
         )
     shortest = teacher.geometry.receptive_field
-    if max_sample_size is not None and max_sample_size < shortest:
+    if cfg.max_sample_size is not None and cfg.max_sample_size < shortest:
         raise StarError(
-            f"task.max_sample_size={max_sample_size} crops utterances to less than one frame, {shortest} samples; "
+            f"task.max_sample_size={cfg.max_sample_size} crops utterances to less than one frame, {shortest} samples; "
             "raise it (240000 are 15 s of 16 kHz) or leave it out"
         )
+    if student.config.chunk_frames and teacher.normalize:
+        raise StarError(
+            "model.chunk_frames: this teacher hears audio of zero mean and unit variance (task.normalize=true), and so "
+            "would the student, but no stream tells these of an utterance in advance; take a teacher that hears audio "
+            "as it is, such as HuBERT Base"
+        )
+    if cfg.compile and student.cfg.weight_bits:
+        raise StarError("task.compile=true cannot compile model.weight_bits; leave one of them out")
 
 
 def check_save_dir(save_dir: str) -> None:
@@ -169,17 +191,3 @@ def check_save_dir(save_dir: str) -> None:
 
 
 _verify_checkpoint_directory = checkpoint_utils.verify_checkpoint_directory
-
-
-def check_streaming(teacher: FrozenEncoder, student: StarHubertModel) -> None:
-    """See that a streaming student can hear what its teacher hears.
-
-    Raises:
-        StarError: the teacher's audio is normalized over the whole utterance.
-    """
-    if student.config.chunk_frames and teacher.normalize:
-        raise StarError(
-            "model.chunk_frames: this teacher hears audio of zero mean and unit variance (task.normalize=true), and so "
-            "would the student, but no stream tells these of an utterance in advance; take a teacher that hears audio "
-            "as it is, such as HuBERT Base"
-        )

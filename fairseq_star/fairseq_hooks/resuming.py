@@ -66,7 +66,7 @@ def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) ->
     if (MASK in found) != (MASK in expected):
         if not weights_alone:
             had = "with" if MASK in found else "without"
-            raise StarError(f"{name} is of a run {had} hidden frames (task.mask_prob); {ANEW}, or {WEIGHTS_ALONE}")
+            raise StarError(f"{name} is of a run {had} masked frames (task.mask_prob); {ANEW}, or {WEIGHTS_ALONE}")
         found.pop(MASK, None)
         expected.pop(MASK, None)
     wrong = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]

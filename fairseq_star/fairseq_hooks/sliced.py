@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.fairseq_hooks.workers import rank_and_world_size
 from fairseq_star.files import replacing
 from fairseq_star.formats.checkpoint import read_checkpoint, shapes
 from fairseq_star.formats.hub import PATIENCE
@@ -25,6 +24,7 @@ from fairseq_star.formats.student import MASK
 from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.runtime.host_memory import bound_primitive_cache
+from fairseq_star.runtime.workers import rank_and_world_size
 from fairseq_star.slicing.measures import star_losses
 from fairseq_star.slicing.report import SlicingReport
 from fairseq_star.slicing.sample import draw_for

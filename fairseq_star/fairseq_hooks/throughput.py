@@ -59,8 +59,12 @@ class Throughput:
         self._ceiling = self._ceiling or product_flops(device, dtype)
 
     def count(self, config: EncoderConfig, num_samples: Sequence[int], passes: int = FORWARD) -> None:
-        """An encoder heard utterances of ``num_samples``."""
-        self._macs += passes * float(macs_of_sizes(config, np.asarray(num_samples)).sum())
+        """Count passes of an encoder over utterances of ``num_samples``."""
+        self.add(passes * float(macs_of_sizes(config, np.asarray(num_samples)).sum()))
+
+    def add(self, macs: float) -> None:
+        """Count multiply-accumulates."""
+        self._macs += macs
 
     def take(self) -> float:
         """Seconds that what was counted since the last call would take as a large product."""

@@ -1,7 +1,7 @@
-"""What the student is asked for: the terms of ``criterion=star_tgm``, each a weighted mean over an utterance's frames.
+"""The terms of ``criterion=star_tgm``: what a student is trained to match, each a weighted mean over its own frames.
 
-``relations`` (temporal Gram matrices, attention maps), ``units`` (the teacher's discrete targets) and ``frames`` (its
-states through linear heads); ``selection`` says which frames a term is taken over. Each is a class made of the options
-(``of`` gives None where its weights are 0), with the ``names`` it logs, the ``teacher_states`` it reads and, where it
-has any, the ``heads`` trained along; called with a batch it gives the sum over utterances of its weighted loss.
+``relations`` (temporal Gram matrices, attention maps), ``frames`` (the teacher's states through linear heads) and
+``units`` (the teacher's discrete targets) hold a :class:`fairseq_star.losses.term.Term` each; ``selection`` says over
+which frames a term is taken. A new term is a class of that kind, its options in ``options`` and its entry in the table
+of ``terms``.
 """

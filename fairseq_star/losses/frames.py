@@ -6,8 +6,8 @@ With x_t the state of a teacher layer, y_t that of a student layer, W and b the 
     l1      mean over d of |x_t[d] - z_t[d]|                      (DistilHuBERT, arXiv 2110.01900, equation 1)
     cosine  -log sigmoid(cos(x_t, z_t))                           (the same)
 
-each as a mean over the utterance's hidden frames, times ``frame_masked_weight``, plus the one over its clear frames,
-times ``frame_unmasked_weight``; then a mean over layers. Nothing is read of padding.
+each as a mean over the utterance's masked frames, times ``frame_masked_weight``, plus the one over its unmasked
+frames, times ``frame_unmasked_weight``; then a mean over layers. Nothing is read of padding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_star.errors import StarError
-from fairseq_star.losses.batch import Compared, Sizes
-from fairseq_star.losses.options import FRAMES, StarTGMConfig, check_layers
+from fairseq_star.losses.batch import DistillationBatch
+from fairseq_star.losses.options import StarTGMConfig, check_layers
 from fairseq_star.losses.selection import MASKED, UNMASKED, Selection
+from fairseq_star.losses.term import Pair, Term
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # N x D each -> N
 
@@ -30,21 +31,22 @@ DISTANCES: dict[str, Distance] = {
 }
 
 
-class FrameCopies:
-    """The weighted frame losses of a batch.
+class FramePrediction(Term):
+    """The frame losses, each layer through a head of its own."""
 
-    Args:
-        cfg: weights and layers.
-        sizes: of teacher and student.
+    weights = tuple(f"frame_{name}_weight" for name in DISTANCES)
+    meanings = {  # noqa: RUF012
+        "frames": "how near the teacher’s states lie, moment by moment, through linear heads"
+    }
+    heads_name = "heads"
 
-    Raises:
-        StarError: layers that there are not.
-    """
-
-    def __init__(self, cfg: StarTGMConfig, sizes: Sizes):
-        matched = list(sizes.matched)
+    def __init__(self, cfg: StarTGMConfig, pair: Pair):
+        self.regions = {MASKED: cfg.frame_masked_weight, UNMASKED: cfg.frame_unmasked_weight}
+        if not any(self.regions.values()):
+            raise StarError("criterion.frame_masked_weight and criterion.frame_unmasked_weight are both 0; raise one")
+        matched = list(pair.teacher_layers)
         layers = matched if cfg.frame_layers is None else cfg.frame_layers
-        layers = check_layers("frame_layers", layers, sizes.teacher_layers, len(layers))
+        layers = check_layers("frame_layers", layers, pair.teacher.num_layers, len(layers))
         students = cfg.frame_student_layers
         if students is None:
             if not set(layers) <= set(matched):
@@ -53,24 +55,12 @@ class FrameCopies:
                     "that predict them in criterion.frame_student_layers"
                 )
             students = [matched.index(layer) + 1 for layer in layers]
-        self.teacher_states = layers
-        self.student_states = check_layers("frame_student_layers", students, sizes.student_layers, len(layers))
-        self.heads = nn.ModuleList(nn.Linear(sizes.student_dim, sizes.teacher_dim) for _ in layers)
-        self.distances = {name.split("_")[1]: getattr(cfg, name) for name in FRAMES}
-        self.regions = {MASKED: cfg.frame_masked_weight, UNMASKED: cfg.frame_unmasked_weight}
+        self.names, self.teacher_states = list(self.meanings), layers
+        self.student_states = check_layers("frame_student_layers", students, pair.student_layers, len(layers))
+        self.heads = nn.ModuleList(nn.Linear(pair.student_dim, pair.teacher.embed_dim) for _ in layers)
+        self.distances = {name: getattr(cfg, f"frame_{name}_weight") for name in DISTANCES}
 
-    @classmethod
-    def of(cls, cfg: StarTGMConfig, sizes: Sizes) -> "FrameCopies | None":
-        """As the options say; None where their weights are 0."""
-        return cls(cfg, sizes) if any(getattr(cfg, name) for name in FRAMES) else None
-
-    @property
-    def names(self) -> list[str]:
-        """What is logged."""
-        return ["frames"]
-
-    def __call__(self, batch: Compared) -> Tensor:
-        """The sum over utterances, weighted."""
+    def __call__(self, batch: DistillationBatch) -> Tensor:
         pairs = [
             (batch.teacher.hidden_states[teacher], batch.student.hidden_states[student], head)
             for teacher, student, head in zip(self.teacher_states, self.student_states, self.heads, strict=True)
@@ -87,11 +77,11 @@ def frame_loss(
     distances: Mapping[str, float],
     regions: Mapping[str, float],
 ) -> Tensor:
-    """The sum over utterances of their frame losses.
+    """Sum the frame losses of all utterances.
 
     Args:
         pairs: for each head the teacher's states, the student's (B x T x D each) and the head.
-        selections: of the frames, by region: hidden (``masked``) and clear (``unmasked``).
+        selections: of the frames, by region: ``masked`` and ``unmasked``.
         distances: weight of each of :data:`DISTANCES`; of weight 0 is not computed.
         regions: weight of each region; likewise.
 
@@ -111,16 +101,16 @@ def frame_loss(
     return total / len(pairs)
 
 
-def naive_frame_loss(teacher: Tensor, given: Tensor, hidden: Sequence[Sequence[bool]], **weights: float) -> float:
-    """:func:`frame_loss` of one head, written out frame by frame: the reference that tests hold it to.
+def naive_frame_loss(teacher: Tensor, given: Tensor, mask: Sequence[Sequence[bool]], **weights: float) -> float:
+    """Compute :func:`frame_loss` of one head frame by frame: the reference of tests.
 
     Args:
         teacher, given: B x T x D, the latter what the head gives.
-        hidden: for each utterance a boolean for each of its own frames.
+        mask: for each utterance a boolean for each of its own frames, True = masked.
         weights: ``mse``, ``l1``, ``cosine``, ``masked`` and ``unmasked``.
     """
     total = 0.0
-    for row, flags in enumerate(hidden):
+    for row, flags in enumerate(mask):
         for region, wanted in (("masked", True), ("unmasked", False)):
             frames = [frame for frame, flag in enumerate(flags) if bool(flag) == wanted]
             for frame in frames:

@@ -1,6 +1,5 @@
 """Options of ``criterion=star_tgm``: which terms, over which layers and frames, with which weights."""
 
-import math
 from dataclasses import dataclass, field
 from typing import List, Optional
 
@@ -9,6 +8,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq_star.errors import StarError
 from fairseq_star.losses.layer_plan import CONVENTIONS
 from fairseq_star.losses.selection import ALL, WHICH
+from fairseq_star.losses.tgm.distances import DISTANCES
 
 
 @dataclass
@@ -30,12 +30,12 @@ class StarTGMConfig(FairseqDataclass):
             "encoder's input before the positional convolution counts as a layer and begins the pairs"
         },
     )
-    distance: ChoiceEnum(["mse", "l1", "kl"]) = field(
+    distance: ChoiceEnum(list(DISTANCES)) = field(
         default="mse", metadata={"help": "distance between temporal Gram matrices"}
     )
     tgm_frames: ChoiceEnum(WHICH) = field(
         default=ALL,
-        metadata={"help": "frames whose relations are compared: all, those hidden by task.mask_prob, or not"},
+        metadata={"help": "frames whose relations are compared: all, those masked by task.mask_prob, or the others"},
     )
     count_padding: bool = field(
         default=False,
@@ -46,9 +46,9 @@ class StarTGMConfig(FairseqDataclass):
         metadata={"help": "teacher layers (1-based) the student's layers learn from; default: all, or evenly spaced"},
     )
     unit_weight: float = field(
-        default=0.0, metadata={"help": "weight of the cross-entropy of the teacher's units at hidden frames"}
+        default=0.0, metadata={"help": "weight of the cross-entropy of the teacher's units at masked frames"}
     )
-    unit_unmasked_weight: float = field(default=0.0, metadata={"help": "weight of the same at clear frames"})
+    unit_unmasked_weight: float = field(default=0.0, metadata={"help": "weight of the same at unmasked frames"})
     units: Optional[List[str]] = field(
         default=None,
         metadata={"help": "what to predict: 'head' (the teacher's own predictions) or files of fairseq-star units"},
@@ -56,7 +56,7 @@ class StarTGMConfig(FairseqDataclass):
     unit_temperature: float = field(
         default=1.0, metadata={"help": "of units=[head]: the teacher's logits are divided by it"}
     )
-    unit_dim: int = field(default=256, metadata={"help": "width in which the student's units are told apart"})
+    unit_dim: int = field(default=256, metadata={"help": "width in which the student's units are compared"})
     unit_student_layers: Optional[List[int]] = field(
         default=None,
         metadata={"help": "student layers (1-based) that predict, one for each of units; default: the last"},
@@ -67,8 +67,8 @@ class StarTGMConfig(FairseqDataclass):
     )
     frame_l1_weight: float = field(default=0.0, metadata={"help": "weight of the absolute distance likewise"})
     frame_cosine_weight: float = field(default=0.0, metadata={"help": "weight of -log sigmoid of the cosine likewise"})
-    frame_masked_weight: float = field(default=1.0, metadata={"help": "of hidden frames in these three"})
-    frame_unmasked_weight: float = field(default=1.0, metadata={"help": "of clear frames in these three"})
+    frame_masked_weight: float = field(default=1.0, metadata={"help": "of masked frames in these three"})
+    frame_unmasked_weight: float = field(default=1.0, metadata={"help": "of unmasked frames in these three"})
     frame_layers: Optional[List[int]] = field(
         default=None,
         metadata={"help": "teacher layers (1-based) whose frames are predicted; default: those of teacher_layers"},
@@ -77,27 +77,6 @@ class StarTGMConfig(FairseqDataclass):
         default=None,
         metadata={"help": "student layers (1-based) that predict them, one each; default: those matched to them"},
     )
-
-
-RELATIONS = ("layerwise_weight", "intra_layer_weight", "avg_attn_weight", "last_attn_weight")
-FRAMES = ("frame_mse_weight", "frame_l1_weight", "frame_cosine_weight")
-UNITS = ("unit_weight", "unit_unmasked_weight")
-WEIGHTS = (*RELATIONS, *UNITS, *FRAMES)
-
-
-def check_weights(cfg: StarTGMConfig) -> None:
-    """Look at the weights.
-
-    Raises:
-        StarError: one that cannot be, or none above 0.
-    """
-    for name in (*WEIGHTS, "frame_masked_weight", "frame_unmasked_weight"):
-        if not 0 <= getattr(cfg, name) < math.inf:
-            raise StarError(f"criterion.{name}={getattr(cfg, name)} must be a number from 0 on")
-    if not any(getattr(cfg, name) for name in WEIGHTS):
-        raise StarError(f"criterion: {', '.join(WEIGHTS)} are all 0, so there is nothing to learn")
-    if any(getattr(cfg, name) for name in FRAMES) and not cfg.frame_masked_weight + cfg.frame_unmasked_weight:
-        raise StarError("criterion.frame_masked_weight and criterion.frame_unmasked_weight are both 0; raise one")
 
 
 def check_layers(option: str, layers: List[int], most: int, count: int) -> List[int]:

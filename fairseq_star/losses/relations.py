@@ -5,72 +5,41 @@ from typing import Protocol, Sequence, runtime_checkable
 import torch
 from torch import Tensor
 
-from fairseq_star.errors import StarError
-from fairseq_star.losses.batch import Compared
+from fairseq_star.losses.batch import DistillationBatch
 from fairseq_star.losses.layer_plan import compared_numbers, compared_states, first_layerwise_state
 from fairseq_star.losses.options import StarTGMConfig
-from fairseq_star.losses.selection import ALL
+from fairseq_star.losses.selection import ALL, MASKED
+from fairseq_star.losses.term import Pair, Term
 from fairseq_star.losses.tgm import Bases, tgm_loss
 from fairseq_star.losses.tgm.attention import attention_loss
 
 
 @runtime_checkable
 class ReducedStates(Protocol):
-    """Hidden states held as coordinates in a basis of each layer, as a teacher cache may hold them."""
+    """Hidden states stored as coordinates in a basis of each layer, as a teacher cache may store them."""
 
     def coordinates(self, numbers: Sequence[int]) -> tuple[list[Tensor], Bases]:
         """Return the coordinates of these states and what the loss needs of their bases."""
 
 
-class Relations:
-    """The weighted TGM and attention map losses of a batch.
+class TemporalGramMatrices(Term):
+    """The layer-wise and the intra-layer TGM loss."""
 
-    Args:
-        cfg: weights, convention and distance.
-        teacher_layers: the one (1-based) that each student layer learns from.
+    weights = ("layerwise_weight", "intra_layer_weight")
+    meanings = {  # noqa: RUF012
+        "layerwise": "how moments relate within each layer",
+        "intra_layer": "how moments relate from the input of a layer to its output",
+    }
 
-    Raises:
-        StarError: options that cannot go together.
-    """
-
-    def __init__(self, cfg: StarTGMConfig, teacher_layers: list[int]):
-        self.cfg, self.teacher_layers = cfg, teacher_layers
+    def __init__(self, cfg: StarTGMConfig, pair: Pair):
+        self.cfg, self.teacher_layers = cfg, pair.teacher_layers
         self.convention, self.frames = str(cfg.layer_convention), str(cfg.tgm_frames)
-        self.tgm = bool(cfg.layerwise_weight or cfg.intra_layer_weight)
-        if self.frames != ALL and (cfg.count_padding or not self.tgm):
-            raise StarError(
-                f"criterion.tgm_frames={self.frames} says which frames the TGM losses compare; leave it out where "
-                "their weights are 0 or criterion.count_padding=true"
-            )
-        student_layers = list(range(1, len(teacher_layers) + 1))
-        # How many of the last layers need their attention maps.
-        depth = len(student_layers) if cfg.avg_attn_weight else int(cfg.last_attn_weight > 0)
-        self.attended = student_layers[len(student_layers) - depth :]
-        self.teacher_attended = teacher_layers[len(teacher_layers) - depth :]
+        if self.frames == MASKED:
+            pair.check_masked("tgm_frames")
+        self.names = list(self.meanings)
+        self.teacher_states = compared_numbers(self.convention, self.teacher_layers)
 
-    @property
-    def names(self) -> list[str]:
-        """The parts of the loss that are logged."""
-        tgm = ["layerwise", "intra_layer"] if self.tgm else []
-        return tgm + [name for name in ("avg_attn", "last_attn") if getattr(self.cfg, f"{name}_weight")]
-
-    @property
-    def teacher_states(self) -> list[int]:
-        """Numbers of the teacher's states that are read, -1 for ``projected_features``; of attention maps, the last."""
-        if not self.tgm:
-            return self.teacher_attended[-1:]
-        return compared_numbers(self.convention, self.teacher_layers)
-
-    def __call__(self, batch: Compared) -> Tensor | float:
-        """The sum over utterances, weighted."""
-        total = 0.0
-        if self.tgm:
-            total = total + self._tgm_loss(batch)
-        if self.attended:
-            total = total + self._attention_loss(batch)
-        return total
-
-    def _tgm_loss(self, batch: Compared) -> Tensor:
+    def __call__(self, batch: DistillationBatch) -> Tensor:
         student = compared_states(batch.student, self.convention)
         if isinstance(batch.teacher.hidden_states, ReducedStates):
             teacher, bases = batch.teacher.hidden_states.coordinates(self.teacher_states)
@@ -82,7 +51,7 @@ class Relations:
         else:
             selection = batch.select(self.frames)
             if not len(selection):  # a worker's stand-in: the loss must hang on the student all the same
-                batch.log["layerwise"] = batch.log["intra_layer"] = student[0].new_zeros((), dtype=torch.float32)
+                batch.log |= {name: student[0].new_zeros((), dtype=torch.float32) for name in self.names}
                 return sum(state[:, :0].sum() for state in student)
             teacher, student = selection.packed(teacher), selection.packed(student)
             lengths = [count for count in selection.counts if count]
@@ -100,18 +69,32 @@ class Relations:
         batch.log["intra_layer"] = loss.intra_layer.sum()
         return loss.total.sum()
 
-    def _attention_loss(self, batch: Compared) -> Tensor:
-        pairs = [
-            (batch.teacher.attention_maps[self.teacher_layers[number - 1]], batch.student.attention_maps[number])
-            for number in self.attended
-        ]
+
+class AttentionMaps(Term):
+    """The attention map loss over all layers, and over the last one."""
+
+    weights = ("avg_attn_weight", "last_attn_weight")
+    meanings = {  # noqa: RUF012
+        "avg_attn": "where all layers look (attention maps)",
+        "last_attn": "where the last layer looks (attention map)",
+    }
+
+    def __init__(self, cfg: StarTGMConfig, pair: Pair):
+        count = len(pair.teacher_layers)
+        depth = count if cfg.avg_attn_weight else 1  # how many of the last layers need their attention maps
+        self.attention_layers = list(range(count - depth + 1, count + 1))
+        self.teacher_attention_layers = list(pair.teacher_layers[count - depth :])
+        self.teacher_states = self.teacher_attention_layers[-1:]  # none is read, but the teacher must get that far
+        self.weight_of = {name: getattr(cfg, f"{name}_weight") for name in self.meanings}
+        self.names = [name for name, weight in self.weight_of.items() if weight]
+
+    def __call__(self, batch: DistillationBatch) -> Tensor:
+        layers = zip(self.teacher_attention_layers, self.attention_layers, strict=True)
+        pairs = [(batch.teacher.attention_maps[taught], batch.student.attention_maps[own]) for taught, own in layers]
         total = 0.0
-        for name, weight, maps in [
-            ("avg_attn", self.cfg.avg_attn_weight, pairs),
-            ("last_attn", self.cfg.last_attn_weight, pairs[-1:]),
-        ]:
-            if weight:
-                loss = attention_loss(*zip(*maps, strict=True), batch.student.frames.frame_lengths).sum()
-                batch.log[name] = loss.detach()
-                total = total + weight * loss
+        for name in self.names:
+            maps = pairs if name == "avg_attn" else pairs[-1:]
+            loss = attention_loss(*zip(*maps, strict=True), batch.student.frames.frame_lengths).sum()
+            batch.log[name] = loss.detach()
+            total = total + self.weight_of[name] * loss
         return total

@@ -1,4 +1,4 @@
-"""Which frames a term is taken over: all of an utterance's own, those hidden from the student, or the clear ones.
+"""Which frames a term is taken over: all of an utterance's own, those masked for the student, or the unmasked ones.
 
 Shapes: B utterances, T frames of the padded batch, n_b valid frames of utterance b, N selected frames of the batch.
 """
@@ -22,13 +22,13 @@ class Selection:
     _placed: dict = field(default_factory=dict, repr=False)  # index and weights, which all terms and layers share
 
     @classmethod
-    def of(cls, which: str, frame_lengths: Sequence[int], hidden: Sequence[np.ndarray] | None) -> "Selection":
-        """``which`` of :data:`WHICH`; without ``hidden`` (B arrays of n_b booleans) every frame is clear."""
-        if hidden is None:
-            hidden = [np.zeros(n, dtype=bool) for n in frame_lengths]
+    def of(cls, which: str, frame_lengths: Sequence[int], masked: Sequence[np.ndarray] | None) -> "Selection":
+        """Select ``which`` of :data:`WHICH`; without ``masked`` (B arrays of n_b booleans) every frame is unmasked."""
+        if masked is None:
+            masked = [np.zeros(n, dtype=bool) for n in frame_lengths]
         if which == ALL:
             return cls([np.arange(n) for n in frame_lengths])
-        return cls([np.flatnonzero(of_one if which == MASKED else ~of_one) for of_one in hidden])
+        return cls([np.flatnonzero(of_one if which == MASKED else ~of_one) for of_one in masked])
 
     @property
     def counts(self) -> list[int]:

@@ -1,6 +1,6 @@
 """Units: a frame's discrete target, made of the teacher's states as they come; no label files.
 
-Two kinds, of which several may be asked for at once:
+Two kinds, of which several may be predicted at once:
 
 * ``head``: the teacher's own prediction, as a distribution p over its K units (softmax of its logits, which are first
   divided by ``unit_temperature``); of each of its sets of units, if it was pretrained on several.
@@ -9,8 +9,8 @@ Two kinds, of which several may be asked for at once:
 
 The student's head (:class:`fairseq_star.encoder.unit_head.UnitHead`) gives logits; the loss is the cross-entropy
 -sum_k p_k log softmax(logits)_k, or -log softmax(logits)_u: HuBERT's objective (``criterions/hubert_criterion`` in
-fairseq), but as a mean over the utterance's hidden frames (and, times its own weight, over the clear ones) instead of a
-sum over all frames of a batch.
+fairseq), but as a mean over the utterance's masked frames (and, times its own weight, over the unmasked ones) instead
+of a sum over all frames of a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
-from fairseq_star.losses.batch import Compared, Sizes
+from fairseq_star.losses.batch import DistillationBatch
 from fairseq_star.losses.centroids import read_centroids
-from fairseq_star.losses.options import UNITS, StarTGMConfig, check_layers
+from fairseq_star.losses.options import StarTGMConfig, check_layers
 from fairseq_star.losses.selection import MASKED, UNMASKED, Selection
+from fairseq_star.losses.term import Pair, Term
 
 HEAD = "head"
 LOGGED = {MASKED: "units", UNMASKED: "units_unmasked"}
@@ -81,7 +82,7 @@ Units = HeadUnits | CentroidUnits
 
 
 def find_units(names: Sequence[str], teacher: FrozenEncoder, digest: str | None, temperature: float) -> list[Units]:
-    """What ``criterion.units`` names.
+    """Find what ``criterion.units`` names.
 
     Args:
         digest: of the teacher's files, as centroids know it.
@@ -114,49 +115,37 @@ def find_units(names: Sequence[str], teacher: FrozenEncoder, digest: str | None,
     return found
 
 
-class UnitPredictions:
-    """The weighted unit losses of a batch.
+class UnitPrediction(Term):
+    """The cross-entropy of the teacher's units, each set of them through a head of its own."""
 
-    Args:
-        cfg: weights, units and layers.
-        sizes: of teacher and student.
-        teacher: whose units are asked for.
-        digest: of the teacher's files, as centroids know it.
+    weights = ("unit_weight", "unit_unmasked_weight")
+    meanings = {  # noqa: RUF012
+        "units": "which of the teacher’s units each masked moment is (cross-entropy)",
+        "units_unmasked": "which of the teacher’s units each unmasked moment is (cross-entropy)",
+        "unit_accuracy": "share of moments whose unit is right; the one curve here that should rise",
+    }
+    heads_name = "unit_heads"
 
-    Raises:
-        StarError: units that cannot be had of this teacher, or layers that there are not.
-    """
-
-    def __init__(self, cfg: StarTGMConfig, sizes: Sizes, teacher: FrozenEncoder, digest: str | None):
+    def __init__(self, cfg: StarTGMConfig, pair: Pair):
+        if cfg.unit_weight:
+            pair.check_masked("unit_weight")
         if not cfg.units:
             raise StarError("criterion.units: name what to predict, 'head' or files of fairseq-star units")
         if cfg.unit_dim < 1:
             raise StarError(f"criterion.unit_dim={cfg.unit_dim} must be 1 or more")
-        self.units = find_units(list(cfg.units), teacher, digest, cfg.unit_temperature)
-        layers = [sizes.student_layers] * len(self.units)
+        self.units = find_units(list(cfg.units), pair.teacher, pair.teacher_digest, cfg.unit_temperature)
+        layers = [pair.student_layers] * len(self.units)
         if cfg.unit_student_layers is not None:
             layers = cfg.unit_student_layers
-        self.student_states = check_layers("unit_student_layers", layers, sizes.student_layers, len(self.units))
+        self.student_states = check_layers("unit_student_layers", layers, pair.student_layers, len(self.units))
         self.teacher_states = [unit.layer for unit in self.units]
-        self.heads = nn.ModuleList(UnitHead(sizes.student_dim, unit.num_units, cfg.unit_dim) for unit in self.units)
+        self.heads = nn.ModuleList(UnitHead(pair.student_dim, unit.num_units, cfg.unit_dim) for unit in self.units)
         self.regions = {MASKED: cfg.unit_weight, UNMASKED: cfg.unit_unmasked_weight}
+        self.names = [LOGGED[region] for region, weight in self.regions.items() if weight]
 
-    @classmethod
-    def of(
-        cls, cfg: StarTGMConfig, sizes: Sizes, teacher: FrozenEncoder, digest: str | None
-    ) -> "UnitPredictions | None":
-        """As the options say; None where their weights are 0."""
-        return cls(cfg, sizes, teacher, digest) if any(getattr(cfg, name) for name in UNITS) else None
-
-    @property
-    def names(self) -> list[str]:
-        """What is logged, and could be what the best checkpoint is chosen by."""
-        return [LOGGED[region] for region, weight in self.regions.items() if weight]
-
-    def __call__(self, batch: Compared) -> Tensor:
-        """The sum over utterances, weighted."""
+    def __call__(self, batch: DistillationBatch) -> Tensor:
         pairs = [
-            (unit, batch.teacher.hidden_states[unit.layer], batch.finished_state(number), head)
+            (unit, batch.teacher.hidden_states[unit.layer], batch.final_state(number), head)
             for unit, number, head in zip(self.units, self.student_states, self.heads, strict=True)
         ]
         loss, logged = unit_loss(pairs, batch.regions, self.regions)
@@ -169,11 +158,11 @@ def unit_loss(
     selections: Mapping[str, Selection],
     regions: Mapping[str, float],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum over utterances of their unit losses, a mean over the sets of units.
+    """Sum the unit losses of all utterances, a mean over the sets of units.
 
     Args:
         pairs: for each set of units the teacher's states, the student's (B x T x D each) and the student's head.
-        selections: of the frames, by region: hidden (``masked``) and clear (``unmasked``).
+        selections: of the frames, by region: ``masked`` and ``unmasked``.
         regions: weight of each region; of weight 0 is not computed.
 
     Returns:
@@ -199,16 +188,16 @@ def unit_loss(
     return total, logged
 
 
-def naive_unit_loss(logits: Tensor, units: Sequence[int], hidden: Sequence[bool]) -> tuple[float, float]:
-    """Mean cross-entropy over one utterance's hidden and over its clear frames, written out: the reference of tests.
+def naive_unit_loss(logits: Tensor, units: Sequence[int], masked: Sequence[bool]) -> tuple[float, float]:
+    """Compute one utterance's mean cross-entropy over masked and over unmasked frames: the reference of tests.
 
     Args:
         logits: n x K.
         units: the target of each frame.
     """
     sums, counts = [0.0, 0.0], [0, 0]
-    for frame, (unit, is_hidden) in enumerate(zip(units, hidden, strict=True)):
+    for frame, (unit, is_masked) in enumerate(zip(units, masked, strict=True)):
         row = logits[frame].double()
-        sums[not is_hidden] += float(torch.log(torch.exp(row).sum()) - row[unit])
-        counts[not is_hidden] += 1
+        sums[not is_masked] += float(torch.log(torch.exp(row).sum()) - row[unit])
+        counts[not is_masked] += 1
     return tuple(total / count if count else 0.0 for total, count in zip(sums, counts, strict=True))

@@ -13,6 +13,7 @@ from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.plots.heatmaps import draw_map
 from fairseq_star.plots.matrices import MAX_SECONDS, LayerMaps, UtteranceMaps, choose_layers, tgm
 from fairseq_star.plots.style import DPI, LIGHT, require_matplotlib, themed
+from fairseq_star.teacher.provider import TeacherProvider
 
 SHOWN = ("teacher", "student", "difference")
 
@@ -57,11 +58,11 @@ class TensorboardMaps:
         self.validations += 1
 
     @torch.no_grad()
-    def draw(self, task, criterion: FairseqCriterion, sample: dict) -> None:
+    def draw(self, provider: TeacherProvider, criterion: FairseqCriterion, sample: dict) -> None:
         """To be called for every batch of a validation, the student in eval mode; draws the first, if due.
 
         Args:
-            task: gives the teacher's states (``teach``).
+            provider: of the teacher's states.
             criterion: says which layers were matched (``teacher_layers``).
             sample: a batch of :class:`fairseq_star.data.dataset.DistillationDataset`.
         """
@@ -70,7 +71,7 @@ class TensorboardMaps:
         self.due = False
         longest = int(MAX_SECONDS * SAMPLE_RATE)
         source = teacher_source(sample)[:1, : min(sample["num_samples"][0], longest)]
-        teacher = task.teach({"net_input": {"source": source}, "num_samples": [source.size(1)]})
+        teacher = provider.encode({"net_input": {"source": source}, "num_samples": [source.size(1)]})
         student = self.model(source, frames=teacher.frames)
         samples = source[0].float().cpu()
 
@@ -82,7 +83,7 @@ class TensorboardMaps:
         utterance = UtteranceMaps(
             name="",
             samples=(samples / samples.abs().max().clamp_min(1e-8)).numpy(),
-            geometry=task.teacher.geometry,
+            geometry=provider.encoder.geometry,
             phones=[],
             transcript="",
             layers=[maps(layer) for layer in choose_layers(len(criterion.teacher_layers), None)],

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import List, Optional
 
-import torch
 from fairseq.dataclass import ChoiceEnum
 from omegaconf import II, MISSING
 
@@ -11,8 +10,7 @@ from fairseq_star.data.augment.options import ViewConfig
 from fairseq_star.data.bad_audio import POLICIES
 from fairseq_star.teacher.cache.cache import STORED_DTYPES
 from fairseq_star.teacher.cache.settings import COMPRESSIONS
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from fairseq_star.teacher.provider import PRECISIONS
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""The frozen teacher of a run: its hidden states, computed or from a cache on disk."""
+"""The frozen teacher of a run: ``provider`` gives its hidden states, computed or from the ``cache`` on disk."""

@@ -78,7 +78,9 @@ def test_a_row_for_each_method_and_no_work_twice(tmp_path, tiny_setting, capsys)
     assert all(len(row["seed_accuracies"]) == 2 for row in result["rows"])
     assert {one["other"] for one in result["comparisons"]} == set(names) - {"layer-wise + intra-layer"}
     (recorded,) = out.glob("framematching-1-2/recipe.yaml")
-    assert yaml.safe_load(recorded.read_text())["criterion"]["_name"] == "frame_matching"
+    criterion = yaml.safe_load(recorded.read_text())["criterion"]
+    weights = {name: value for name, value in criterion.items() if name.endswith("_weight") and value}
+    assert weights == {"frame_mse_weight": 1.0, "frame_masked_weight": 1.0, "frame_unmasked_weight": 1.0}
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     assert len(files) == 6 * 2 + 1

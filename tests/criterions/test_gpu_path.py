@@ -129,7 +129,7 @@ def test_nor_does_a_hit_of_the_compressed_cache(built, tmp_path, precision, opti
     for _ in ("filled", "read"):
         batch = batch_of(task, [0, 3])
         batch["net_input"]["source"] = batch["net_input"]["source"].to(precision)
-        task.teach(batch, states=criterion.teacher_states, last_layer=criterion.teacher_states[-1])
+        task.provider.encode(batch, states=criterion.teacher_states, last_layer=criterion.teacher_states[-1])
     assert batch[STORED]["found"] == [True, True]
     with gpu():
         place(precision, student, criterion)  # the teacher stays where it is: it is not asked
@@ -247,7 +247,7 @@ def test_a_mistake_in_the_hot_path_is_found(one_step, mistake):
     def term(batch):
         return MISTAKES[mistake](batch.student.hidden_states[1]).sum()
 
-    with gpu(), mock.patch.object(criterion, "objectives", [term]):  # of a step that passes the tests above
+    with gpu(), mock.patch.object(criterion, "terms", [term]):  # of a step that passes the tests above
         place(torch.float32, student, task.teacher)
         batch = batch_on_gpu(batch, torch.float32)
         with HotPath(), pytest.raises((AssertionError, RuntimeError), match=r"host|device|waits"):

@@ -41,7 +41,7 @@ def test_the_reimplementations_formula(corpus, teacher_path):
     batch = batch_of(task, [4])
     batch["net_input"]["source"] = batch["net_input"]["source"].repeat(2, 1) * torch.tensor([[1.0], [0.7]])
     batch["num_samples"] = batch["num_samples"] * 2
-    teacher, student_states = task.teach(batch), student(**batch["net_input"])
+    teacher, student_states = task.provider.encode(batch), student(**batch["net_input"])
 
     def stacked(encoding):  # B x L+1 x T x D
         return torch.stack([encoding.projected_features, *encoding.hidden_states[1:]], dim=1)
@@ -63,7 +63,7 @@ def test_counting_batch_frames_is_the_reimplementations_mean(corpus, teacher_pat
     options = {"layer_convention": "reimplementation", "count_padding": True}
     task, student, criterion = build(corpus, teacher_path, options, padded_group_norm=True)
     batch = batch_of(task, [0, 7])
-    teacher = task.teach(batch)
+    teacher = task.provider.encode(batch)
     states = student(**batch["net_input"], frames=teacher.frames)
 
     def gram(encoding):
@@ -106,7 +106,7 @@ def test_a_deeper_teacher_is_matched_evenly_or_as_told(corpus, tmp_path):
     assert criterion.teacher_layers == [2, 4, 6]
     task, student, chosen = build(corpus, deep, {"teacher_layers": [1, 2, 5]})
     batch = batch_of(task, [0])
-    assert len(task.teach(batch, last_layer=5).hidden_states) == 6
+    assert len(task.provider.encode(batch, last_layer=5).hidden_states) == 6
     assert torch.isfinite(chosen(student, batch)[0])
     for teacher_layers, student_layers, told in [(4, 3, None), (6, 3, [1, 2]), (6, 3, [1, 2, 7]), (6, 3, [2, 1, 3])]:
         with pytest.raises(StarError, match="teacher_layers"):

@@ -10,7 +10,7 @@ from tests.support.steps import batch_of, build, gradient, relative_difference
 def test_teacher_precision(corpus, teacher_path, precision, without_onednn):
     task, student, criterion = build(corpus, teacher_path, teacher_precision=precision)
     batch = batch_of(task, [0, 3])
-    assert task.teach(batch).hidden_states[-1].dtype == getattr(torch, precision)
+    assert task.provider.encode(batch).hidden_states[-1].dtype == getattr(torch, precision)
     reference_task, _, reference = build(corpus, teacher_path)
     expected = reference(student, batch_of(reference_task, [0, 3]))[0].item()
     assert criterion(student, batch)[0].item() == pytest.approx(expected, rel=1e-5 if precision == "float32" else 0.05)
@@ -23,7 +23,7 @@ def test_teacher_takes_the_precision_of_the_run(corpus, teacher_path):
     batch["net_input"]["source"] = batch["net_input"]["source"].to(torch.bfloat16)
     loss, _, _ = criterion(student, batch)
     loss.backward()
-    assert task.teach(batch).hidden_states[-1].dtype == torch.bfloat16
+    assert task.provider.encode(batch).hidden_states[-1].dtype == torch.bfloat16
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in student.parameters())
 

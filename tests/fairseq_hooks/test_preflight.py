@@ -26,7 +26,7 @@ from fairseq_star.tasks.star_distillation import StarDistillationConfig
 from tests.support import tiny
 from tests.support.steps import build, dataset_of
 
-STAR = SimpleNamespace(terms=("loss", "layerwise", "intra_layer"))
+STAR = SimpleNamespace(logged=("loss", "layerwise", "intra_layer"))
 
 
 def whole_config(**options: object):
@@ -85,7 +85,7 @@ def test_a_warm_up_that_ends_with_the_run(warmup_updates):
 @pytest.mark.parametrize("metric", ["wer", "los"])
 def test_a_metric_that_no_validation_logs(metric, corpus, teacher_path):
     _, _, criterion = build(corpus, teacher_path, {"layerwise_weight": 0.0, "last_attn_weight": 1.0})
-    assert criterion.terms == ("loss", "layerwise", "intra_layer", "last_attn")
+    assert criterion.logged == ("loss", "layerwise", "intra_layer", "last_attn")
     with pytest.raises(StarError, match=f"best_checkpoint_metric={metric} .*take one of loss, "):
         check_options(whole_config(**{"checkpoint.best_checkpoint_metric": metric}), criterion, on_gpu=False)
     off = {"checkpoint.best_checkpoint_metric": metric, "dataset.disable_validation": True}

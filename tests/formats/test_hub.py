@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq import tasks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -20,9 +19,10 @@ from fairseq_star.analysis.profile import profile
 from fairseq_star.analysis.runs import load_run
 from fairseq_star.analysis.teacher_info import teacher_info
 from fairseq_star.errors import StarError
+from fairseq_star.fairseq_hooks.checkpoints import run_teacher
 from fairseq_star.formats import hub as teacher_hub
 from fairseq_star.formats import import_student, load_teacher, teacher_files
-from fairseq_star.formats.hub import locate
+from fairseq_star.formats.hub import locate, locate_together
 from fairseq_star.formats.student import load_student
 from tests.support import ROOT, hub_server, runs, tiny_teachers
 from tests.support.runs import NO_DROPOUT, saved
@@ -373,10 +373,7 @@ def test_a_run_keeps_its_commit(hub, restart, environment, model, corpus, tmp_pa
         """What a run of the same command, or another, would learn from."""
         cfg = OmegaConf.create(saved(run / "checkpoint_best.pt")["cfg"])
         cfg.task.teacher, cfg.task.save_dir, cfg.task.restore_file = name, str(run), checkpoint
-        task = tasks.setup_task(cfg.task)
-        monkeypatch.setattr(task, "_load_teacher", lambda path: None)
-        task._locate_teacher()
-        return task.cfg.teacher
+        return locate_together(run_teacher(cfg.task), "task.teacher").name
 
     assert teacher_of(ID) == teacher_of(f"{ID}@main") == f"{ID}@{commit}"
     assert "as in the run's checkpoint" in caplog.text

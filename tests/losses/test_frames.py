@@ -39,7 +39,7 @@ def test_distilhuberts_heads(corpus, teacher_path):
     task, student, criterion = build(corpus, teacher_path, options, {"encoder_layers": 1})
     batch = batch_of(task, [0, 3])
     loss, size, _ = criterion(student, batch)
-    teacher = task.teach(batch)
+    teacher = task.provider.encode(batch)
     states = student(**batch["net_input"], frames=teacher.frames)
     lengths = states.frames.frame_lengths
     expected = sum(

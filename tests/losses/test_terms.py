@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fairseq_star.data.bad_audio import stand_in
-from fairseq_star.losses.relations import Relations
+from fairseq_star.losses.relations import AttentionMaps
 from fairseq_star.losses.selection import ALL, Selection
-from fairseq_star.losses.tgm import tgm_loss
+from fairseq_star.losses.tgm.naive import loop_tgm_loss
 from tests.support.steps import batch_of, build, gradient, relative_difference
 
 HIDING = {"mask_prob": 0.5, "mask_length": 3, "mask_channel_prob": 0.2, "mask_channel_length": 2}
@@ -30,7 +30,7 @@ def test_half_batches_and_further_padding_change_nothing(corpus, teacher_path, n
 
     def padded(indices, extra):
         batch = batch_of(task, indices, extra=extra)
-        mask, frames = batch["net_input"]["mask_indices"], task.teach(batch).frames
+        mask, frames = batch["net_input"]["mask_indices"], task.provider.encode(batch).frames
         missing = task.teacher.geometry.num_frames(batch["net_input"]["source"].size(1)) - mask.size(1)
         batch["net_input"]["mask_indices"] = torch.nn.functional.pad(mask, (0, missing))
         assert max(frames.frame_lengths) <= mask.size(1)
@@ -49,17 +49,13 @@ def test_half_batches_and_further_padding_change_nothing(corpus, teacher_path, n
 def test_relations_of_chosen_frames_are_the_loss_of_those_frames_alone(corpus, teacher_path, which):
     task, student, criterion = build(corpus, teacher_path, {"tgm_frames": which}, **HIDING)
     batch = batch_of(task, [0, 3, 7])
-    teacher = task.teach(batch)
+    teacher = task.provider.encode(batch)
     states = student(**batch["net_input"], frames=teacher.frames).hidden_states
     expected = 0.0
-    for row, hidden in enumerate(batch["hidden_frames"]):
+    for row, hidden in enumerate(batch["masked_frames"]):
         chosen = np.flatnonzero(hidden if which == "masked" else ~hidden)
-        expected += tgm_loss(
-            [state[row : row + 1, chosen] for state in teacher.hidden_states],
-            [state[row : row + 1, chosen] for state in states],
-            None,
-            form="reference",
-        ).total.item()
+        of_one = ([state[row : row + 1, chosen] for state in both] for both in (teacher.hidden_states, states))
+        expected += loop_tgm_loss(*of_one, None).item()
     loss, _, _ = criterion(student, batch)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -91,7 +87,7 @@ def test_relations_that_are_not_asked_for_ask_the_teacher_for_nothing(corpus, te
     assert criterion.teacher_states == [3]
     _, _, criterion = build(corpus, teacher_path, {**NONE, "last_attn_weight": 1.0})
     assert criterion.teacher_states == [3]
-    assert isinstance(criterion.relations, Relations)
+    assert [type(term) for term in criterion.terms] == [AttentionMaps]
 
 
 def test_frames_of_hidden_relations_are_refused_beside_what_contradicts_them(corpus, teacher_path):

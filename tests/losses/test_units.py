@@ -35,7 +35,7 @@ def test_soft_targets_are_the_stock_models_own_logits(corpus, tmp_path, pre_norm
     path = tiny.write_teacher(tmp_path / "teacher.pt", layer_norm_first=pre_norm)
     task, _, _ = build(corpus, path)
     source = tiny.ragged([16_000])
-    teacher = task.teach({"net_input": {"source": source}, "num_samples": [16_000]})
+    teacher = task.provider.encode({"net_input": {"source": source}, "num_samples": [16_000]})
     state = torch.load(path, weights_only=True)
     values = {key: value for key, value in state["cfg"]["model"].items() if key != "_name"}
     pretraining = HubertPretrainingConfig(label_rate=50.0)
@@ -106,7 +106,7 @@ def test_head_and_centroids_at_once(corpus, teacher_path, tmp_path):
     loss, _, logged = criterion(student, batch_of(task, [0, 3]))
     loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in criterion.parameters())
-    assert {"units", "units_unmasked", "unit_accuracy", "layerwise", "hidden_frames"} < set(logged)
+    assert {"units", "units_unmasked", "unit_accuracy", "layerwise", "masked_frames"} < set(logged)
     parts = logged["layerwise"] + logged["intra_layer"] + logged["units"] + 0.5 * logged["units_unmasked"]
     assert loss.item() == pytest.approx(parts.item(), rel=1e-5)
 
@@ -137,7 +137,7 @@ def test_a_temperature_softens_the_teachers_predictions(corpus, teacher_path):
         task, _, criterion = build(
             corpus, teacher_path, {"unit_unmasked_weight": 1.0, "units": ["head"], "unit_temperature": temperature}
         )
-        targets = criterion.objectives[-1].units[0].targets(task.teach(batch_of(task, [0])).hidden_states[-1][0])
+        targets = criterion.terms[-1].units[0].targets(task.provider.encode(batch_of(task, [0])).hidden_states[-1][0])
         return -(targets * targets.log()).sum(-1).mean().item()
 
     assert entropy(0.5) < entropy(1.0) < entropy(4.0)
@@ -154,8 +154,8 @@ def test_what_cannot_be_asked_ends_in_one_line(corpus, teacher_path, tmp_path):
     cases = [
         (teacher_path, {**unmasked}, "criterion.units: name what to predict"),
         (tmp_path / "headless.pt", {**unmasked, "units": ["head"]}, "this teacher has no prediction head"),
-        (teacher_path, {"unit_weight": 1.0, "units": ["head"]}, "criterion.unit_weight is about hidden frames"),
-        (teacher_path, {"tgm_frames": "masked"}, "criterion.tgm_frames is about hidden frames"),
+        (teacher_path, {"unit_weight": 1.0, "units": ["head"]}, "criterion.unit_weight is about masked frames"),
+        (teacher_path, {"tgm_frames": "masked"}, "criterion.tgm_frames is about masked frames"),
         (teacher_path, {**unmasked, "units": ["head"], "unit_temperature": 0.0}, "unit_temperature=0.0 must be above"),
         (teacher_path, {**unmasked, "units": [str(tmp_path / "none.npz")]}, "none.npz cannot be read"),
         (teacher_path, {**unmasked, "units": [str(tmp_path / "damaged.npz")]}, "holds no centroids, or is damaged"),

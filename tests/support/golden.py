@@ -19,6 +19,7 @@ from fairseq_star.formats import Student, export, load_teacher
 from fairseq_star.formats.student import ARCHITECTURES
 from fairseq_star.formats.target import check_sources, student_states
 from fairseq_star.losses.tgm import tgm_loss
+from fairseq_star.losses.tgm.naive import loop_tgm_loss
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from tests.support import convert_cases, tgm_cases, tiny
 
@@ -47,15 +48,19 @@ def first_weights() -> dict[str, list[float]]:
 
 
 def losses() -> dict[str, list[float]]:
-    """The loss function, its value and gradient, for each form and distance."""
+    """The loss function, its value and gradient, for each form and distance; and of the reference written in loops."""
     values = {}
-    for form, distance, path in tgm_cases.CASES:
+    references = [("reference", distance, "each") for distance in ("mse", "l1", "kl")]
+    for form, distance, path in [*tgm_cases.CASES, *references]:
         teacher, student = tgm_cases.make_states(9)
-        with tgm_cases.computed(path):
-            loss = tgm_loss(teacher, student, [9, 6], form=form, distance=distance)
-        values[f"{form} {distance} {path}"] = sketch(loss.total)
+        if form == "reference":
+            loss = loop_tgm_loss(teacher, student, [9, 6], distance=distance)
+        else:
+            with tgm_cases.computed(path):
+                loss = tgm_loss(teacher, student, [9, 6], form=form, distance=distance).total
+        values[f"{form} {distance} {path}"] = sketch(loss)
         values[f"{form} {distance} {path} gradient"] = sketch(
-            tgm_cases.gradients(loss.total, torch.ones(2, dtype=torch.float64), student)
+            tgm_cases.gradients(loss, torch.ones(2, dtype=torch.float64), student)
         )
     return values
 

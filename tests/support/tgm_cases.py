@@ -12,9 +12,8 @@ from fairseq_star.losses.tgm.naive import loop_tgm_loss
 # (form, distance, path): every form with every distance it has. "each" utterance by itself is the CPU's way,
 # "batched" as one masked group the accelerators'.
 CASES = [(form, "mse", path) for form in ("gram", "tiled") for path in ("each", "batched")]
-CASES += [("auto", "mse", "each"), ("reference", "mse", "each")]
+CASES += [("auto", "mse", "each")]
 CASES += [("tiled", distance, path) for distance in ("l1", "kl") for path in ("each", "batched")]
-CASES += [("reference", "l1", "each"), ("reference", "kl", "each")]
 
 
 def computed(path):
@@ -83,9 +82,8 @@ def relative_error(actual, expected):
 
 def assert_same(teacher, student, frame_lengths, form, tolerance, **options):
     """Values and gradients of a form equal the loop reference's, with other incoming gradients per utterance."""
-    host = [student[0].shape[1]] * student[0].shape[0] if frame_lengths is None else frame_lengths
-    weights = torch.linspace(-1.5, 2.0, len(host), dtype=student[0].dtype)
-    expected = loop_tgm_loss(teacher, student, host, **options)
+    weights = torch.linspace(-1.5, 2.0, student[0].shape[0], dtype=student[0].dtype)
+    expected = loop_tgm_loss(teacher, student, frame_lengths, **options)
     actual = tgm_loss(teacher, student, frame_lengths, form=form, **options)
     # kl of a single frame is 0 on both sides but for rounding: hence the floor, far under any other value here.
     assert ((actual.total - expected).abs() <= tolerance * expected.abs().clamp(min=1e-4)).all()

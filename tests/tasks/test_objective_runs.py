@@ -39,7 +39,7 @@ def test_a_resumed_run_is_the_same_whoever_loads_the_data(train, noise, tmp_path
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = train(*options, save_dir=whole)
     assert done.returncode == 0, done.stderr
-    for name in ("units", "units_unmasked", "unit_accuracy", "frames", "layerwise", "hidden"):
+    for name in ("units", "units_unmasked", "unit_accuracy", "frames", "layerwise", "masked"):
         assert f" {name}=" in done.stdout, name
     parts.mkdir()
     [middle] = whole.glob("checkpoint_1_2.pt")
@@ -77,7 +77,7 @@ def test_a_finished_student_goes_on_with_new_heads_and_a_mask_but_no_run_does(tr
     done = train("optimization.max_update=2", "lr_scheduler.warmup_updates=1", save_dir=old)
     assert done.returncode == 0, done.stderr
     for options, told in (
-        (HIDING, "without hidden frames (task.mask_prob)"),
+        (HIDING, "without masked frames (task.mask_prob)"),
         (ASKED, "other heads than this run's criterion, or none"),
     ):
         more = [option for option in options if "unit_weight" not in option]

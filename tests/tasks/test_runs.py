@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import fairseq_star  # noqa: F401  (registers, as --user-dir does)
-from fairseq_star.teacher.cache.cache import teacher_digest
+from fairseq_star.teacher.provider import teacher_digest
 from tests.support import runs
 from tests.support.runs import NO_DROPOUT, difference, saved
 

@@ -93,7 +93,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     trainer.begin_epoch(1)
     trainer.lr_step(1)
 
-    timer = _TeacherTimer(task, device)
+    task.provider.timed = True
     by_size = sorted(batches, key=lambda batch: -batch.padded)
     places = np.linspace(0, len(by_size) - 1, num_steps + 2).round().astype(int)[1:-1]
     places = np.random.default_rng(cfg.common.seed).permutation(places)
@@ -102,9 +102,9 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     before = _held(device)
     # Read as in a run, beside the steps, with which data workers share the cores. The largest first; it also warms up.
     samples = _read_ahead(trainer, [by_size[0], *chosen])
-    _step(trainer, by_size[0], next(samples), timer, device)
+    _step(trainer, by_size[0], next(samples), device)
     steps = [
-        Step(batch, *_step(trainer, batch, next(samples), timer, device), data)
+        Step(batch, *_step(trainer, batch, next(samples), device), data)
         for batch, data in tqdm(list(zip(chosen, read, strict=True)), "plan", unit="step", disable=None)
     ]
     for _ in samples:  # so that workers and thread end
@@ -123,22 +123,6 @@ def _batches(trainer: Trainer) -> list[Batch]:
         longest = -(-int(own.max()) // multiple) * multiple
         found.append(Batch([int(index) for index in indices], int(own.sum()), longest * len(own)))
     return found
-
-
-class _TeacherTimer:
-    """Adds up the time in a task's teacher."""
-
-    def __init__(self, task, device: str):
-        self.seconds, self._run, self._device = 0.0, task._run_teacher, device
-        task._run_teacher = self
-
-    def __call__(self, *arguments, **options):
-        synchronize(self._device)
-        start = time.perf_counter()
-        encoding = self._run(*arguments, **options)
-        synchronize(self._device)
-        self.seconds += time.perf_counter() - start
-        return encoding
 
 
 def _seconds_to_read(trainer: Trainer, batch: Batch) -> float:
@@ -163,9 +147,10 @@ def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
     return iter(BufferedIterator(1, loader))
 
 
-def _step(trainer: Trainer, batch: Batch, sample: dict, timer: _TeacherTimer, device: str) -> tuple[float, float]:
-    """Seconds of a step, and the teacher's of these."""
-    start, timer.seconds = time.perf_counter(), 0.0
+def _step(trainer: Trainer, batch: Batch, sample: dict, device: str) -> tuple[float, float]:
+    """Measure the seconds of a step, and the teacher's of these."""
+    provider = trainer.task.provider
+    start, provider.seconds = time.perf_counter(), 0.0
     try:
         trainer.train_step([sample], raise_oom=True)
     except torch.cuda.OutOfMemoryError as error:
@@ -175,7 +160,7 @@ def _step(trainer: Trainer, batch: Batch, sample: dict, timer: _TeacherTimer, de
             "task.max_sample_size, or set model.checkpoint_activations=true"
         ) from error
     synchronize(device)
-    return time.perf_counter() - start, timer.seconds
+    return time.perf_counter() - start, provider.seconds
 
 
 def _held(device: str) -> int:

@@ -122,7 +122,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
         hours=updates * seconds / 3600,
         hours_cached=updates * seconds * (1 - teacher * max(0.0, 1 - 1 / max(epochs, 1.0))) / 3600,
         audio_seconds_a_second=own / rate / len(batches) * world_size / batch_seconds,
-        mfu=_flops(measured) / step_seconds / measured.trainer.task.throughput.ceiling,
+        mfu=_flops(measured) / step_seconds / measured.trainer.task.steps.throughput.ceiling,
         teacher_share=teacher,
         data_share=data,
         padding=1 - own / sum(batch.padded for batch in batches),
@@ -161,7 +161,7 @@ def _cache_bytes(measured: Measured) -> dict[str, int]:
     """Of all splits' entries, by compression; ``pca`` with a quarter of the coordinates. Empty where none is kept."""
     trainer = measured.trainer
     task, criterion = trainer.task, trainer.criterion
-    if task.cfg.padded_group_norm or criterion.relations.attended or criterion.cfg.count_padding:
+    if task.cfg.padded_group_norm or criterion.attention_layers or criterion.cfg.count_padding:
         return {}
     num_states = len(criterion.teacher_states)
     width = task.teacher.embed_dim

@@ -90,7 +90,7 @@ def tgm_error(teacher: Tensor, student: Tensor) -> float:
 def encode_both(run: "Run", students: Students, source: Tensor) -> tuple[Encoding, Encoding, Encoding]:
     """Teacher, untrained and trained student over one utterance's samples (1-dimensional), without padding."""
     source = source[None].to(next(students.after.parameters()).device)
-    teacher = run.task.teach({"net_input": {"source": source}, "num_samples": [source.size(1)]})
+    teacher = run.task.provider.encode({"net_input": {"source": source}, "num_samples": [source.size(1)]})
     return teacher, students.before(source, frames=teacher.frames), students.after(source, frames=teacher.frames)
 
 

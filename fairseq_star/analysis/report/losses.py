@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
-from fairseq_star.losses.terms import TERMS
+from fairseq_star.losses.terms import MEANINGS
 
 TRAIN, VALID = ("train_inner", "train"), ("valid",)
 
@@ -24,8 +24,8 @@ class Losses:
     valid: dict[str, Curve] = field(default_factory=dict)
 
     def terms(self) -> list[str]:
-        """Those of ``TERMS`` that training logged."""
-        return [term for term in TERMS if term in self.train]
+        """Those of ``MEANINGS`` that training logged."""
+        return [term for term in MEANINGS if term in self.train]
 
 
 def read_losses(run_dir: Path, tensorboard_logdir: str | None) -> Losses | None:

@@ -16,7 +16,7 @@ from fairseq_star.analysis.report.compare import Similarity
 from fairseq_star.analysis.report.html import Pictures
 from fairseq_star.analysis.report.losses import Losses
 from fairseq_star.analysis.runs import Run
-from fairseq_star.losses.terms import TERMS
+from fairseq_star.losses.terms import MEANINGS
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.plots.heatmaps import draw_map
 from fairseq_star.plots.matrices import LayerMaps, UtteranceMaps
@@ -70,7 +70,7 @@ def training(kept: Pictures, losses: Losses | None, run_dir: Path) -> list[str]:
     def figure(term: str) -> str:
         drawn = render(lambda theme: charts.draw_losses(theme, losses, term))
         alt = f"{term} over the updates, training and validation"
-        return kept.figure(f"losses_{term}", drawn, alt, f"<b>{term}</b>: {TERMS[term]}.")
+        return kept.figure(f"losses_{term}", drawn, alt, f"<b>{term}</b>: {MEANINGS[term]}.")
 
     return [
         head,

@@ -39,7 +39,7 @@ def utterance_maps(
     item = dataset[index]
     source = item["source"][: int(MAX_SECONDS * SAMPLE_RATE)]
     teacher, before, after = encode_both(run, students, source)
-    hidden, masked = item.get("hidden"), None
+    hidden, masked = item.get("masked"), None
     if hidden is not None:
         hidden = hidden[: teacher.frames.frame_lengths[0]]
         with torch.no_grad():

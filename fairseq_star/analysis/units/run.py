@@ -19,7 +19,7 @@ from fairseq_star.files import new_output
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.losses.centroids import Centroids
 from fairseq_star.manifest import read_manifest
-from fairseq_star.teacher.cache.cache import teacher_digest
+from fairseq_star.teacher.provider import teacher_digest
 
 HELD_OUT = 100_000  # frames of the other split that quality is measured on
 

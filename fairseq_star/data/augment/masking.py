@@ -1,8 +1,8 @@
-"""Which frames and feature channels are hidden from the student: fairseq's spans, a draw for each utterance.
+"""Masks of frames and of feature channels for the student: fairseq's spans, a draw for each utterance.
 
-fairseq's HuBERT draws for a whole batch, from numpy's global state, and leaves every utterance as many hidden frames as
+fairseq's HuBERT draws for a whole batch, from numpy's global state, and leaves every utterance as many masked frames as
 the one with the fewest (``require_same_masks``). Here each utterance is drawn by itself, by fairseq's own function with
-its own seeding, so that what is hidden depends neither on the neighbours in a batch nor on who loads it.
+its own seeding, so that what is masked depends neither on the neighbours in a batch nor on who loads it.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fairseq.data.data_utils import compute_mask_indices
 from fairseq_star.data.augment.options import ViewConfig
 from fairseq_star.errors import StarError
 
-MIN_SPANS = 2  # of hidden frames, as HuBERT's apply_mask asks for
+MIN_SPANS = 2  # of masked frames, as in HuBERT's apply_mask
 TRIES = 100
 
 
@@ -27,14 +27,12 @@ class Spans:
     length: int
     selection: str
     other: float
-    no_overlap: bool
-    min_space: int
     min_spans: int
 
     def draw(self, size: int, *, seed: int, epoch: int, index: int) -> np.ndarray:
-        """``size`` booleans, True = hidden: :func:`fairseq.data.data_utils.compute_mask_indices` of this utterance.
+        """Draw ``size`` booleans, True = masked: :func:`fairseq.data.data_utils.compute_mask_indices` of an utterance.
 
-        fairseq refuses a draw that hides all; the next seed is taken then. Between one and ``size - 1`` are hidden.
+        fairseq refuses a draw that masks all; the next seed is taken then. Between one and ``size - 1`` are masked.
         """
         for attempt in range(TRIES):
             try:
@@ -46,8 +44,6 @@ class Spans:
                     self.selection,
                     self.other,
                     min_masks=self.min_spans,
-                    no_overlap=self.no_overlap,
-                    min_space=self.min_space,
                     require_same_masks=False,
                     seed=seed + attempt,
                     epoch=epoch,
@@ -58,38 +54,31 @@ class Spans:
             return mask
         return np.arange(size) < min(self.length, size // 2)
 
-    def check(self, size: int, what: str, mend: str) -> None:
-        """See that spans fit into ``size`` frames or channels, and that fairseq can draw them.
+    def check(self, size: int, what: str, remedy: str) -> None:
+        """Check that spans fit into ``size`` frames or channels.
 
         Args:
             what: has that size, for messages, such as "the shortest utterance, PATH, has 12 frames".
-            mend: what else than a smaller length would help.
+            remedy: what else than a smaller length would help.
 
         Raises:
-            StarError: they do not, or it cannot.
+            StarError: they do not, or a number that cannot be.
         """
         prob = f"{self.option}_prob={self.prob:g}"
         if not 0 < self.prob < 1:
             raise StarError(f"{prob} must be from 0 to below 1")
-        if self.length < 1 or self.other < 0 or self.min_space < 0:
-            raise StarError(f"{self.option}_length must be 1 or more, {self.option}_other and _min_space 0 or more")
+        if self.length < 1 or self.other < 0:
+            raise StarError(f"{self.option}_length must be 1 or more, {self.option}_other 0 or more")
         if self.length >= size:
-            raise StarError(f"{self.option}_length={self.length} is too long: {what}; lower it{mend}")
-        try:
-            self.draw(size, seed=1, epoch=1, index=0)
-        except (AttributeError, TypeError) as error:  # parts of fairseq 0.12's function are of numpy 1
-            raise StarError(
-                f"{self.option}_selection={self.selection} with overlap={not self.no_overlap} cannot be drawn by this "
-                f"fairseq beside numpy {np.__version__} ({error}); take static, normal or poisson with overlap"
-            ) from error
+            raise StarError(f"{self.option}_length={self.length} is too long: {what}; lower it{remedy}")
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What ``task.mask_*`` asks for.
+    """The masks of ``task.mask_*``.
 
     Args:
-        frames: spans along time; None: no frame is hidden.
+        frames: spans along time; None: no frame is masked.
         channels: spans along the features' channels; None: no channel is zeroed.
         num_channels: of the student's features.
         seed: of the run.
@@ -102,7 +91,7 @@ class Masking:
 
     @classmethod
     def of(cls, cfg: ViewConfig, num_channels: int, seed: int) -> "Masking | None":
-        """As the options say; None where they hide nothing.
+        """Read the options; None where they mask nothing.
 
         Raises:
             StarError: a number that cannot be.
@@ -118,8 +107,6 @@ class Masking:
                 length=getattr(cfg, f"{name}_length"),
                 selection=str(getattr(cfg, f"{name}_selection")),
                 other=getattr(cfg, f"{name}_other"),
-                no_overlap=getattr(cfg, f"no_{name}_overlap"),
-                min_space=getattr(cfg, f"{name}_min_space"),
                 min_spans=min_spans,
             )
 
@@ -129,9 +116,9 @@ class Masking:
         return cls(frames, channels, num_channels, seed) if frames or channels else None
 
     def draw_frames(self, num_frames: int, epoch: int, index: int) -> np.ndarray | None:
-        """Hidden frames of an utterance: ``num_frames`` booleans; None where no utterance has any."""
+        """Draw the masked frames of an utterance: ``num_frames`` booleans; None where no utterance has any."""
         return self.frames and self.frames.draw(num_frames, seed=self.seed, epoch=epoch, index=index)
 
     def draw_channels(self, epoch: int, index: int) -> np.ndarray | None:
-        """Zeroed channels of an utterance likewise."""
+        """Draw the zeroed channels of an utterance likewise."""
         return self.channels and self.channels.draw(self.num_channels, seed=self.seed + 1, epoch=epoch, index=index)

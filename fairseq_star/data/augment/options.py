@@ -5,7 +5,7 @@ from typing import List, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-SELECTIONS = ("static", "uniform", "normal", "poisson")
+SELECTIONS = ("static", "normal", "poisson")  # "uniform" fails in fairseq 0.12: numpy's Generator has no randint
 
 
 @dataclass
@@ -15,20 +15,16 @@ class ViewConfig(FairseqDataclass):
     mask_prob: float = field(
         default=0.0,
         metadata={
-            "help": "share of frames hidden from the student, before spans overlap (HuBERT: 0.8, of which 0.49 stay); "
+            "help": "share of frames masked for the student, before spans overlap (HuBERT: 0.8, of which 0.49 stay); "
             "0: none"
         },
     )
-    mask_length: int = field(default=10, metadata={"help": "frames of a hidden span"})
+    mask_length: int = field(default=10, metadata={"help": "frames of a masked span"})
     mask_selection: ChoiceEnum(SELECTIONS) = field(
-        default="static", metadata={"help": "how the lengths of hidden spans are drawn"}
+        default="static", metadata={"help": "how the lengths of masked spans are drawn"}
     )
     mask_other: float = field(
         default=0.0, metadata={"help": "second number of the distribution of lengths, such as normal's deviation"}
-    )
-    no_mask_overlap: bool = field(default=False, metadata={"help": "hidden spans may not overlap"})
-    mask_min_space: int = field(
-        default=1, metadata={"help": "least clear frames between hidden spans that may not overlap"}
     )
     mask_channel_prob: float = field(
         default=0.0, metadata={"help": "share of feature channels that are zeroed for the student, likewise"}
@@ -38,8 +34,6 @@ class ViewConfig(FairseqDataclass):
         default="static", metadata={"help": "how the lengths of zeroed spans are drawn"}
     )
     mask_channel_other: float = field(default=0.0, metadata={"help": "as mask_other, of channels"})
-    no_mask_channel_overlap: bool = field(default=False, metadata={"help": "zeroed spans may not overlap"})
-    mask_channel_min_space: int = field(default=1, metadata={"help": "as mask_min_space, of channels"})
     noise_manifest: Optional[str] = field(
         default=None, metadata={"help": "manifest (.tsv) of noise to add to what the student hears"}
     )

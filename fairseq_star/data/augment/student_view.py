@@ -19,8 +19,8 @@ from fairseq_star.encoder.frames import FrameGeometry
 
 CLEAN = "clean_source"
 """In a batch, what the teacher hears where the student's ``net_input`` differs: B x samples."""
-HIDDEN = "hidden_frames"
-"""In a batch, which of its own n_b frames are hidden, for each utterance: arrays of the host, never of a device."""
+MASKED_FRAMES = "masked_frames"
+"""In a batch, which of its own n_b frames are masked, for each utterance: arrays of the host, never of a device."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StudentView:
         """What one utterance's item has beside ``source``, its n clean samples.
 
         Returns:
-            ``heard`` (n samples), ``hidden`` (frames) and ``zeroed`` (channels), those that the options ask for.
+            ``heard`` (n samples), ``masked`` (frames) and ``zeroed`` (channels), those that the options ask for.
         """
         view: dict[str, Tensor | np.ndarray] = {}
         if self.distortion is not None:
@@ -85,7 +85,7 @@ class StudentView:
         if self.masking is not None:
             num_frames = self.geometry.num_frames(len(clean))
             drawn = {
-                "hidden": self.masking.draw_frames(num_frames, epoch, index),
+                "masked": self.masking.draw_frames(num_frames, epoch, index),
                 "zeroed": self.masking.draw_channels(epoch, index),
             }
             view |= {name: mask for name, mask in drawn.items() if mask is not None}
@@ -101,16 +101,16 @@ class StudentView:
         if self.masking is None:
             return
         if self.masking.frames is not None:
-            batch[HIDDEN] = [item["hidden"] for item in items]
-            inputs["mask_indices"] = padded_mask(batch[HIDDEN], self.geometry.num_frames(width))
+            batch[MASKED_FRAMES] = [item["masked"] for item in items]
+            inputs["mask_indices"] = padded_mask(batch[MASKED_FRAMES], self.geometry.num_frames(width))
         if self.masking.channels is not None:
             inputs["mask_channels"] = torch.from_numpy(np.stack([item["zeroed"] for item in items]))
 
 
-def padded_mask(hidden: Sequence[np.ndarray], num_frames: int) -> Tensor:
-    """B x T booleans of B arrays of n_b; padding counts as clear."""
-    mask = torch.zeros(len(hidden), num_frames, dtype=torch.bool)
-    for row, of_one in zip(mask, hidden, strict=True):
+def padded_mask(masked: Sequence[np.ndarray], num_frames: int) -> Tensor:
+    """Pad B arrays of n_b booleans to B x T; padding counts as unmasked."""
+    mask = torch.zeros(len(masked), num_frames, dtype=torch.bool)
+    for row, of_one in zip(mask, masked, strict=True):
         row[: len(of_one)] = torch.from_numpy(of_one)
     return mask
 
@@ -134,6 +134,6 @@ def alone(batch: dict, number: int, geometry: FrameGeometry) -> dict:
     whole = {"num_samples": [num_samples], "net_input": inputs}
     if CLEAN in batch:
         whole[CLEAN] = batch[CLEAN][of_it, :num_samples]
-    if HIDDEN in batch:
-        whole[HIDDEN] = batch[HIDDEN][of_it]
+    if MASKED_FRAMES in batch:
+        whole[MASKED_FRAMES] = batch[MASKED_FRAMES][of_it]
     return whole

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_star.errors import StarError
+from fairseq_star.losses.tgm.distances import DISTANCES, MSE
 
 
 def check_states(
@@ -52,7 +53,7 @@ def check_states(
 
 
 def check_options(
-    layerwise_weight: float, intra_layer_weight: float, distance: str, form: str, distances: tuple, forms: tuple
+    layerwise_weight: float, intra_layer_weight: float, distance: str, form: str, forms: tuple[str, ...]
 ) -> None:
     """Weights are finite and not negative, names are known and fit.
 
@@ -62,11 +63,11 @@ def check_options(
     for name, weight in (("layerwise_weight", layerwise_weight), ("intra_layer_weight", intra_layer_weight)):
         if not (math.isfinite(weight) and weight >= 0):
             raise StarError(f"{name} is {weight}: it must be a finite number, 0 (term off) or above.")
-    if distance not in distances:
-        raise StarError(f"TGM distance {distance!r} is unknown: choose one of {', '.join(distances)}.")
+    if distance not in DISTANCES:
+        raise StarError(f"TGM distance {distance!r} is unknown: choose one of {', '.join(DISTANCES)}.")
     if form not in forms:
         raise StarError(f"TGM form {form!r} is unknown: choose one of {', '.join(forms)}.")
-    if form == "gram" and distance != "mse":
+    if form == "gram" and distance != MSE:
         raise StarError(f"TGM form 'gram' exists for mse alone: use 'auto' or 'tiled' with distance {distance!r}.")
 
 

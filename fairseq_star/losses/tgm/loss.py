@@ -10,13 +10,13 @@ from fairseq_star.losses.tgm.bases import Bases
 from fairseq_star.losses.tgm.batch import Group, groups
 from fairseq_star.losses.tgm.checks import check_options, check_states, read_lengths
 from fairseq_star.losses.tgm.cost import choose_form
+from fairseq_star.losses.tgm.distances import DISTANCES, MSE
 from fairseq_star.losses.tgm.gram import gram_terms
 from fairseq_star.losses.tgm.linalg import accumulation_dtype, full_precision
-from fairseq_star.losses.tgm.reference import reference_terms
 from fairseq_star.losses.tgm.terms import Terms
-from fairseq_star.losses.tgm.tiled import DISTANCES, tiled_terms
+from fairseq_star.losses.tgm.tiled import tiled_terms
 
-FORMS = ("auto", "gram", "tiled", "reference")
+FORMS = ("auto", "gram", "tiled")
 # The D x D form's float32 value is off by 5e-9 of the sums it subtracts (benchmarks/loss.md): below this share of
 # them the value has fewer than 5 digits.
 CANCELLATION = 5e-4
@@ -60,7 +60,7 @@ def tgm_loss(
     layerwise_weight: float = 1.0,
     intra_layer_weight: float = 1.0,
     first_layerwise_state: int = 1,
-    distance: str = "mse",
+    distance: str = MSE,
     form: str = "auto",
     bases: Bases | None = None,
 ) -> TGMLoss:
@@ -90,7 +90,7 @@ def tgm_loss(
     Padding is exact: rows past an utterance's frame count, NaN included, change neither value nor gradient, and their
     gradient is 0. Sums run in float32, in float64 where an input is float64, whatever autocast and TF32 settings say.
     The gradient is formed in the forward pass and stored in that precision, unscaled: a loss scale is applied before it
-    is rounded to a float16 state's precision. Second derivatives exist with ``form="reference"`` only.
+    is rounded to a float16 state's precision. There are no second derivatives (``naive.loop_tgm_loss`` has them).
 
     Args:
         teacher_states: M tensors B x T x D_t; no gradient flows into them.
@@ -102,9 +102,9 @@ def tgm_loss(
         intra_layer_weight: the same of the intra-layer term.
         first_layerwise_state: first state with a layer-wise term. 1: the paper's convention, states are
             ``hidden_states[0..L]``. 0: the re-implementation's, states are projected features and layers 1..L.
-        distance: ``mse`` (STaR), ``l1`` or ``kl``.
+        distance: ``mse`` (STaR), ``l1`` or ``kl``; see :data:`fairseq_star.losses.tgm.distances.DISTANCES`.
         form: ``auto`` chooses by ``choose_form`` (per utterance on the CPU, per batch elsewhere). ``gram``: D x D
-            matrices, mse only. ``tiled``: blocks of T x T matrices. ``reference``: all T x T matrices, stacked.
+            matrices, mse only. ``tiled``: blocks of T x T matrices.
         bases: of a teacher whose states are given by coordinates, M tensors B x T x d (``bases.py``); the result is
             that of the states Z P^T, though these are never formed.
 
@@ -119,7 +119,7 @@ def tgm_loss(
     check_states(teacher_states, student_states, first_layerwise_state)
     if bases is not None:
         bases.check(teacher_states)
-    check_options(layerwise_weight, intra_layer_weight, distance, form, DISTANCES, FORMS)
+    check_options(layerwise_weight, intra_layer_weight, distance, form, FORMS)
     host_lengths, device_lengths = read_lengths(frame_lengths, student_states[0])
     terms = Terms(len(student_states), first_layerwise_state, float(layerwise_weight), float(intra_layer_weight))
 
@@ -130,36 +130,30 @@ def tgm_loss(
         scale = torch.full((num_utterances,), 1.0 / num_frames, dtype=torch.float64, device=device)
     else:
         scale = device_lengths.clamp(min=1).to(torch.float64).reciprocal()
-    if distance != "kl":
+    if DISTANCES[distance].over_entries:
         scale = scale.square()
 
     wanted = torch.is_grad_enabled() and any(state.requires_grad for state in student_states)
     gradients = None
-    with full_precision(device.type):
-        if form == "reference":
-            layerwise, intra_layer = reference_terms(
-                teacher_states, student_states, device_lengths, terms, distance, bases
+    with torch.no_grad(), full_precision(device.type):
+        if wanted:
+            gradients = [torch.zeros(state.shape, dtype=dtype, device=device) for state in student_states]
+        parts = [
+            _evaluate(group, terms, gradients, distance, form)
+            for group in groups(
+                teacher_states,
+                student_states,
+                host_lengths,
+                device_lengths,
+                dtype,
+                batched=_batched(device),
+                bases=bases,
             )
-        else:
-            with torch.no_grad():
-                if wanted:
-                    gradients = [torch.zeros(state.shape, dtype=dtype, device=device) for state in student_states]
-                parts = [
-                    _evaluate(group, terms, gradients, distance, form)
-                    for group in groups(
-                        teacher_states,
-                        student_states,
-                        host_lengths,
-                        device_lengths,
-                        dtype,
-                        batched=_batched(device),
-                        bases=bases,
-                    )
-                ]
-                layerwise, intra_layer = (torch.cat(part) for part in zip(*parts, strict=True))
-        layerwise = (layerwise * scale / (terms.num_states - terms.first_layerwise_state)).to(dtype)
-        intra_layer = (intra_layer * scale / (terms.num_states - 1)).to(dtype)
-        total = terms.layerwise_weight * layerwise + terms.intra_layer_weight * intra_layer
+        ]
+        layerwise, intra_layer = (torch.cat(part) for part in zip(*parts, strict=True))
+    layerwise = (layerwise * scale / (terms.num_states - terms.first_layerwise_state)).to(dtype)
+    intra_layer = (intra_layer * scale / (terms.num_states - 1)).to(dtype)
+    total = terms.layerwise_weight * layerwise + terms.intra_layer_weight * intra_layer
     if gradients is not None:
         scale = scale.to(dtype)
         for index, state in enumerate(student_states):
@@ -183,7 +177,7 @@ def _evaluate(
     if form == "auto":
         dims = group.teacher_states[0].shape[-1], group.student_states[0].shape[-1]
         chosen = "tiled"
-        if distance == "mse":
+        if distance == MSE:
             chosen = choose_form(
                 group.num_frames,
                 *dims,

@@ -1,4 +1,4 @@
-"""The T x T form, one block of rows of one matrix at a time: for short utterances, and for l1 and kl.
+"""The T x T form, one block of rows of one matrix at a time: for short utterances, and for all distances but mse.
 
 With G = U V^T the student's matrix (U = V = Y_l layer-wise, U = Y_{l-1} and V = Y_l intra-layer), r a block of rows,
 d the distance and H = d d / d G its slope in these rows:
@@ -6,8 +6,8 @@ d the distance and H = d d / d G its slope in these rows:
     dU[r] += coef H V          dV += coef H^T U[r]
 
 so the gradient is formed where the block is, and one block is all that is ever stored: memory linear in T. A
-layer-wise matrix is symmetric: for mse and l1 its blocks start at the diagonal and count the rest twice. kl
-normalizes over whole rows and can't.
+layer-wise matrix is symmetric: where the distance is a sum over entries, as for mse and l1, its blocks start at the
+diagonal and count the rest twice. kl normalizes over whole rows and can't.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from fairseq_star.losses.tgm.batch import Group
-from fairseq_star.losses.tgm.linalg import inner, product
+from fairseq_star.losses.tgm.distances import DISTANCES, MSE, Distance, Rows
+from fairseq_star.losses.tgm.linalg import product
 from fairseq_star.losses.tgm.terms import Terms
 
-DISTANCES = ("mse", "l1", "kl")
 BLOCK_ROWS = 128
 # On an accelerator a block is of the whole batch, and as high as this many float32 entries allow.
 DEVICE_BLOCK_ENTRIES = 2**25
 
 
 def tiled_terms(
-    group: Group, terms: Terms, gradients: Sequence[Tensor] | None, distance: str = "mse"
+    group: Group, terms: Terms, gradients: Sequence[Tensor] | None, distance: str = MSE
 ) -> tuple[Tensor, Tensor]:
     """Sums over all pairs of frames (kl: over query frames) of both terms, and their weighted gradient.
 
@@ -34,12 +34,13 @@ def tiled_terms(
         group: the utterances.
         terms: which states, with which weights.
         gradients: M of N x T' x D_s in ``group.dtype``, zeros, added to; None to skip the work.
-        distance: one of ``DISTANCES``.
+        distance: a name of :data:`fairseq_star.losses.tgm.distances.DISTANCES`.
 
     Returns:
         layerwise: [N] float64, sum over states, unweighted.
         intra_layer: [N] float64, sum over pairs, unweighted.
     """
+    chosen = DISTANCES[distance]
     layerwise = torch.zeros(group.size, dtype=torch.float64, device=group.device)
     intra_layer = torch.zeros_like(layerwise)
     previous = previous_gradient = None
@@ -50,12 +51,12 @@ def tiled_terms(
         state = group.load(index)
         gradient = None if gradients is None else gradients[index]
         if own:
-            layerwise += _matrix(group, state, state, gradient, gradient, terms.layerwise_coef, distance)
+            layerwise += _matrix(group, state, state, gradient, gradient, terms.layerwise_coef, chosen)
         if paired:
             rows, overlap = previous, group.overlap(index)
             if overlap is not None:  # in the basis of its columns
                 rows = torch.matmul(previous[0].to(overlap.dtype), overlap), previous[1]
-            intra_layer += _matrix(group, rows, state, previous_gradient, gradient, terms.intra_coef, distance)
+            intra_layer += _matrix(group, rows, state, previous_gradient, gradient, terms.intra_coef, chosen)
         previous, previous_gradient = state, gradient
     return layerwise, intra_layer
 
@@ -67,10 +68,11 @@ def _matrix(
     row_gradient: Tensor | None,  # N x T' x D_s
     column_gradient: Tensor | None,
     coef: float,
-    distance: str,
+    distance: Distance,
 ) -> Tensor:
     """Distance of one pair of T' x T' matrices, [N]; coef times its gradient is added to the two gradients."""
-    mirrored = rows is columns and distance != "kl"
+    entrywise = distance.entrywise
+    mirrored = rows is columns and entrywise is not None
     total = torch.zeros(group.size, dtype=torch.float64, device=group.device)
     height = BLOCK_ROWS
     if group.device.type != "cpu":
@@ -80,14 +82,15 @@ def _matrix(
         left = start if mirrored else 0  # first column of the block
         x_rows, y_rows = (state[:, start:stop] for state in rows)
         x_columns, y_columns = (state[:, left:] for state in columns)
-        if distance == "kl":
-            part, slope, factor = _divergence(group, slice(start, stop), x_rows, x_columns, y_rows, y_columns)
+        if entrywise is None:
+            teacher, student = product(x_rows, x_columns.mT), product(y_rows, y_columns.mT)
+            part, slope, factor = _of_rows(group, slice(start, stop), teacher, student, distance)
         else:
             entries = _difference(x_rows, x_columns, y_rows, y_columns)
-            part = _sum(entries[..., : stop - left], distance)
+            part = entrywise.total(entries[..., : stop - left])
             if stop - left < entries.shape[-1]:
-                part += (2 if mirrored else 1) * _sum(entries[..., stop - left :], distance)
-            slope, factor = (entries.sign_(), 1.0) if distance == "l1" else (entries, 2.0)
+                part += (2 if mirrored else 1) * entrywise.total(entries[..., stop - left :])
+            slope, factor = entrywise.slope(entries), entrywise.factor
         total += part
         if row_gradient is None:
             continue
@@ -111,34 +114,25 @@ def _difference(x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Te
     return out.sub_(product(x_rows, x_columns.mT))
 
 
-def _sum(entries: Tensor, distance: str) -> Tensor:
-    """Sum of squares or of magnitudes of N x r x c, [N] float64."""
-    if distance == "mse":
-        return inner(entries, entries)
-    return torch.linalg.vector_norm(entries, ord=1, dim=-1).sum(dim=-1, dtype=torch.float64)
-
-
-def _divergence(
-    group: Group, rows: slice, x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Tensor
+def _of_rows(
+    group: Group, rows: slice, teacher: Tensor, student: Tensor, distance: Distance
 ) -> tuple[Tensor, Tensor, float]:
-    """KL(teacher || student) of the rows of G^T / sqrt(D_t) and G^S / sqrt(D_s) as softmax distributions.
+    """Distance of ``rows`` of two matrices, N x r x T' each.
 
     Returns:
-        [N] float64 sum over valid rows; N x r x T' softmax(student) - softmax(teacher); the slope's factor 1/sqrt(D_s).
+        [N] float64 sum over valid rows; N x r x T' slope over a factor, 0 in padded rows; the factor.
     """
-    scale = y_rows.shape[-1] ** -0.5
-    student = product(y_rows, y_columns.mT) * scale
-    teacher = product(x_rows, x_columns.mT) * group.teacher_width**-0.5
-    if group.padding is not None:
-        # The lowest finite number: its probability is exactly 0 and, unlike -inf, 0 times its logarithm is 0.
-        lowest = torch.finfo(student.dtype).min
-        student.masked_fill_(group.padding.mT, lowest)
-        teacher.masked_fill_(group.padding.mT, lowest)
-    log_q, log_p = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
-    p = log_p.exp()
-    per_row = (p * (log_p - log_q)).sum(dim=-1)  # N x r
-    slope = log_q.exp_().sub_(p)
-    if group.padding is not None:
-        per_row = per_row.masked_fill(group.padding[:, rows, 0], 0.0)
-        slope.masked_fill_(group.padding[:, rows], 0.0)
-    return per_row.sum(dim=-1, dtype=torch.float64), slope, scale
+    padding = group.padding
+    widths = group.teacher_width, group.student_states[0].shape[-1]
+    block = Rows(teacher, student, *widths, None if padding is None else padding.mT)
+    if distance.with_slope is not None:
+        per_row, slope, factor = distance.with_slope(block)
+    else:
+        with torch.enable_grad():
+            per_row = distance.of_rows(block._replace(student=student.requires_grad_()))
+        [slope], factor = torch.autograd.grad(per_row, [student], torch.ones_like(per_row)), 1.0
+        per_row = per_row.detach()
+    if padding is not None:
+        per_row = per_row.masked_fill(padding[:, rows, 0], 0.0)
+        slope.masked_fill_(padding[:, rows], 0.0)
+    return per_row.sum(dim=-1, dtype=torch.float64), slope, factor

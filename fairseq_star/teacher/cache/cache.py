@@ -25,7 +25,6 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
-from fairseq_star.formats.hf_folder import teacher_files
 from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec
 from fairseq_star.teacher.cache.codec_file import keep_codec, read_codec
 from fairseq_star.teacher.cache.codec_sample import make_codec, told
@@ -61,8 +60,8 @@ class TeacherCache:
         dtype: a name of :data:`STORED_DTYPES`; with ``compression`` of no account.
         compression: one of :data:`fairseq_star.teacher.cache.settings.COMPRESSIONS`.
         dim: with ``pca`` coordinates kept of a frame; None: a quarter of the teacher's width.
-        teacher: for its dimensions and audio format. It is not run by the cache, but by what the task hands it.
-        checkpoint: the teacher's file or folder.
+        teacher: for its dimensions and audio format. The cache does not run it: :meth:`encode` takes what does.
+        digest: of the teacher's files.
         valid_group_norm: whether an utterance's states are independent of its batch.
 
     Raises:
@@ -75,7 +74,7 @@ class TeacherCache:
         *,
         dtype: str,
         teacher: FrozenEncoder,
-        checkpoint: str,
+        digest: str,
         valid_group_norm: bool,
         compression: str = NONE,
         dim: int | None = None,
@@ -94,7 +93,7 @@ class TeacherCache:
         self.width, self.num_layers = teacher.embed_dim, teacher.num_layers
         self.settings = {
             "format": FORMAT,
-            "teacher": teacher_digest(checkpoint),
+            "teacher": digest,
             "sample_rate": teacher.sample_rate,
             "normalize": teacher.normalize,
             "valid_group_norm": valid_group_norm,
@@ -302,15 +301,6 @@ class TeacherCache:
                 f"states but its disk has {free / 1e9:,.3f} GB free; make room, name a folder on a larger disk, or "
                 "leave the cache out"
             )
-
-
-def teacher_digest(path: str) -> str:
-    """SHA-256 over the content of every file a teacher consists of, wherever they lie and whatever they are called."""
-    whole = hashlib.sha256()
-    for name in teacher_files(path):
-        with open(name, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
 
 
 def _numbered(encoding: Encoding, number: int) -> Tensor:

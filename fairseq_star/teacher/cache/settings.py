@@ -38,6 +38,19 @@ def check_dim(compression: str, dim: int | None, width: int) -> int | None:
     return dim
 
 
+def check_uncached(compression: str, dim: int | None) -> None:
+    """Check the options of a run without ``task.teacher_cache``.
+
+    Raises:
+        StarError: they are of a cache.
+    """
+    if compression != NONE or dim is not None:
+        raise StarError(
+            f"task.teacher_cache_compression={compression} and task.teacher_cache_dim={dim} are of "
+            "task.teacher_cache; name a folder there, or leave them out"
+        )
+
+
 def tell_others(folder: Path, settings: dict) -> None:
     """Say that what lies in a cache already is of other settings, and of which, where a new store is begun in it."""
     for about in sorted(folder.glob("*/about.json")):

@@ -58,7 +58,7 @@ def test_what_can_be_told_is_exact(planned, corpus, teacher_path, tmp_path):
         task.load_dataset("valid")
         criterion(student, batch_of(task, range(12)))
         criterion(student, batch_of(task, range(3), "valid"))
-        [store] = task.teacher_cache.stores.values()
+        [store] = task.provider.cache.stores.values()
         assert store.num_bytes() == size
 
 

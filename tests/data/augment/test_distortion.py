@@ -152,16 +152,18 @@ def test_the_teacher_hears_the_clean_utterance(corpus, teacher_path, noise):
     assert torch.equal(noisy["clean_source"], clean["net_input"]["source"])
     assert not torch.equal(noisy["net_input"]["source"], clean["net_input"]["source"])
     assert (noisy["net_input"]["source"][0, noisy["num_samples"][0] :] == 0).all()
-    states = zip(task.teach(noisy).hidden_states, clean_task.teach(clean).hidden_states, strict=True)
+    states = zip(
+        task.provider.encode(noisy).hidden_states, clean_task.provider.encode(clean).hidden_states, strict=True
+    )
     assert all(torch.equal(mine, theirs) for mine, theirs in states)
 
 
 def test_a_cache_is_of_the_clean_audio(corpus, teacher_path, noise, tmp_path):
     task, _, _ = build(corpus, teacher_path, teacher_cache=str(tmp_path / "cache"))
-    task.teach(batch_of(task, [0, 3]))
+    task.provider.encode(batch_of(task, [0, 3]))
     entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.states")}
     noisy, _, _ = build(corpus, teacher_path, teacher_cache=str(tmp_path / "cache"), noise_manifest=noise)
-    noisy.teach(batch_of(noisy, [0, 3]))
+    noisy.provider.encode(batch_of(noisy, [0, 3]))
     assert len(entries) == 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.states")} == entries
 

@@ -23,7 +23,7 @@ def test_a_mask_is_fairseqs_for_the_same_seed(selection):
     lengths, numbers = [200, 90, 64], [3, 11, 5]
     padding = torch.arange(200) >= torch.tensor(lengths)[:, None]
     expected = compute_mask_indices(
-        (3, 200), padding, 0.65, 10, selection, 2.0, min_masks=MIN_SPANS, min_space=1, require_same_masks=False,
+        (3, 200), padding, 0.65, 10, selection, 2.0, min_masks=MIN_SPANS, require_same_masks=False,
         seed=7, epoch=2, indices=torch.tensor(numbers),
     )  # fmt: skip
     for row, length, number in zip(expected, lengths, numbers, strict=True):
@@ -54,8 +54,7 @@ def test_draws_follow_seed_epoch_and_utterance():
         ({"mask_prob": 1.5}, "task.mask_prob=1.5 must be from 0 to below 1"),
         ({"mask_prob": 0.5, "mask_length": 40}, "task.mask_length=40 is too long: the shortest utterance, .* frames"),
         ({"mask_prob": 0.5, "mask_length": 0}, "task.mask_length must be 1 or more"),
-        ({**HIDING, "mask_selection": "uniform"}, "task.mask_selection=uniform .* take static, normal or poisson"),
-        ({**HIDING, "no_mask_overlap": True}, "overlap=False cannot be drawn"),
+        ({**HIDING, "mask_other": -1.0}, "task.mask_other 0 or more"),
         ({"mask_channel_prob": 0.5, "mask_channel_length": 16}, "task.mask_channel_length=16 .* 16 channels"),
     ],
 )
@@ -70,8 +69,8 @@ def test_a_masked_batch_is_the_same_however_it_is_cut(corpus, teacher_path):
     whole = batch_of(task, [0, 3, 5])
     for row, index in enumerate([0, 3, 5]):
         part = batch_of(task, [index])
-        n = len(part["hidden_frames"][0])
-        assert np.array_equal(part["hidden_frames"][0], whole["hidden_frames"][row])
+        n = len(part["masked_frames"][0])
+        assert np.array_equal(part["masked_frames"][0], whole["masked_frames"][row])
         assert torch.equal(part["net_input"]["mask_indices"][0, :n], whole["net_input"]["mask_indices"][row, :n])
         assert not whole["net_input"]["mask_indices"][row, n:].any()
 
@@ -80,8 +79,8 @@ def test_hidden_frames_are_the_mask_embedding_and_nothing_else_is_touched(corpus
     task, student, _ = build(corpus, teacher_path, mask_channel_prob=0.2, mask_channel_length=2, **HIDING)
     batch = batch_of(task, [0, 3])
     inputs = batch["net_input"]
-    clear = student(inputs["source"], frames=task.teach(batch).frames).projected_features
-    masked = student(**inputs, frames=task.teach(batch).frames).projected_features
+    clear = student(inputs["source"], frames=task.provider.encode(batch).frames).projected_features
+    masked = student(**inputs, frames=task.provider.encode(batch).frames).projected_features
     channels = inputs["mask_channels"][:, None].expand_as(masked)
     assert channels.any()
     assert (masked[channels] == 0).all()

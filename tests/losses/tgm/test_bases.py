@@ -48,7 +48,7 @@ def test_reduced_equals_the_loss_of_the_states_that_are_meant(form, distance, pa
     assert (gradients(actual, weights, student) - wanted).norm() <= 1e-10 * wanted.norm().clamp(min=1e-4)
 
 
-@pytest.mark.parametrize(("form", "distance", "path"), [case for case in CASES if case[0] != "reference"])
+@pytest.mark.parametrize(("form", "distance", "path"), CASES)
 @pytest.mark.parametrize(("width", "dim"), [(48, 48), (48, 12)])
 def test_in_float32_to_1e_5_and_at_full_width_the_exact_loss(form, distance, path, width, dim):
     """At d = D_t the coordinates say all: the loss is that of the teacher's own states."""
@@ -58,7 +58,7 @@ def test_in_float32_to_1e_5_and_at_full_width_the_exact_loss(form, distance, pat
     if dim < width:
         states = [z @ basis.mT for z, basis in zip(coordinates, matrices, strict=True)]
     wide, weights = converted(student, torch.float64), torch.tensor([1.0, -0.5])
-    expected = tgm_loss(converted(states, torch.float64), wide, [333, 150], form="reference", distance=distance).total
+    expected = loop_tgm_loss(converted(states, torch.float64), wide, [333, 150], distance=distance)
     with computed(path):
         actual = tgm_loss(coordinates, student, [333, 150], form=form, distance=distance, bases=bases).total
     assert relative_error(actual, expected) < 1e-5

@@ -63,7 +63,7 @@ def test_a_batch_is_its_utterances_one_by_one(form, distance, path):
     assert relative_error(gradients(together.total, weights, student), expected) < 1e-11
 
 
-@pytest.mark.parametrize("form", ["auto", "gram", "tiled", "reference"])
+@pytest.mark.parametrize("form", ["auto", "gram", "tiled"])
 def test_total_is_the_weighted_sum_and_a_term_of_weight_0_is_skipped(form):
     teacher, student = make_states(50)
     both = tgm_loss(teacher, student, None, layerwise_weight=0.3, intra_layer_weight=2.0, form=form)
@@ -124,7 +124,7 @@ def test_transposed_states_as_fairseq_has_them(form):
     torch.testing.assert_close(gradients(actual, weights, leaves), gradients(expected, weights, student))
 
 
-@pytest.mark.parametrize("form", ["auto", "gram", "tiled", "reference"])
+@pytest.mark.parametrize("form", ["auto", "gram", "tiled"])
 def test_autocast_does_not_reach_the_products(form):
     teacher, student = make_states(100, dims=(24, 16), dtype=torch.float32)
     expected = tgm_loss(teacher, student, None, form=form).total

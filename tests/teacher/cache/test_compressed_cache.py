@@ -85,16 +85,16 @@ def test_the_loss_in_coordinates_is_that_of_the_states_they_stand_for(corpus, te
     """Value and gradient of a step, where a quarter of the coordinates is kept."""
     task, student, criterion = cached(corpus, teacher_path, tmp_path)
     batch = batch_of(task, BATCH)
-    teach = task.teach
+    encode = task.provider.encode
     reduced, found = gradient(student, criterion, batch)
 
     def whole(sample, **wanted):
-        encoding = teach(sample, **wanted)
+        encoding = encode(sample, **wanted)
         states = encoding.hidden_states
         encoding.hidden_states = [states[number] for number in range(len(states))]
         return encoding
 
-    task.teach = whole
+    task.provider.encode = whole
     expected, wanted = gradient(student, criterion, batch)
     assert reduced == pytest.approx(expected, rel=1e-5)
     assert relative_difference(found, wanted) < 1e-5
@@ -117,7 +117,7 @@ def test_it_follows_the_precision_of_the_run(corpus, teacher_path, tmp_path, dty
     half = batch_of(task, BATCH)
     half["net_input"]["source"] = half["net_input"]["source"].to(dtype)
     for _ in ("computed", "read"):
-        given = task.teach(half).hidden_states
+        given = task.provider.encode(half).hidden_states
         assert {state.dtype for state in given} == {dtype}
         assert given.coordinates([0, 1])[0][0].dtype == dtype
 
@@ -218,12 +218,12 @@ def test_space_and_accuracy_are_told_first_and_kept(corpus, teacher_path, tmp_pa
     [told] = [line for line in caplog.messages if "GB are free" in line]
     assert f"15 utterances, {frames:,} frames x 4 states x {6 + CODES} x 1 bytes" in told
     assert f"an hour of audio takes {180_000 * 4 * (6 + CODES) / 1e9:.3f} GB" in told
-    [store] = task.teacher_cache.stores.values()
+    [store] = task.provider.cache.stores.values()
     assert store.num_bytes() == pytest.approx(frames * 4 * (6 + CODES), abs=15 * 4096)
     [accuracy] = [line for line in caplog.messages if "held-out" in line]
     assert "6 of 24 coordinates in 8 bits" in accuracy
     assert caplog.messages.index(told) < caplog.messages.index(accuracy)
-    [codec] = task.teacher_cache.rows.values()
+    [codec] = task.provider.cache.rows.values()
     assert codec.about["held_out"]["utterances"] == 3
     assert f"gradient near the teacher by {codec.about['held_out']['gradient'][0]:.2%}" in accuracy
     assert (store.folder / FOLDER).is_dir()

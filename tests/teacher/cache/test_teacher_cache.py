@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections import namedtuple
-from types import MethodType
 
 import pytest
 import soundfile
@@ -16,8 +15,8 @@ import torch
 
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.data.dataset import audio_digest
-from fairseq_star.teacher.cache.cache import teacher_digest
 from fairseq_star.teacher.cache.store import CHECKSUM, HEADER, StateStore
+from fairseq_star.teacher.provider import teacher_digest
 from tests.support import runs, tiny
 from tests.support.steps import batch_of, build, gradient
 
@@ -74,12 +73,12 @@ def test_later_epochs_are_the_teachers_without_the_teacher(corpus, teacher_path,
 def test_what_is_given_is_the_teachers_rounded_with_zeros_beyond(corpus, teacher_path, tmp_path, dtype):
     task, _, _ = build(corpus, teacher_path)
     batch = batch_of(task, [0, 7, 3], extra=1600)
-    plain = task.teach(batch, last_layer=3)
+    plain = task.provider.encode(batch, last_layer=3)
 
     task, _, _ = build(corpus, teacher_path, teacher_cache=str(tmp_path), teacher_cache_dtype=dtype)
     batch = batch_of(task, [0, 7, 3], extra=1600)
     for _ in ("computed", "read"):
-        given = task.teach(batch, last_layer=3)
+        given = task.provider.encode(batch, last_layer=3)
         assert given.frames.num_samples == plain.frames.num_samples
         assert given.frames.frame_lengths == plain.frames.frame_lengths
         assert torch.equal(given.frames.padding_mask, plain.frames.padding_mask)
@@ -89,7 +88,7 @@ def test_what_is_given_is_the_teachers_rounded_with_zeros_beyond(corpus, teacher
             assert got.dtype == torch.float32
             assert torch.equal(got, rounded)
 
-    some = task.teach(batch, states=[0, 2, 3], last_layer=3)
+    some = task.provider.encode(batch, states=[0, 2, 3], last_layer=3)
     assert some.projected_features is None
     with pytest.raises(KeyError):
         some.hidden_states[1]
@@ -99,11 +98,11 @@ def test_what_is_given_is_the_teachers_rounded_with_zeros_beyond(corpus, teacher
 def test_only_what_is_missing_is_computed_and_is_the_same(corpus, teacher_path, tmp_path):
     """Utterance 7 is the longest: without it the missing ones are padded less, and give the same states."""
     task, _, _ = build(corpus, teacher_path)
-    plain = task.teach(batch_of(task, [7, 0, 5, 3]))
+    plain = task.provider.encode(batch_of(task, [7, 0, 5, 3]))
     task, _, _ = build(corpus, teacher_path, teacher_cache=str(tmp_path))
     seen = batches_seen(task)
-    task.teach(batch_of(task, [5, 7]))
-    mixed = task.teach(batch_of(task, [7, 0, 5, 3]))
+    task.provider.encode(batch_of(task, [5, 7]))
+    mixed = task.provider.encode(batch_of(task, [7, 0, 5, 3]))
     assert seen == [2, 2]
     for number, (expected, got) in enumerate(zip(plain.hidden_states, mixed.hidden_states, strict=True)):
         for row, n in enumerate(plain.frames.frame_lengths):
@@ -115,11 +114,11 @@ def test_only_what_is_missing_is_computed_and_is_the_same(corpus, teacher_path, 
 def test_it_follows_the_precision_of_the_run(corpus, teacher_path, tmp_path):
     task, _, _ = build(corpus, teacher_path, teacher_cache=str(tmp_path))
     seen = batches_seen(task)
-    task.teach(batch_of(task, [0, 3]))
+    task.provider.encode(batch_of(task, [0, 3]))
     half = batch_of(task, [0, 3])
     half["net_input"]["source"] = half["net_input"]["source"].bfloat16()
     for _ in ("computed", "read"):
-        given = task.teach(half)
+        given = task.provider.encode(half)
         assert {state.dtype for state in given.hidden_states} == {torch.bfloat16}
     assert seen == [2, 2], "states of another precision were taken"
 
@@ -259,9 +258,9 @@ def test_the_size_is_told_first_and_refused_where_it_does_not_fit(corpus, teache
     assert not cache.exists(), "something was written"
 
     monkeypatch.undo()
-    task.teach(batch_of(task, range(12)), states=[0, 1, 2, 3])
-    task.teach(batch_of(task, range(3), "valid"), states=[0, 1, 2, 3])
-    [store] = task.teacher_cache.stores.values()
+    task.provider.encode(batch_of(task, range(12)), states=[0, 1, 2, 3])
+    task.provider.encode(batch_of(task, range(3), "valid"), states=[0, 1, 2, 3])
+    [store] = task.provider.cache.stores.values()
     taken = store.num_bytes()
     assert taken == pytest.approx(frames * 4 * 24 * 2, abs=15 * 4096)
     assert f"= {taken / 1e9:,.3f} GB in" in caplog.text
@@ -309,14 +308,14 @@ def test_a_disk_that_fills_up_costs_one_warning(corpus, teacher_path, tmp_path, 
 def test_states_beyond_float16_are_given_as_they_are(corpus, teacher_path, tmp_path, caplog):
     def enlarged(**options):
         task, student, criterion = build(corpus, teacher_path, **options)
-        run = task._run_teacher
+        run = task.provider.compute
 
-        def larger(self, *arguments, **wanted):
+        def larger(*arguments, **wanted):
             encoding = run(*arguments, **wanted)
             encoding.hidden_states[2] = encoding.hidden_states[2] * 1e6
             return encoding
 
-        task._run_teacher = MethodType(larger, task)
+        task.provider.compute = larger
         return task, student, criterion
 
     expected = loss_of(*enlarged())
@@ -370,7 +369,7 @@ def test_a_folder_that_cannot_be_is_refused(corpus, teacher_path, tmp_path):
 def test_attention_maps_are_refused_by_the_cache_itself(corpus, teacher_path, tmp_path):
     task, _, _ = build(corpus, teacher_path, teacher_cache=str(tmp_path))
     with pytest.raises(SystemExit, match="attention maps"):
-        task.teach(batch_of(task, [0]), attention_layers=[3])
+        task.provider.encode(batch_of(task, [0]), attention_layers=[3])
 
 
 def test_nothing_is_digested_without_a_cache(corpus, teacher_path, tmp_path):
@@ -509,7 +508,7 @@ def test_a_hit_on_a_gpu_waits_for_nothing(corpus, teacher_path, tmp_path):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        second = task.teach(batch, states=[0, 1, 2, 3], last_layer=3)
+        second = task.provider.encode(batch, states=[0, 1, 2, 3], last_layer=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert second.hidden_states[3].is_cuda

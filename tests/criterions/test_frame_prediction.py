@@ -1,4 +1,4 @@
-"""The frame-matching baseline: its formula, and heads that no student checkpoint needs."""
+"""Frames alone (``frame_mse_weight=1``): the formula, and heads that no student checkpoint needs."""
 
 import re
 
@@ -7,12 +7,14 @@ import torch
 from omegaconf import OmegaConf
 
 from fairseq_star.analysis.evaluate import evaluate
-from fairseq_star.criterions.frame_matching import FrameMatchingConfig, FrameMatchingCriterion
+from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
 from tests.support import tiny
+
+FRAMES_ALONE = {"layerwise_weight": 0.0, "intra_layer_weight": 0.0, "frame_mse_weight": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def parts(corpus, teacher_path):
     student._name = "starhubert"
     model = task.build_model(OmegaConf.structured(student)).train()
     task.load_dataset("train")
-    return task, model, FrameMatchingCriterion(task, FrameMatchingConfig())
+    return task, model, StarTGMCriterion(task, StarTGMConfig(**FRAMES_ALONE))
 
 
 def batch_of(task, *indices: int, extra: int = 0) -> dict:
@@ -56,7 +58,8 @@ def test_it_is_the_mean_square_of_each_frame_through_a_head_a_layer(parts):
 
 
 def test_the_heads_are_trained_and_saved_apart_from_the_student(train, tmp_path):
-    options = ["criterion._name=frame_matching", "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=1"]
+    options = [f"criterion.{name}={value}" for name, value in FRAMES_ALONE.items()]
+    options += ["optimization.lr=[0.01]", "lr_scheduler.warmup_updates=1"]
     save_dir = tmp_path / "run"
     first = train(*options, "optimization.max_update=2", save_dir=save_dir)
     assert first.returncode == 0, first.stderr
