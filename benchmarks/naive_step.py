@@ -28,11 +28,20 @@ def naive_encode(model: SpeechEncoder, source: Tensor, need_weights: bool) -> li
 
 
 def naive_layer(layer, x: Tensor, need_weights: bool) -> Tensor:
-    """A post-norm layer (fairseq's ``TransformerSentenceEncoderLayer``) whose attention gives out its weights."""
-    attended, _ = layer.self_attn(query=x, key=x, value=x, need_weights=need_weights)
+    """A post-norm layer whose attention, where ``need_weights``, forms its weights, as fairseq's does."""
+    attended = naive_attention(layer.self_attn, x) if need_weights else layer.self_attn(x)
     x = layer.self_attn_layer_norm(x + layer.dropout1(attended))
     inner = layer.dropout2(layer.activation_fn(layer.fc1(x)))
     return layer.final_layer_norm(x + layer.dropout3(layer.fc2(inner)))
+
+
+def naive_attention(attention, x: Tensor) -> Tensor:
+    """Self-attention of ``x`` (T x B x D) by its weights, which are averaged over heads too."""
+    query, key, value = attention.project(x)
+    weights = torch.softmax(query * attention.head_dim**-0.5 @ key.transpose(2, 3), dim=-1)
+    weights.mean(dim=1)
+    dropped = torch.nn.functional.dropout(weights, attention.dropout, attention.training)
+    return attention.out_proj((dropped @ value).permute(2, 0, 1, 3).flatten(2))
 
 
 def naive_loss(teacher: SpeechEncoder, student: SpeechEncoder, source: Tensor) -> Tensor:

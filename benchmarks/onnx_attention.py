@@ -1,4 +1,4 @@
-"""Attention in a whole-utterance ONNX file: torchaudio's with a mask of pairs, two products, and those by blocks.
+"""Attention in a whole-utterance ONNX file: torch's with a mask of pairs, two products, and those by blocks.
 
     python -m benchmarks.onnx_attention [--checkpoint STUDENT.pt] [--seconds 2 10 35] [--threads 1 2]
 
@@ -18,31 +18,30 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure import ROOT, alternate, environment, heading, write_result
 from benchmarks.models import write_student
 from fairseq_star.analysis.profile.speed import measure_speed
-from fairseq_star.deploy.key_attention import BlockAttention, ProductAttention
+from fairseq_star.deploy.attention import attention_by_blocks, attention_by_products
 from fairseq_star.deploy.onnx import Onnx, write_whole
 from fairseq_star.deploy.onnx_quantized import to_int8
+from fairseq_star.encoder.attention import attention
 from fairseq_star.errors import told_in_one_line
 from fairseq_star.formats import Student, load_student
 
 
-class PairAttention(nn.Module):
-    """torchaudio's own, which wants a mask of every pair of frames: the naive one."""
+def by_pairs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Return torch's attention under a mask of every pair of frames, as torchaudio's model computes it: the naive one.
 
-    def __init__(self, attention: nn.Module):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x: Tensor, attention_mask: Tensor, **unused) -> tuple[Tensor, None]:
-        """As torchaudio's, of a mask of keys."""
-        return self.attention(x, attention_mask.expand(-1, 1, x.size(1), x.size(1)))
+    Args:
+        query, key, value: B x H x T x W.
+        mask: B x 1 x T, True where a key is seen.
+    """
+    return attention(query, key, value, mask.expand(-1, query.size(2), -1))
 
 
-WAYS = {"torchaudio's": PairAttention, "two products": ProductAttention, "by blocks": BlockAttention}
+WAYS = {"by pairs": by_pairs, "two products": attention_by_products, "by blocks": attention_by_blocks}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,11 +72,11 @@ def main(arguments: list[str] | None = None) -> None:
 def write(student: Student, folder: Path) -> dict[str, dict[str, Path]]:
     """Files by weights and way."""
     files: dict[str, dict[str, Path]] = {"float32": {}, "int8": {}}
-    for number, (way, attention) in enumerate(WAYS.items()):
+    for number, (way, attend) in enumerate(WAYS.items()):
         whole, small = folder / f"{number}.onnx", folder / f"{number}-int8.onnx"
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is deprecated, and what torchaudio checks of shapes
-            write_whole(student, whole, attention)
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated, and what is checked of shapes
+            write_whole(student, whole, attend)
         to_int8(whole, small)
         files["float32"][way], files["int8"][way] = whole, small
     return files

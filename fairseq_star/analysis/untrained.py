@@ -2,9 +2,9 @@
 
 import torch
 
-from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.manifest import SAMPLE_RATE
 
 
@@ -15,5 +15,5 @@ def untrained(config: EncoderConfig, *, seed: int = 0, normalize: bool = False) 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_encoder(config)
+        model = SpeechEncoder(config)
     return FrozenEncoder(model, sample_rate=SAMPLE_RATE, normalize=normalize, family="random weights")

@@ -19,17 +19,16 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from fairseq_star.deploy.attention import Attend, attention_by_blocks
 from fairseq_star.deploy.calibration import Calibration
 from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent
-from fairseq_star.deploy.key_attention import BlockAttention
 from fairseq_star.deploy.onnx_quantized import only_errors, to_int4, to_int8, to_static_int8
 from fairseq_star.deploy.programs import INPUTS, STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
 from fairseq_star.errors import StarError
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import batches, check_sources, need
-from fairseq_star.formats.torchaudio import INSTALL
 
 OPSET = 17  # the first with LayerNormalization; torch's TorchScript-based exporter knows up to 20
 AXES = {
@@ -55,7 +54,7 @@ class Onnx(ProgramTarget):
     """
 
     title = "ONNX file"
-    requires: ClassVar = {"torchaudio": INSTALL, "onnx": _EXTRA, "onnxruntime": _EXTRA}
+    requires: ClassVar = {"onnx": _EXTRA, "onnxruntime": _EXTRA}
     tolerance = 5e-5
 
     def __init__(self, dynamo: bool = False, int8: bool = False, int4: bool = False, calibration: str | None = None):
@@ -119,7 +118,7 @@ class Onnx(ProgramTarget):
 
     def _write(self, student: Student, path: Path) -> None:
         with warnings.catch_warnings(), only_errors(), torch.no_grad():
-            # The older is deprecated, and it warns of torchaudio's checks of shapes, which hold for all shapes here.
+            # The older is deprecated, and it warns of checks of shapes, which hold for all shapes here.
             warnings.simplefilter("ignore")
             if self.dynamo or student.config.chunk_frames:
                 _write_by_dynamo(student, path)
@@ -165,15 +164,15 @@ def _write_by_dynamo(student: Student, path: Path) -> None:
     written.save(path)
 
 
-def write_whole(student: Student, path: Path, attention: type[nn.Module] = BlockAttention) -> None:
+def write_whole(student: Student, path: Path, attend: Attend = attention_by_blocks) -> None:
     """Write a student of whole utterances, in float and unchecked, by torch's TorchScript-based exporter.
 
     Args:
-        attention: what becomes of torchaudio's self-attention.
+        attend: how attention is computed.
     """
     source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
     torch.onnx.export(
-        InferenceStudent(student, attention),
+        InferenceStudent(student, attend),
         (source, num_samples),
         path,
         dynamo=False,

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from fairseq_star.deploy.attention import attention_by_products, joined, joined_by_products
 from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent
-from fairseq_star.deploy.key_attention import KeyAttention, ProductAttention
 from fairseq_star.deploy.streaming import Streams, StreamShape, StreamState, StreamStep, check_streams
+from fairseq_star.encoder.attention import attention
 from fairseq_star.errors import StarError
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
@@ -51,8 +52,7 @@ def program_of(student: Student, products: bool = False) -> Program:
         products: whether attention is written out as products, which is what onnxruntime is fast at.
 
     Raises:
-        StarError: torchaudio's modules, which hold a student of whole utterances, cannot express it; or a streaming
-            one hears normalized audio.
+        StarError: a streaming student hears normalized audio.
     """
     some = Dim("streams" if student.config.chunk_frames else "batch", min=1, max=MOST)
     if not student.config.chunk_frames:
@@ -60,11 +60,11 @@ def program_of(student: Student, products: bool = False) -> Program:
         # torch takes a single frame for a special case: shorter audio is padded, which num_samples tells.
         samples = Dim("samples", min=geometry.receptive_field + geometry.downsample_rate)
         inputs = next(batches(check_sources(), padded=True, normalize=False))
-        attention = ProductAttention if products else KeyAttention
-        exported = _export(InferenceStudent(student, attention), inputs, ({0: some, 1: samples}, {0: some}))
+        module = InferenceStudent(student, attention_by_products if products else attention)
+        exported = _export(module, inputs, ({0: some, 1: samples}, {0: some}))
         return Program(exported, INPUTS, OUTPUTS, {})
     check_streams(student)
-    step = StreamStep(student.model, products)
+    step = StreamStep(student.model, joined_by_products if products else joined)
     shape, chunk = step.shape, 4
     window = torch.zeros(2, shape.window(chunk))
     inputs = (window, torch.full([2], chunk + shape.right_context_frames), *shape.first_state(2))

@@ -10,21 +10,18 @@ program computes as it should: every file is compared on one before it is left.
 
 import inspect
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fairseq_star.deploy.programs import STREAM, ProgramTarget, Run, program_of
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.torchaudio import INSTALL
 
 
 class Pt2(ProgramTarget):
     """The program of an :class:`InferenceStudent`, or of a streaming student's :class:`StreamStep`."""
 
     title = "torch.export program"
-    requires: ClassVar = {"torchaudio": INSTALL}
 
     def write(self, student: Student, path: Path) -> None:
         program = program_of(student)

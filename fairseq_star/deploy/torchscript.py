@@ -9,7 +9,7 @@ int8 is torch's dynamic quantization of all linear layers: a third of the size, 
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Iterator, Sequence
+from typing import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +18,18 @@ from torch import Tensor, nn
 from fairseq_star.deploy.inference_module import InferenceStudent
 from fairseq_star.errors import StarError
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.target import Target, batches, valid_frames
-from fairseq_star.formats.torchaudio import INSTALL
+from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
 
 INT8_COSINE = 0.98  # what a state's frames must have in common with the student's, in the mean, for int8 to pass
 
 
 class TorchScript(Target):
-    """A scripted :class:`InferenceStudent`.
+    """A traced :class:`InferenceStudent`.
 
     With ``int8`` what is compared is not the largest difference but 1 minus the frames' mean cosine, of each state.
     """
 
     title = "TorchScript program"
-    requires: ClassVar = {"torchaudio": INSTALL}
     padded_group_norm = False
 
     def __init__(self, int8: bool = False):
@@ -44,7 +42,7 @@ class TorchScript(Target):
             model = InferenceStudent(student)
             if self.int8:
                 model = quantize(model)
-            torch.jit.save(torch.jit.freeze(torch.jit.script(model)), path)
+            torch.jit.save(torch.jit.freeze(torch.jit.script(_Program(model).eval())), path)
 
     @torch.no_grad()
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
@@ -68,6 +66,23 @@ class TorchScript(Target):
         )
 
 
+class _Program(nn.Module):
+    """Its two ways of running, traced: with padding and without."""
+
+    def __init__(self, model: InferenceStudent):
+        super().__init__()
+        source, num_samples = next(batches(check_sources(), padded=True, normalize=False))
+        inputs = {"padded": (source, num_samples), "whole": (source,)}
+        self.program = torch.jit.trace_module(model, inputs, check_trace=False)
+
+    def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if num_samples is not None:
+            return self.program.padded(source, num_samples)
+        last, states = self.program.whole(source)
+        lengths = torch.full((source.size(0),), last.size(1), dtype=torch.long, device=source.device)
+        return last, states, lengths
+
+
 def quantize(model: nn.Module) -> nn.Module:
     """A copy of ``model`` whose linear layers compute in int8, activations quantized as they come.
 
@@ -86,4 +101,5 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # of sizes that are the student's own
         yield

@@ -11,30 +11,21 @@ utterance's own, then chunk by chunk the copies.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from fairseq_star.encoder.aligned_heads import MULTIPLE, in_half_on_gpu
+from fairseq_star.encoder.attention import attention
 
 # Frames whose attention is computed together, with one mask: fewer make more and smaller products, more attend to more
 # that the mask takes out again.
 BLOCK_FRAMES = 64
 
 
-class Window(Protocol):
-    """Which frames attend to which; a layer gets it in the place of a padding mask."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> Tensor:
-        """Attention's output (B x S x D) for projections of B x S x D."""
-
-
 @dataclass
 class Chunks:
-    """Chunks of a batch's frames; what all layers share is formed once."""
+    """The :class:`~fairseq_star.encoder.attention.Context` of a batch in chunks; masks are formed once a batch."""
 
     size: int  # C
     left: int  # L
@@ -89,20 +80,32 @@ class Chunks:
         valid = self.valid()
         return window & (valid[:, None, :] | ~valid[:, :, None])
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
-        """Attention's output (B x S x D) for projections of B x S x D, equal to attention under :meth:`visible`.
+    def place(self, pos_conv: nn.Module, features: Tensor) -> Tensor:
+        """See :class:`~fairseq_star.encoder.attention.Context`."""
+        return self.with_copies(features) + chunked_positions(pos_conv, features, self)
+
+    def padded(self, features: Tensor) -> Tensor | None:
+        """See :class:`~fairseq_star.encoder.attention.Context`."""
+        return self.padding_mask
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, bias: Tensor | None = None
+    ) -> Tensor:
+        """Attention's output for heads (all B x H x S x W), equal to attention under :meth:`visible`.
 
         Whole chunks are taken together to blocks of about :data:`BLOCK_FRAMES`; a block attends to its own frames, the
-        L before it and its copies, under one mask. So the cost is linear in T.
+        L before it and its copies, under one mask. So the cost is linear in T. No encoder has chunks and a ``bias``.
         """
-        mask = self.block_mask.expand(len(query), -1, -1, -1).flatten(0, 1)
-        blocks = (form(x).flatten(0, 1) for form, x in (
-            (self._query_blocks, query), (self._key_blocks, key), (self._key_blocks, value)
-        ))  # fmt: skip
-        out = attention(*blocks, mask, num_heads, dropout).unflatten(0, (len(query), self.num_blocks))
-        frames, copies = out.split([self.block, self.block_copies], dim=2)
+        batch, num_heads = query.shape[:2]
+        mask = self.block_mask.expand(batch, -1, -1, -1).flatten(0, 1)
+        blocks = (
+            form(x.transpose(1, 2).flatten(2)).flatten(0, 1).unflatten(2, (num_heads, -1)).transpose(1, 2)
+            for form, x in ((self._query_blocks, query), (self._key_blocks, key), (self._key_blocks, value))
+        )
+        out = attention(*blocks, mask, dropout).transpose(1, 2).unflatten(0, (batch, self.num_blocks))
+        frames, copies = out.split([self.block, self.block_copies], dim=2)  # B x blocks x queries x H x W
         frames, copies = frames.flatten(1, 2)[:, : self.num_frames], copies.flatten(1, 2)[:, : self.num_copies]
-        return torch.cat([frames, copies], dim=1)
+        return torch.cat([frames, copies], dim=1).transpose(1, 2)
 
     def of_frames(self, weights: Tensor) -> Tensor:
         """Attention weights between frames (B x T x T) of those within the layers (B x S x S)."""
@@ -175,61 +178,6 @@ class Chunks:
         return copies.unflatten(1, (self.num_blocks, self.block_copies))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout: float) -> Tensor:
-    """Scaled dot-product attention of projections (B x queries x D, B x keys x D) under ``mask`` (B x queries x keys or
-    what expands to it, True where a query may attend): B x queries x D."""
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    mask = None if mask is None else mask[:, None]
-    return heads_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
-
-
-def heads_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """The same of B x heads x queries or keys x width, under B x 1 x queries x keys: B x heads x queries x width."""
-    width = query.size(-1)
-    if in_half_on_gpu(query) and width % MULTIPLE:  # as aligned_heads.py has it, and why
-        query, key, value = (F.pad(x, (0, -width % MULTIPLE)) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=width**-0.5)[..., :width]
-
-
-class ChunkedAttention(nn.Module):
-    """fairseq's ``MultiheadAttention`` (the same weights under the same names) that a :class:`Window` may be given."""
-
-    def __init__(self, attention: MultiheadAttention):
-        super().__init__()
-        self.k_proj, self.v_proj, self.q_proj = attention.k_proj, attention.v_proj, attention.q_proj
-        self.out_proj, self.num_heads, self.scaling = attention.out_proj, attention.num_heads, attention.scaling
-        self.dropout = attention.dropout_module.p
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | Window | None = None, **unused
-    ) -> tuple[Tensor, None]:
-        """The output (S x B x D) of self-attention over ``query``; ``key`` and ``value`` are the same.
-
-        Args:
-            key_padding_mask: a window; or, where all frames attend to all, B x S, True = padded, or None.
-        """
-        x = query.transpose(0, 1)  # B x S x D
-        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        dropout = self.dropout if self.training else 0.0
-        if key_padding_mask is None or isinstance(key_padding_mask, Tensor):
-            mask = None if key_padding_mask is None else ~key_padding_mask[:, None]
-            out = attention(*projected, mask, self.num_heads, dropout)
-        else:
-            out = key_padding_mask.attend(*projected, self.num_heads, dropout)
-        return self.out_proj(out).transpose(0, 1), None
-
-
-def hear_as_it_comes(encoder: nn.Module) -> None:
-    """Make a fairseq Transformer encoder, in place, one that can hear in chunks: weights and their names stay."""
-    for layer in encoder.layers:
-        layer.self_attn = ChunkedAttention(layer.self_attn)
-
-
-def positions_weight(convolution: nn.Conv1d) -> Tensor:
-    """g v / |v|, the weight (D x D/groups x K) of fairseq's weight-normed positional convolution."""
-    return F.normalize(convolution.weight_v, dim=(0, 1)) * convolution.weight_g
-
-
 def chunked_positions(pos_conv: nn.Sequential, features: Tensor, chunks: Chunks) -> Tensor:
     """What a positional convolution adds to the frames within the layers where it does not see past their chunk.
 
@@ -246,7 +194,7 @@ def chunked_positions(pos_conv: nn.Sequential, features: Tensor, chunks: Chunks)
         B x S x D.
     """
     convolution, activation = pos_conv[0], pos_conv[-1]
-    weight, groups, before = positions_weight(convolution), convolution.groups, convolution.kernel_size[0] // 2
+    weight, groups, before = convolution.weight, convolution.groups, convolution.kernel_size[0] // 2
     past = F.pad(features.transpose(1, 2), (before, 0))
     past = F.conv1d(past, weight[..., : before + 1], convolution.bias, groups=groups).transpose(1, 2)
     x = chunks.with_copies(past)
@@ -259,7 +207,7 @@ def chunked_positions(pos_conv: nn.Sequential, features: Tensor, chunks: Chunks)
     return activation(x)
 
 
-def naive_attend(chunks: Chunks, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+def naive_attend(chunks: Chunks, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """:meth:`Chunks.attend` as the definition reads, chunk by chunk and utterance by utterance, for tests.
 
     Zeros where a frame, or the frame that a copy is of, is padded.
@@ -277,5 +225,5 @@ def naive_attend(chunks: Chunks, query: Tensor, key: Tensor, value: Tensor, num_
             ]
             seen, seeing = [*range(max(0, first - chunks.left), end), *copies], [*range(first, end), *copies]
             if first < num_frames:
-                out[row, seeing] = attention(q[None, seeing], k[None, seen], v[None, seen], None, num_heads, 0.0)[0]
+                out[row, :, seeing] = attention(q[None, :, seeing], k[None, :, seen], v[None, :, seen], None)[0]
     return out

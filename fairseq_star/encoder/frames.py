@@ -107,6 +107,14 @@ class FrameGeometry:
         reach = num_samples - self.receptive_field
         return (reach // self.downsample_rate + 1) * (reach >= 0)
 
+    def all_num_frames(self, num_samples: Sequence[int] | Tensor) -> list[int] | Tensor:
+        """Frames of each of several utterances: numbers of numbers, a tensor of a tensor."""
+        if not isinstance(num_samples, Tensor):
+            return [self.num_frames(number) for number in num_samples]
+        # Never a negative number divided: onnxruntime rounds those up, torch down.
+        reach = (num_samples - self.receptive_field + self.downsample_rate).clamp(min=0)
+        return torch.div(reach, self.downsample_rate, rounding_mode="floor")
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -126,7 +134,7 @@ class Frames:
         Raises:
             StarError: an utterance is too short to have a frame.
         """
-        frame_lengths = [geometry.num_frames(n) for n in num_samples]
+        frame_lengths = geometry.all_num_frames(num_samples)
         if min(frame_lengths) < 1:
             raise StarError(
                 f"an utterance of {min(num_samples)} samples is shorter than one frame ({geometry.receptive_field} "

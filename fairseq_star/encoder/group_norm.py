@@ -1,72 +1,59 @@
-"""Group norm over time that sees an utterance's own samples only.
+"""Group norm over time that takes statistics over an utterance's own frames only.
 
 The first convolution of HuBERT Base, wav2vec 2.0 Base and the student is followed by a group norm whose statistics run
 over the whole time axis. In a padded batch that mixes the padding into every frame: an utterance's features then
 depend on its neighbours. Here the statistics are taken over the valid frames, so that they are the utterance's own.
 """
 
-from typing import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
-from fairseq.modules import Fp32GroupNorm
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.frames import FrameGeometry
 
+class ValidGroupNorm(nn.GroupNorm):
+    """A group norm of one group a channel, in float32 whatever the input's precision (fairseq's ``Fp32GroupNorm``)."""
 
-class ValidGroupNorm(Fp32GroupNorm):
-    """fairseq's ``Fp32GroupNorm`` (one group a channel, same weights) with statistics over valid frames only."""
+    def __init__(self, num_channels: int):
+        super().__init__(num_channels, num_channels)
 
-    @classmethod
-    def wrap(cls, norm: nn.GroupNorm) -> "ValidGroupNorm":
-        """Take over ``norm``'s parameters themselves, so that state dicts and optimizers see no difference."""
-        wrapped = cls(norm.num_groups, norm.num_channels, eps=norm.eps, affine=norm.affine)
-        wrapped.weight, wrapped.bias = norm.weight, norm.bias
-        return wrapped
-
-    def forward(self, x: Tensor, frame_lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, frame_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
         """Normalize ``x`` (B x C x T) over its first ``frame_lengths[b]`` frames; None = over all, as fairseq does.
 
-        Frames beyond are set to zero. Statistics are float32 whatever the input's precision.
+        Frames beyond are set to one value a channel, which depends on nothing. Lengths in a tensor, as a program has
+        them, become a mask: no shape then depends on them. Numbers become one native kernel an utterance, without
+        masked temporaries of this, the largest activation of the network.
         """
+        if isinstance(frame_lengths, Tensor):
+            normalized = standardized(x.float(), valid_frames(frame_lengths, x).unsqueeze(1), self.eps)
+            return (normalized * self.weight.float()[:, None] + self.bias.float()[:, None]).type_as(x)
         if frame_lengths is None or min(frame_lengths) == x.size(-1):
-            return super().forward(x)
-        # One native kernel an utterance: no masked temporaries of this, the largest activation of the network.
-        return torch.cat([self._one(x, b, n) for b, n in enumerate(frame_lengths)])
+            return self._native(x)
+        return torch.cat([
+            F.pad(self._native(x[number : number + 1, :, :length]), (0, x.size(-1) - length))
+            for number, length in enumerate(frame_lengths)
+        ])  # fmt: skip
 
-    def _one(self, x: Tensor, utterance: int, num_frames: int) -> Tensor:
-        valid = super().forward(x[utterance : utterance + 1, :, :num_frames])
-        return nn.functional.pad(valid, (0, x.size(-1) - num_frames))
-
-
-def replace_group_norms(extractor: ConvFeatureExtractionModel, wrap: Callable[[nn.GroupNorm], nn.Module]) -> None:
-    """Replace every group norm of a fairseq feature extractor, in place, by what ``wrap`` makes of it."""
-    for block in extractor.conv_layers:
-        for name, module in block.named_children():
-            if isinstance(module, nn.GroupNorm):
-                setattr(block, name, wrap(module))
+    def _native(self, x: Tensor) -> Tensor:
+        out = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return out.type_as(x)
 
 
-def use_valid_group_norm(extractor: ConvFeatureExtractionModel) -> None:
-    """Replace every group norm of a fairseq feature extractor, in place, by one over valid frames."""
-    replace_group_norms(extractor, ValidGroupNorm.wrap)
+def valid_frames(lengths: Tensor, x: Tensor) -> Tensor:
+    """Return 1 where valid and 0 where padded, B x the size of the last axis of ``x``, float32."""
+    # Traced, a device is written down for good; scripted, it is that of `lengths`.
+    mask = torch.jit.script(_valid_frames) if torch.jit.is_tracing() else _valid_frames
+    return mask(lengths, x)
 
 
-def extract_features(extractor: ConvFeatureExtractionModel, source: Tensor, num_samples: Sequence[int]) -> Tensor:
-    """Run a feature extractor over ``source`` (B x samples) and give its features (B x C x T).
+def _valid_frames(lengths: Tensor, x: Tensor) -> Tensor:
+    return (torch.arange(x.size(-1), device=lengths.device) < lengths.unsqueeze(1)).float()
 
-    The same as ``extractor(source)``, but telling each ``ValidGroupNorm`` how many of its frames are valid.
-    """
-    x = source.unsqueeze(1)  # B x 1 x samples
-    frame_lengths = list(num_samples)
-    for block in extractor.conv_layers:
-        for module in block:
-            if isinstance(module, ValidGroupNorm):
-                x = module(x, frame_lengths)
-            else:
-                x = module(x)
-            if isinstance(module, nn.Conv1d):
-                geometry = FrameGeometry(receptive_field=module.kernel_size[0], downsample_rate=module.stride[0])
-                frame_lengths = [geometry.num_frames(n) for n in frame_lengths]
-    return x
+
+def standardized(x: Tensor, valid: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return ``x`` of mean 0 and variance 1 over its last axis where ``valid`` is 1, if it is anywhere; 0 elsewhere."""
+    num_valid = valid.sum(-1, keepdim=True).clamp(min=1)
+    mean = (x * valid).sum(-1, keepdim=True) / num_valid
+    x = (x - mean) * valid
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) / num_valid + eps)

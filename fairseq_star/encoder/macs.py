@@ -12,9 +12,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry, Frames
+from fairseq_star.encoder.modules import SpeechEncoder
 
 # SUPERB's convention: the sum over these 32 utterances of LibriSpeech test-clean, one at a time (224.86 s). Their
 # lengths in samples are those that testing/s3prl_profiling_test.py of github.com/B06901052/DeepSpeed, the profiling
@@ -62,7 +62,7 @@ def macs_of_sizes(config: EncoderConfig, num_samples: np.ndarray) -> np.ndarray:
 def encoder_macs(config: EncoderConfig, num_samples: Sequence[int]) -> list[int]:
     """MACs of all layers of an encoder for each utterance of ``num_samples``, one at a time. Computes nothing."""
     geometry = FrameGeometry.of(config.conv_layers)
-    model = build_encoder(config).to("meta").eval()
+    model = SpeechEncoder(config).to("meta").eval()
 
     def run(samples: int) -> None:
         source = torch.empty(1, samples, device="meta")

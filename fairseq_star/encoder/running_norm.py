@@ -9,20 +9,25 @@ Kingma, 2016, arXiv 1602.07868). What a frame becomes depends on what came befor
 Shapes: B utterances, C channels, T frames of the first convolution, F of them in a step.
 """
 
-import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
 from torch import Tensor, nn
-
-from fairseq_star.encoder.group_norm import replace_group_norms
 
 RUNNING = "running_norm"
 """``extractor_mode`` of such an encoder."""
 PRIOR = 15
 """Steps that the corpus's statistics count for: 0.3 s."""
+
+
+@dataclass
+class Past:
+    """What a stream had before: in the course of a pass ``sums`` becomes what :meth:`RunningNorm.go_on` returns."""
+
+    sums: Tensor
+    num_steps: Tensor
 
 
 class RunningNorm(nn.Module):
@@ -44,8 +49,11 @@ class RunningNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(num_channels))
         self.register_buffer("variance", torch.ones(num_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize ``x`` (B x C x T), which begins with the utterance."""
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """Normalize ``x`` (B x C x T), which begins with the utterance, or goes on from ``past``."""
+        if past is not None:
+            x, past.sums = self.go_on(x, past.sums, past.num_steps)
+            return x
         heard, num_steps = x.new_zeros(1, 2, x.size(1), dtype=torch.float32), x.new_zeros(1, dtype=torch.float32)
         # Utterance by utterance: what is formed on the way is as large as this, the network's largest activation.
         return torch.cat([self.go_on(one, heard, num_steps)[0] for one in x.split(1)])
@@ -78,36 +86,8 @@ class RunningNorm(nn.Module):
         return out.type_as(x), heard
 
 
-def use_running_norm(extractor: ConvFeatureExtractionModel) -> None:
-    """Replace every group norm of a fairseq feature extractor, in place; weights keep their names and values."""
-    step = math.prod(block[0].stride[0] for block in extractor.conv_layers[1:])
-
-    def wrap(norm: nn.GroupNorm) -> RunningNorm:
-        wrapped = RunningNorm(norm.num_channels, step, norm.eps)
-        wrapped.weight, wrapped.bias = norm.weight, norm.bias
-        return wrapped
-
-    replace_group_norms(extractor, wrap)
-
-
-def extract_window(
-    extractor: ConvFeatureExtractionModel, window: Tensor, heard: Tensor, num_steps: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Features (B x D x frames) of a window of a stream (B x samples), and ``heard`` before each of its steps.
-
-    Arguments as of :meth:`RunningNorm.go_on`.
-    """
-    first, *others = extractor.conv_layers
-    convolution, dropout, norm, activation = first
-    x, heard = norm.go_on(dropout(convolution(window[:, None])), heard, num_steps)
-    x = activation(x)
-    for block in others:
-        x = block(x)
-    return x, heard
-
-
 @torch.no_grad()
-def measure_statistics(extractor: ConvFeatureExtractionModel, utterances: Iterable[Tensor]) -> int:
+def measure_statistics(extractor: nn.Module, utterances: Iterable[Tensor]) -> int:
     """Measure mean and variance of what the first convolution gives of ``utterances`` (each 1-D), over all frames.
 
     Returns:

@@ -5,9 +5,9 @@ from typing import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
+from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
 
@@ -27,7 +27,7 @@ def build_frozen(
     """Build the encoder of ``config`` and load ``weights`` into it, every key accounted for.
 
     Args:
-        weights: under fairseq's names (WavLM's under Microsoft's).
+        weights: under fairseq's names, WavLM's gates under Microsoft's.
         family: what it is, for people, such as ``HuBERT (fairseq)``.
         name: the file in messages.
         sample_rate: Hz.
@@ -47,17 +47,7 @@ def build_frozen(
 
     # The student's first weights shall not depend on the teacher's size.
     with torch.random.fork_rng(devices=[]):
-        try:
-            model = build_encoder(config, valid_statistics=valid_group_norm)
-        except (ImportError, OSError) as error:
-            raise StarError(
-                f"{name}: WavLM's attention comes from torchaudio, which cannot be imported; install the torchaudio of "
-                f"your torch {torch.__version__}"
-            ) from error
-    if config.relative_position is not None:
-        from fairseq_star.encoder.wavlm import to_torchaudio
-
-        wanted = to_torchaudio(wanted, name)
+        model = SpeechEncoder(config, valid_statistics=valid_group_norm)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     problems = [problem for key, shape in expected.items() if (problem := _differs(wanted, key, shape))]
     _refuse(problems + [f"{key[:80]!a} is unknown" for key in wanted if key not in expected], name)

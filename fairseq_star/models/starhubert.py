@@ -10,9 +10,9 @@ from omegaconf import II
 from torch import Tensor
 
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
+from fairseq_star.encoder.fake_quant import BITS
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
-from fairseq_star.encoder.rounding import BITS, round_linear_layers
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError, told_in_one_line
 
@@ -200,9 +200,8 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
             dropouts={name: getattr(cfg, name) for name in DROPOUTS},
             checkpoint_activations=cfg.checkpoint_activations,
             valid_statistics=not cfg.padded_group_norm,
+            weight_bits=cfg.weight_bits,
         )
-        if cfg.weight_bits:
-            round_linear_layers(self, cfg.weight_bits)
         self.cfg = cfg
 
     @classmethod

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.chunks import attention
+from fairseq_star.encoder.attention import attention
 from fairseq_star.slicing.method import Method
 from fairseq_star.slicing.moments import Fit, Moments, low_rank, roots
 from fairseq_star.slicing.norms import fit_norm
@@ -34,23 +34,16 @@ class LayerStates:
     output: Tensor
 
 
-def run_layer(layer: nn.Module, x: Tensor, pre_norm: bool, shared: dict[str, Tensor]) -> LayerStates:
-    """Run a layer of a teacher over ``x`` (T x D); ``shared`` as its encoder's ``layer_arguments`` gives it."""
+def run_layer(layer: nn.Module, x: Tensor, pre_norm: bool, position_bias: Tensor | None = None) -> LayerStates:
+    """Run a layer of a teacher over ``x`` (T x D); ``position_bias`` is its encoder's."""
     inputs = layer.self_attn_layer_norm(x) if pre_norm else x
-    attended = x + _self_attention(layer.self_attn, inputs, shared)
+    attended = x + layer.self_attn(inputs[:, None], None, position_bias)[:, 0]
     middle = attended if pre_norm else layer.self_attn_layer_norm(attended)
     feed_forward_inputs = layer.final_layer_norm(attended) if pre_norm else middle
     hidden = layer.activation_fn(layer.fc1(feed_forward_inputs))
     summed = middle + layer.fc2(hidden)
     output = summed if pre_norm else layer.final_layer_norm(summed)
     return LayerStates(x, inputs, attended, middle, feed_forward_inputs, hidden, summed, output)
-
-
-def _self_attention(module: nn.Module, x: Tensor, shared: dict[str, Tensor]) -> Tensor:
-    if "position_bias" in shared:  # WavLM's attention, which is batch first
-        return module(x[None], None, **shared)[0][0]
-    y = x[:, None]
-    return module(query=y, key=y, value=y, key_padding_mask=None, need_weights=False)[0][:, 0]
 
 
 @dataclass
@@ -89,11 +82,7 @@ class LayerSlicer:
         for one, b in zip(states, inputs, strict=True):
             moments.add(b, one.inputs)
         prior = self._slice_heads(moments)
-        contexts = [
-            attention(*(project(b)[None] for project in (module.q_proj, module.k_proj, module.v_proj)), None,
-                      self.num_heads, 0.0)[0]
-            for b in inputs
-        ]  # fmt: skip
+        contexts = [attention(*module.project(b[:, None]), None)[0].transpose(0, 1).flatten(1) for b in inputs]
         targets = [self._missing(one.attended, one.residual, b) for one, b in zip(states, own, strict=True)]
         _regress(module.out_proj, contexts, targets, self.method, prior)
         sums = [b + module.out_proj(context) for b, context in zip(own, contexts, strict=True)]
@@ -194,13 +183,8 @@ class LayerSlicer:
 
 def projections(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Return weight and bias, in float64, of the projections of queries, keys, values and of the output."""
-    if hasattr(module, "q_proj"):
-        parts = [(part.weight, part.bias) for part in (module.q_proj, module.k_proj, module.v_proj, module.out_proj)]
-    else:  # torchaudio's attention of WavLM, which stacks the first three
-        inner = module.attention
-        parts = [*zip(inner.in_proj_weight.chunk(3), inner.in_proj_bias.chunk(3), strict=True)]
-        parts.append((inner.out_proj.weight, inner.out_proj.bias))
-    return [(weight.double(), bias.double()) for weight, bias in parts]
+    parts = module.q_proj, module.k_proj, module.v_proj, module.out_proj
+    return [(part.weight.double(), part.bias.double()) for part in parts]
 
 
 def _put(linear: nn.Linear, rows: slice, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -6,7 +6,6 @@ Shapes: T frames, D channels of the teacher, d of the student, G groups, K taps.
 import torch
 from torch import Tensor, nn
 
-from fairseq_star.encoder.chunks import positions_weight
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.slicing.front_end import Pairs
 from fairseq_star.slicing.moments import Moments
@@ -50,7 +49,7 @@ def slice_positions(
 def _fit_positions(theirs: nn.Conv1d, own: nn.Conv1d, features: Pairs, entry: Stream, ridge: float) -> None:
     groups = own.groups
     size, their_size = own.weight_v.size(1), theirs.weight_v.size(1)  # d / G, D / G
-    weight, bias = positions_weight(theirs).double(), theirs.bias.double()
+    weight, bias = theirs.weight.double(), theirs.bias.double()
     placing = entry.placing()
     fitted, biases = [], []
     for group in range(groups):

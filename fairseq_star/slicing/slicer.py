@@ -129,7 +129,7 @@ class _Slicer:
         inputs = [a for a, _ in states]
         for number in numbers:
             layer = self.teacher.encoder.layers[number - 1]
-            found = [run_layer(layer, x, pre_norm, self.teacher.layer_arguments(len(x))) for x in inputs]
+            found = [run_layer(layer, x, pre_norm, self.teacher.position_bias(len(x))) for x in inputs]
             by_layer.append(found)
             inputs = [one.output for one in found]
         student_inputs = [b for _, b in states]

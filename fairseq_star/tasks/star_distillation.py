@@ -74,7 +74,7 @@ class StarDistillationTask(FairseqTask):
             teacher.model.compile_layers()
             model.compile_layers()
         self.provider = provider
-        self.student_layers, self.student_dim = len(model.encoder.layers), model.encoder.embedding_dim
+        self.student_layers, self.student_dim = len(model.encoder.layers), model.config.embed_dim
         student_parameters = sum(parameter.numel() for parameter in model.parameters())
         logger.info(
             f"teacher: {teacher.num_parameters:,} parameters, {teacher.num_layers} layers of {teacher.embed_dim}; "

@@ -13,9 +13,9 @@ import pytest
 import torch
 from fairseq.optim import AMPOptimizer
 
-from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.frames import Frames
+from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.fairseq_hooks.resuming import TEACHER
 from fairseq_star.losses.centroids import Centroids
 from fairseq_star.losses.layer_plan import PAPER, compared_states
@@ -188,7 +188,7 @@ def test_half_precision_leaves_next_to_nothing_of_the_loss_to_float32s_units():
     seconds = sum(num_samples) / 16_000
     dtype = torch.bfloat16
     with gpu():
-        teacher = build_encoder(HUBERT_BASE).eval().requires_grad_(False)
+        teacher = SpeechEncoder(HUBERT_BASE).eval().requires_grad_(False)
         student = StarHubertModel(StarHubertConfig(padded_group_norm=False)).eval()
         place(dtype, teacher, student)
         source = torch.empty(3, 256_000, dtype=dtype, device="cuda")

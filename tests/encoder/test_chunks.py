@@ -48,12 +48,12 @@ def layouts(draw) -> Chunks:
 def test_blocks_attend_as_the_definition_says(chunks):
     batch = 2 if chunks.padding_mask is None else len(chunks.padding_mask)
     generator = torch.Generator().manual_seed(0)
-    shape = (batch, chunks.num_frames + chunks.num_copies, 6)
+    shape = (batch, 2, chunks.num_frames + chunks.num_copies, 3)
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    expected = naive_attend(chunks, *inputs, num_heads=2)
-    got = chunks.attend(*inputs, num_heads=2)
+    expected = naive_attend(chunks, *inputs)
+    got = chunks.attend(*inputs)
     assert got.isfinite().all()
-    got = got * chunks.valid()[..., None]
+    got = got * chunks.valid()[:, None, :, None]
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     weights = torch.randn(shape, generator=generator, dtype=torch.float64)
     for ours, theirs in zip(*(torch.autograd.grad((out * weights).sum(), inputs) for out in (got, expected))):  # noqa: B905
@@ -62,16 +62,16 @@ def test_blocks_attend_as_the_definition_says(chunks):
 
 def test_heads_made_up_for_a_gpu_give_the_same(monkeypatch):
     chunks = Chunks(3, 5, 2, 20, None, torch.device("cpu"))
-    inputs = torch.randn(3, 2, 20 + chunks.num_copies, 12, generator=torch.Generator().manual_seed(0))
-    plain = chunks.attend(*inputs, num_heads=2)
-    monkeypatch.setattr("fairseq_star.encoder.chunks.in_half_on_gpu", lambda query: True)
+    inputs = torch.randn(3, 2, 2, 20 + chunks.num_copies, 6, generator=torch.Generator().manual_seed(0))
+    plain = chunks.attend(*inputs)
+    monkeypatch.setattr("fairseq_star.encoder.attention.in_half_on_gpu", lambda query: True)
     padded = []
     attend = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention",
         lambda query, *rest, **options: padded.append(query.size(-1)) or attend(query, *rest, **options),
     )  # fmt: skip
-    torch.testing.assert_close(chunks.attend(*inputs, num_heads=2), plain)
+    torch.testing.assert_close(chunks.attend(*inputs), plain)
     assert padded == [8]
 
 
@@ -79,12 +79,12 @@ def test_heads_made_up_for_a_gpu_give_the_same(monkeypatch):
 @given(layouts())
 def test_the_dense_mask_is_that_of_the_blocks(chunks):
     batch = 1 if chunks.padding_mask is None else len(chunks.padding_mask)
-    shape = (batch, chunks.num_frames + chunks.num_copies, 4)
+    shape = (batch, 1, chunks.num_frames + chunks.num_copies, 4)
     query, key, value = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    logits = (query @ key.transpose(1, 2) / 2).masked_fill(~chunks.visible(), float("-inf"))
+    logits = (query @ key.transpose(2, 3) / 2).masked_fill(~chunks.visible()[:, None], float("-inf"))
     dense = logits.softmax(-1) @ value
-    own = chunks.valid()[..., None]
-    torch.testing.assert_close(dense * own, naive_attend(chunks, query, key, value, num_heads=1))
+    own = chunks.valid()[:, None, :, None]
+    torch.testing.assert_close(dense * own, naive_attend(chunks, query, key, value))
 
 
 @pytest.mark.parametrize(("chunk", "left", "right"), CONTEXTS)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.modules import MultiheadAttention
 
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
@@ -140,7 +141,9 @@ def test_attention_maps_are_those_the_layers_use(teacher_path):
     for number, attention_map in encoding.attention_maps.items():
         layer = teacher.model.encoder.layers[number - 1]
         x = encoding.hidden_states[number - 1].transpose(0, 1)
-        _, expected = layer.self_attn(x, x, x, key_padding_mask=mask, need_weights=True)
+        theirs = MultiheadAttention(x.size(-1), layer.self_attn.num_heads, self_attention=True).eval()
+        theirs.load_state_dict(layer.self_attn.state_dict())
+        _, expected = theirs(x, x, x, key_padding_mask=mask, need_weights=True)
         torch.testing.assert_close(attention_map, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(attention_map.sum(-1), torch.ones_like(attention_map[..., 0]))
         assert attention_map[1][:, mask[1]].abs().max() == 0

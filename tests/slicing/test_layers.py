@@ -32,7 +32,7 @@ class Layer:
         generator = torch.Generator().manual_seed(1)
         mix = torch.randn(WIDTH, WIDTH, generator=generator) / 4
         inputs = [torch.randn(frames, WIDTH, generator=generator) @ mix + 0.3 for frames in (40, 25, 61)]
-        self.states = [run_layer(self.theirs, x, pre_norm, {}) for x in inputs]
+        self.states = [run_layer(self.theirs, x, pre_norm) for x in inputs]
         self.stream = choose_stream([[one.residual, one.output] for one in self.states], own_width, 4, scaled=True)
         # The student's are not quite the teacher's.
         self.inputs = [self.stream.of(x) + 0.05 * torch.randn(len(x), own_width, generator=generator) for x in inputs]
@@ -51,7 +51,7 @@ def test_a_teachers_layer_is_run_as_its_encoder_runs_it():
         states = teacher(source[None], [len(source)]).hidden_states
         for number, layer in enumerate(teacher.model.encoder.layers):
             with torch.no_grad():
-                found = run_layer(layer, states[number][0], bool(settings), teacher.model.layer_arguments(0))
+                found = run_layer(layer, states[number][0], bool(settings), teacher.model.position_bias(0))
             assert torch.allclose(found.output, states[number + 1][0], atol=1e-5)
             assert torch.equal(found.residual, states[number][0])
 
@@ -60,7 +60,7 @@ def test_so_is_one_of_wavlm(tmp_path):
     pytest.importorskip("transformers", reason="transformers writes it")
     teacher, [source] = cases.teacher(tmp_path, "wavlm"), cases.audio(1)
     states = teacher(source[None], [len(source)]).hidden_states
-    shared = teacher.model.layer_arguments(states[0].size(1))
+    shared = teacher.model.position_bias(states[0].size(1))
     with torch.no_grad():
         found = run_layer(teacher.model.encoder.layers[0], states[0][0], False, shared)
     assert torch.allclose(found.output, states[1][0], atol=1e-5)
@@ -248,7 +248,7 @@ def test_a_whole_layer_step_by_step(kind, correct):
     assert np.allclose(as_array(outputs), expected, atol=1e-4)
     # The layer as its encoder runs it gives the same.
     with torch.no_grad():
-        again = [run_layer(own, b, layer.pre_norm, {}).output for b in layer.inputs]
+        again = [run_layer(own, b, layer.pre_norm).output for b in layer.inputs]
     assert np.allclose(as_array(again), expected, atol=1e-4)
 
 
@@ -278,7 +278,7 @@ def test_units_by_energy():
     theirs = as_array(layer.theirs.fc1.weight)
     # The row of each kept unit is nearest to the teacher's row that it comes of, in what it gives.
     own_given = (
-        as_array([run_layer(layer.own, b, False, {}).feed_forward_inputs for b in layer.inputs])
+        as_array([run_layer(layer.own, b, False).feed_forward_inputs for b in layer.inputs])
         @ as_array(layer.own.fc1.weight).T
     )
     for place, unit in enumerate(strongest):
@@ -305,7 +305,7 @@ def test_units_are_chosen_on_some_of_many_frames():
 def test_the_output_of_a_later_layer_is_what_the_sum_is_fitted_to():
     """Where a layer stands for two, its feed-forward part makes up for the second one too."""
     layer = Layer(False)
-    later = [run_layer(cases.base(seed=3, depth=1, ffn_embed_dim=UNITS).model.encoder.layers[0], one.output, False, {})
+    later = [run_layer(cases.base(seed=3, depth=1, ffn_embed_dim=UNITS).model.encoder.layers[0], one.output, False)
              for one in layer.states]  # fmt: skip
     with torch.no_grad():
         alone = layer.slice()

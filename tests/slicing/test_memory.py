@@ -13,7 +13,7 @@ import json, resource, time
 import torch
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.frozen import FrozenEncoder
-from fairseq_star.encoder.build import build_encoder
+from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.slicing.sample import SECONDS, UTTERANCES
 from fairseq_star.slicing.shapes import count_parameters, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
@@ -23,9 +23,9 @@ def peak():
 
 torch.set_num_threads(2)
 torch.manual_seed(0)
-teacher = FrozenEncoder(build_encoder(HUBERT_BASE), sample_rate=16_000, normalize=False)
+teacher = FrozenEncoder(SpeechEncoder(HUBERT_BASE), sample_rate=16_000, normalize=False)
 shape = student_shape(HUBERT_BASE, target_params=22.31e6, target_macs=463.5e9)
-student = build_encoder(shape)
+student = SpeechEncoder(shape)
 samples = round(SECONDS * 16_000)
 sources = [torch.randn(samples) * torch.linspace(0.01, 0.2, samples) for _ in range(UTTERANCES)]
 before, begun = peak(), time.perf_counter()

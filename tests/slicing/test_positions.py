@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_star.encoder.chunks import positions_weight
 from fairseq_star.slicing.positions import slice_positions
 from fairseq_star.slicing.stream import Stream
 from tests.support import slicing_cases as cases
@@ -40,7 +39,7 @@ def test_kept_channels_read_what_the_left_out_ones_are_predicted_from(pre_norm):
     scale = torch.linspace(0.5, 1.5, 12)
     teacher, student, features, entry, _, _ = sliced(pre_norm, scale)
     theirs, own = teacher.encoder.pos_conv[0], student.encoder.pos_conv[0]
-    weight, bias = as_array(positions_weight(theirs)), as_array(theirs.bias)
+    weight, bias = as_array(theirs.weight), as_array(theirs.bias)
     b = features[0][1]
     with torch.no_grad():
         given = as_array(own(b.T[None])[0].T)[: len(b)]  # before activation
@@ -64,7 +63,7 @@ def test_kept_channels_read_what_the_left_out_ones_are_predicted_from(pre_norm):
                         value += weight[channel, :, tap] @ shift
                 expected[frame, place] = value * float(entry.scale[place])
     assert np.allclose(given, expected, atol=1e-4 * np.abs(expected).max())
-    assert torch.isfinite(positions_weight(own)).all()
+    assert torch.isfinite(own.weight).all()
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -105,4 +104,4 @@ def test_a_teacher_whose_positions_say_nothing_gives_a_student_that_can_learn_th
     positions.square().sum().backward()
     assert own.weight_g.grad.isfinite().all()
     assert own.weight_v.grad.isfinite().all()
-    assert positions_weight(own)[..., 1:].abs().max() < 1e-6
+    assert own.weight[..., 1:].abs().max() < 1e-6

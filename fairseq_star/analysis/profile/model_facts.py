@@ -5,8 +5,8 @@ import zipfile
 from dataclasses import dataclass
 
 from fairseq_star.encoder import config as encoder_config
-from fairseq_star.encoder.build import build_encoder
 from fairseq_star.encoder.config import EncoderConfig
+from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub, load_encoder
 from fairseq_star.formats.checkpoint import read_checkpoint
@@ -73,4 +73,4 @@ def exported_kind(name: str) -> str | None:
 
 def count_parameters(config: EncoderConfig) -> int:
     """Trainable numbers of an encoder of ``config``."""
-    return sum(parameter.numel() for parameter in build_encoder(config).parameters())
+    return sum(parameter.numel() for parameter in SpeechEncoder(config).parameters())

@@ -1,14 +1,13 @@
 """One chunk through a streaming encoder: ``(window of audio, state) -> (frames, state)``, without what came before it.
 
-What it runs are the encoder's own modules, so that what it gives is what the encoder gives of the whole utterance in
-chunks of that size (``encoder/chunks.py``). The convolutions have no state: a window holds all
-samples that its frames hear, and so begins before the last one's end.
+It runs the encoder's own forward pass, so that what it gives is what the encoder gives of the whole utterance in chunks
+of that size (``encoder/chunks.py``). The convolutions have no state: a window holds all samples that its frames hear,
+and so begins before the last one's end.
 
 Shapes: B streams, C frames of a chunk, L and R frames of context before and after it, D width, H heads of W = D / H, K
 width of the positional convolution, P layers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,17 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.chunks import heads_attention, positions_weight
+from fairseq_star.deploy.attention import AttendRecent, joined
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import Hearer
 from fairseq_star.encoder.modules import SpeechEncoder
-from fairseq_star.encoder.running_norm import extract_window
+from fairseq_star.encoder.running_norm import Past
 from fairseq_star.errors import StarError
-
-UNSEEN = -1e9  # of a score: exp is 0, and a row of nothing else still no nan
-Attend = Callable[..., Tensor]
-"""What takes and gives what :func:`joined` does."""
 
 
 def check_streams(student: Hearer) -> None:
@@ -124,23 +119,14 @@ class StreamStep(nn.Module):
     was the same in every call of a stream.
 
     Args:
-        products: write attention out as products of what is kept and what is new, so that nothing that is kept is
-            copied to join the two: for onnxruntime. In torch its own attention is faster, and never holds all weights.
+        attend: how a chunk's frames attend to kept and new ones; for onnxruntime, ``joined_by_products``. In torch its
+            own attention is faster, and never holds all weights.
     """
 
-    def __init__(self, encoder: SpeechEncoder, products: bool = False):
+    def __init__(self, encoder: SpeechEncoder, attend: AttendRecent = joined):
         super().__init__()
-        self.attend = by_products if products else joined
+        self.encoder, self.attend = encoder.for_inference(), attend
         self.shape = StreamShape.of(encoder.config)
-        self.feature_extractor, self.layer_norm = encoder.feature_extractor, encoder.layer_norm
-        self.projection = encoder.post_extract_proj or nn.Identity()
-        convolution = encoder.encoder.pos_conv[0]
-        self.register_buffer("positions_weight", positions_weight(convolution).detach())  # once, not at every call
-        self.register_buffer("positions_bias", convolution.bias.detach())
-        self.groups = convolution.groups
-        self.layers, self.final_norm = encoder.encoder.layers, encoder.encoder.layer_norm
-        self.pre_norm = encoder.config.layer_norm_first
-        self.eval().requires_grad_(False)
 
     def forward(
         self,
@@ -166,74 +152,57 @@ class StreamStep(nn.Module):
             (P+1 x B x C x D: the first layer's input, then each layer's output), and the state's five tensors. Of a
             last chunk, frames from ``num_frames`` on are without meaning.
         """
-        x, heard = extract_window(self.feature_extractor, window, heard, num_past)
-        x = self.projection(self.layer_norm(x.transpose(1, 2)))  # B x C+R x D
-        new = self._arange(x.size(1), x) < num_frames[:, None]
-        x = x * new[..., None]  # no frame sees what is none
-        chunk, kept = x.size(1) - self.shape.right_context_frames, features.size(1)
-        seen = torch.cat([features, x], dim=1)
-        features = seen[:, chunk : chunk + kept]
-        seen = F.pad(seen.transpose(1, 2), (0, self.positions_weight.size(2) - 1 - kept))
-        positions = F.conv1d(seen, self.positions_weight, self.positions_bias, groups=self.groups)
-        x = x + F.gelu(positions).transpose(1, 2)
-        if not self.pre_norm:
-            x = self.final_norm(x)
-
-        past = self._arange(keys.size(3), x) >= keys.size(3) - num_past[:, None]
-        mask = torch.cat([past, new], dim=1)[:, None]  # B x 1 x L+C+R
-        windows = [_Recent(self.attend, keys[:, n], values[:, n], mask) for n in range(len(self.layers))]
-        x = x.transpose(0, 1)  # C+R x B x D, as the layers take it
-        states = [x]
-        for layer, attended in zip(self.layers, windows, strict=True):
-            x, _ = layer(x, self_attn_padding_mask=attended, need_weights=False)
-            states.append(x)
-        last = self.final_norm(x) if self.pre_norm else x
+        context, past = _Recent(self.attend, features, keys, values, num_past, num_frames), Past(heard, num_past)
+        states = self.encoder.run(window, context, past=past).hidden_states
+        chunk = states[0].size(1) - self.shape.right_context_frames
         return (
-            last[:chunk].transpose(0, 1),
-            torch.stack(states)[:, :chunk].transpose(1, 2),
-            heard[..., chunk : chunk + 1].squeeze(-1),  # a number as index is fixed for good by torch 2.6
-            features,
-            self._kept(keys, [attended.new_keys for attended in windows], chunk),
-            self._kept(values, [attended.new_values for attended in windows], chunk),
+            self.encoder.finished(states[-1])[:, :chunk],
+            torch.stack(states)[:, :, :chunk],
+            past.sums[..., chunk : chunk + 1].squeeze(-1),  # a number as index is fixed for good by torch 2.6
+            context.features[:, chunk : chunk + features.size(1)],
+            context.kept(keys, context.new_keys, chunk),
+            context.kept(values, context.new_values, chunk),
             num_past + chunk,
         )
 
+
+class _Recent:
+    """The :class:`~fairseq_star.encoder.attention.Context` of a chunk of a stream: what was kept, the chunk, and the R
+    frames after it."""
+
+    def __init__(
+        self, attend: AttendRecent, features: Tensor, keys: Tensor, values: Tensor, num_past: Tensor, num_frames: Tensor
+    ):
+        self.function, self.features, self.keys, self.values = attend, features, keys, values
+        self.num_past, self.num_frames = num_past, num_frames
+        self.new_keys, self.new_values = [], []  # B x H x C+R x W, layer by layer
+
+    def padded(self, features: Tensor) -> Tensor:
+        new = self._arange(features.size(1)) < self.num_frames[:, None]
+        num_kept = self.keys.size(3)
+        past = self._arange(num_kept) >= num_kept - self.num_past[:, None]
+        self.mask = torch.cat([past, new], dim=1)[:, None]  # B x 1 x L+C+R
+        return ~new
+
+    def place(self, pos_conv: nn.Module, features: Tensor) -> Tensor:
+        convolution, activation, num_kept = pos_conv[0], pos_conv[-1], self.features.size(1)
+        self.features = torch.cat([self.features, features], dim=1)
+        seen = F.pad(self.features.transpose(1, 2), (0, convolution.kernel_size[0] - 1 - num_kept))
+        positions = F.conv1d(seen, convolution.weight, convolution.bias, groups=convolution.groups)
+        return features + activation(positions).transpose(1, 2)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, bias: Tensor | None = None
+    ) -> Tensor:
+        layer = len(self.new_keys)
+        self.new_keys.append(key)
+        self.new_values.append(value)
+        return self.function(query, self.keys[:, layer], self.values[:, layer], key, value, self.mask)
+
     @staticmethod
-    def _kept(past: Tensor, new: list[Tensor], chunk: int) -> Tensor:
+    def kept(past: Tensor, new: list[Tensor], chunk: int) -> Tensor:
         """The L frames before the next chunk: of ``past`` (B x P x H x L x W) and each layer's B x H x C+R x W."""
         return torch.cat([past, torch.stack(new, dim=1)], dim=3)[:, :, :, chunk : chunk + past.size(3)]
 
-    @staticmethod
-    def _arange(stop: int, like: Tensor) -> Tensor:
-        return torch.arange(stop, device=like.device)
-
-
-class _Recent:
-    """A layer's attention to the L frames before a chunk, which were kept, the chunk, and the R frames after it."""
-
-    def __init__(self, attend: Attend, past_keys: Tensor, past_values: Tensor, mask: Tensor):
-        self.function, self.past, self.mask = attend, (past_keys, past_values), mask  # B x H x L x W
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> Tensor:
-        query, self.new_keys, self.new_values = (
-            x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
-        )
-        out = self.function(query, *self.past, self.new_keys, self.new_values, self.mask)
-        return out.transpose(1, 2).flatten(2)
-
-
-def joined(query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of ``query`` (B x H x C+R x W) to past and new keys under ``mask`` (B x 1 x L+C+R), by torch's own."""
-    keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
-    return heads_attention(query, keys, values, mask[:, None])
-
-
-def by_products(
-    query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor
-) -> Tensor:
-    """The same, written out."""
-    query = query * query.size(-1) ** -0.5
-    scores = torch.cat([query @ past_keys.transpose(2, 3), query @ keys.transpose(2, 3)], dim=3)
-    weights = torch.softmax(scores + UNSEEN * (~mask[:, None]).float(), dim=3)
-    num_past = past_keys.size(2)
-    return weights[..., :num_past] @ past_values + weights[..., num_past:] @ values
+    def _arange(self, stop: int) -> Tensor:
+        return torch.arange(stop, device=self.keys.device)

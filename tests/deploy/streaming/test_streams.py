@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_star.deploy.attention import joined, joined_by_products
 from fairseq_star.deploy.streaming import Streams
-from fairseq_star.deploy.streaming.step import by_products, joined
 from fairseq_star.errors import StarError
 from tests.support import convert_cases, tiny
 
@@ -130,7 +130,7 @@ def test_attention_by_products_is_torchs(streams, num_past, num_new, scale, data
     rows = st.lists(st.booleans(), min_size=num_past + num_new, max_size=num_past + num_new).filter(any)
     mask = torch.tensor([data.draw(rows) for _ in range(streams)])[:, None]
     given_in = new.flip(3), past, past.roll(1, 3), new, new.roll(1, 3), mask
-    torch.testing.assert_close(by_products(*given_in), joined(*given_in), atol=1e-5 * scale, rtol=1e-4)
+    torch.testing.assert_close(joined_by_products(*given_in), joined(*given_in), atol=1e-5 * scale, rtol=1e-4)
 
 
 def test_memory_of_a_stream_is_told_and_does_not_grow(student):

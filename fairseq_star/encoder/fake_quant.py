@@ -54,52 +54,32 @@ def straight_through(values: Tensor, rounded: Tensor) -> Tensor:
     return values + (rounded - values).detach()
 
 
-class RoundedLinear(nn.Linear):
-    """A linear layer whose ``weight`` is given out on its grid, whoever asks for it, and saved as it is."""
+def quantize_inputs(x: Tensor) -> Tensor:
+    """Return what a quantized linear layer makes of its input, :func:`in_8_bits`, with the gradient of ``x``."""
+    return straight_through(x, in_8_bits(x.detach()))
 
-    bits: int
-    rounds_input: bool
 
-    def __getattr__(self, name: str) -> object:
-        value = super().__getattr__(name)  # of a module's own, parameters alone come here
-        return straight_through(value, on_grid(value.detach(), self.bits)) if name == "weight" else value
+class FakeQuantLinear(nn.Linear):
+    """A linear layer that computes with its ``weight`` on a grid of 8 or 4 bits, and is saved with it as it is.
+
+    Args:
+        in_features, out_features: as of a linear layer.
+        bits: 8 or 4.
+        quantized_input: round the input too; not where what gives it, or another layer, has seen to that.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bits: int, quantized_input: bool = True):
+        super().__init__(in_features, out_features)
+        self.bits, self.quantized_input = bits, quantized_input
 
     def forward(self, x: Tensor) -> Tensor:
-        """As of a linear layer."""
-        if self.rounds_input:
-            x = straight_through(x, in_8_bits(x.detach()))
-        return super().forward(x)
+        """See ``nn.Linear``."""
+        x = quantize_inputs(x) if self.quantized_input else x
+        return F.linear(x, straight_through(self.weight, on_grid(self.weight.detach(), self.bits)), self.bias)
 
 
-def round_linear_layers(model: nn.Module, bits: int) -> None:
-    """Have all linear layers of an encoder compute so, in place: no weight is drawn, moved or renamed.
-
-    What attention gives to its last projection is not rounded; what it takes is, once for all three of the others.
-    """
-    attended = {
-        part
-        for module in model.modules()
-        if hasattr(module, "q_proj")
-        for part in (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
-    }
-    for module in list(model.modules()):
-        if isinstance(module, nn.Linear):
-            module.__class__ = RoundedLinear
-            module.bits, module.rounds_input = bits, module not in attended
-        elif hasattr(module, "q_proj"):
-            module.register_forward_pre_hook(_round_inputs, with_kwargs=True)
-
-
-def _round_inputs(module: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
-    """One tensor for query, key and value, as it was: fairseq's attention looks whether they are the same."""
-    made: dict[int, Tensor] = {}
-
-    def rounded(value: object) -> object:
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
-            return value
-        if id(value) not in made:
-            made[id(value)] = straight_through(value, in_8_bits(value.detach()))
-        return made[id(value)]
-
-    named = {name: rounded(value) if name in ("query", "key", "value") else value for name, value in options.items()}
-    return (*map(rounded, arguments[:3]), *arguments[3:]), named
+def linear(in_features: int, out_features: int, bits: int | None, quantized_input: bool = True) -> nn.Linear:
+    """Build a linear layer, a :class:`FakeQuantLinear` where ``bits`` are given."""
+    if bits is None:
+        return nn.Linear(in_features, out_features)
+    return FakeQuantLinear(in_features, out_features, bits, quantized_input)
