@@ -8,12 +8,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("checkpoint", help="checkpoint of a streaming student's run (model.chunk_frames)")
     parser.add_argument(
-        "audio", help="a file, or - for raw mono 16-bit samples through standard input, at the student's rate (16 kHz)"
+        "audio", help="a file, or - for raw samples through standard input, at the student's rate (16 kHz)"
     )
     parser.add_argument(
         "--chunk-frames", type=int, metavar="N",
         help="frames of a chunk, 20 ms each: 4, 8, 16, 32 ... (default: the first of the student's)",
     )  # fmt: skip
+    parser.add_argument(
+        "--format", default="s16le", choices=["s16le", "s16be", "s32le", "f32le", "f32be"],
+        help="of raw samples, as ffmpeg names it (default: s16le)",
+    )  # fmt: skip
+    parser.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples, interleaved (default: 1)")
     parser.add_argument("--values", type=int, default=4, metavar="N", help="values to print of a frame (-1: all)")
 
 
@@ -23,7 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
     from fairseq_star.runtime.host import settle_on_host
 
     settle_on_host()
-    told = stream(
-        arguments.checkpoint, arguments.audio, chunk_frames=arguments.chunk_frames, num_values=arguments.values
+    summary = stream(
+        arguments.checkpoint,
+        arguments.audio,
+        chunk_frames=arguments.chunk_frames,
+        num_values=arguments.values,
+        raw_format=arguments.format,
+        channels=arguments.channels,
     )
-    print(told, file=sys.stderr)
+    print(summary, file=sys.stderr)

@@ -69,11 +69,16 @@ class Hearer:
         return utterance_states(self.model, batch, Frames.of(geometry, [len(source) for source in sources], batch))
 
 
+LARGEST = 2.0**31
+"""Magnitude of a sample at most: beyond 1, that of integers that were never scaled is let through."""
+
+
 def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
     """Mono audio as a tensor; ``name`` is what messages call it.
 
     Raises:
-        StarError: it is not 1-D, or not of floating point numbers.
+        StarError: it is not 1-D, not of floating point numbers, or has samples that no recording has: one NaN would
+            stay in a stream's statistics for good.
     """
     given = audio if isinstance(audio, Tensor) else np.asarray(audio)
     numbers = given.is_floating_point() if isinstance(given, Tensor) else np.issubdtype(given.dtype, np.floating)
@@ -81,6 +86,11 @@ def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
         raise StarError(
             f"{name} has shape {tuple(given.shape)} and type {given.dtype}; give a sequence of mono utterances, each "
             "1-D and of floating point numbers from -1 to 1"
+        )
+    largest = abs(given).max() if len(given) else 0.0
+    if not largest <= LARGEST:  # nan is neither
+        raise StarError(
+            f"{name} has a sample of {float(largest):g}, which no recording has; give finite numbers from -1 to 1"
         )
     # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
     return given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))

@@ -1,5 +1,6 @@
 """``fairseq-star stream``: a file, or what comes through a pipe, through a streaming student, frame by frame."""
 
+import logging
 import os
 import sys
 import time
@@ -13,12 +14,36 @@ from fairseq_star.audio.lengths import cut_short
 from fairseq_star.deploy.streaming.streams import Streams
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_student
+from fairseq_star.manifest import SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
 
 STDIN = "-"
-PCM = np.dtype("<i2")  # of standard input
+RAW_FORMATS = {
+    "s16le": ("<i2", 2.0**15),
+    "s16be": (">i2", 2.0**15),
+    "s32le": ("<i4", 2.0**31),
+    "f32le": ("<f4", 1.0),
+    "f32be": (">f4", 1.0),
+}
+"""Formats of raw samples, as ffmpeg names them -> type and full scale."""
+CONTAINERS = {
+    "WAV": (b"RIFF", b"RIFX", b"RF64"), "W64": (b"riff",), "FLAC": (b"fLaC",), "Ogg": (b"OggS",), "AIFF": (b"FORM",),
+    "AU": (b".snd",), "CAF": (b"caff",), "NIST": (b"NIST",), "MP3": (b"ID3",), "WebM or Matroska": (b"\x1aE\xdf\xa3",),
+}  # fmt: skip
+"""Audio files by the bytes that they begin with."""
+IMPLAUSIBLE = 0.3  # mean magnitude of samples; speech is below 0.1, bytes taken for another format at 0.5
 
 
-def stream(checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_values: int = 4) -> str:
+def stream(
+    checkpoint: str,
+    audio: str,
+    *,
+    chunk_frames: int | None = None,
+    num_values: int = 4,
+    raw_format: str = "s16le",
+    channels: int = 1,
+) -> str:
     """Print the last layer's frames of ``audio`` as they become final.
 
     A line is a frame: its number, the time in seconds that it begins at, and its first values. After each
@@ -26,9 +51,11 @@ def stream(checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_
 
     Args:
         checkpoint: a streaming student's.
-        audio: a file, or ``-`` for raw mono 16-bit little-endian samples through standard input.
+        audio: a file, or ``-`` for raw samples through standard input, at the student's rate.
         chunk_frames: frames of a chunk; the size in use when None.
         num_values: how many of a frame's values are printed; all when below 0.
+        raw_format: of standard input, a name of :data:`RAW_FORMATS`.
+        channels: of standard input, interleaved; their mean is processed.
 
     Returns:
         A sentence on the whole: frames, real-time factor, latency, memory of the stream.
@@ -59,7 +86,7 @@ def stream(checkpoint: str, audio: str, *, chunk_frames: int | None = None, num_
 
     hop = live.chunk_frames * live.shape.downsample_rate
     try:
-        for piece in _from_stdin(hop) if audio == STDIN else _from_file(audio, rate, hop):
+        for piece in _from_stdin(hop, raw_format, channels) if audio == STDIN else _from_file(audio, rate, hop):
             hear(piece)
     except KeyboardInterrupt:
         pass  # how a person ends live audio
@@ -96,16 +123,42 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
             raise StarError(f"stream: {path} {cut_short(held, stated)}")
 
 
-def _from_stdin(num_samples: int) -> Iterator[np.ndarray]:
-    """What has come, at most ``num_samples`` at a time: samples are waited for only where there is none."""
-    rest, first = b"", True
-    while data := os.read(sys.stdin.fileno(), num_samples * PCM.itemsize):
-        if first and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
+def _from_stdin(num_samples: int, raw_format: str, channels: int) -> Iterator[np.ndarray]:
+    """Yield what has come, at most ``num_samples`` at a time: samples are waited for only where there is none."""
+    if channels < 1:
+        raise StarError(f"stream: --channels {channels} must be 1 or more")
+    kind, scale = RAW_FORMATS[raw_format]
+    width = np.dtype(kind).itemsize * channels
+    rest, count, magnitude = b"", 0, 0.0
+    while data := os.read(sys.stdin.fileno(), num_samples * width):
+        if not count and not rest and (container := container_of(data)):
             raise StarError(
-                "stream: standard input holds an audio file; give raw 16-bit samples, such as those of "
-                "`ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -`, or name the file instead of -"
+                f"stream: standard input holds a file ({container}), not raw samples; give those of `ffmpeg -i FILE "
+                "-f s16le -ar 16000 -ac 1 -`, or name the file instead of -"
             )
-        data, first = rest + data, False
-        whole = len(data) // PCM.itemsize * PCM.itemsize
+        data = rest + data
+        whole = len(data) // width * width
         rest = data[whole:]
-        yield np.frombuffer(data[:whole], PCM).astype(np.float32) / 2**15
+        samples = np.frombuffer(data[:whole], kind).astype(np.float32).reshape(-1, channels).mean(1) / scale
+        before, count = count, count + len(samples)
+        magnitude += float(np.abs(samples).sum())
+        if before < SAMPLE_RATE <= count and magnitude / count > IMPLAUSIBLE:
+            logger.warning(
+                f"stream: the first second has a mean magnitude of {magnitude / count:.2f} of full scale, which no "
+                f"speech has: are these samples {raw_format} with {channels} channel(s)? --format and --channels say so"
+            )
+        yield samples
+
+
+def container_of(data: bytes) -> str | None:
+    """Return the kind of audio file that begins with these bytes; None where it is none that is known."""
+    for kind, beginnings in CONTAINERS.items():
+        if data.startswith(beginnings):
+            return kind
+    if data[4:8] == b"ftyp":
+        return "MP4 or M4A"
+    # An MP3 frame without tags: 11 bits set, a layer, a bit rate and a sample rate that exist; and no silence after it.
+    header = int.from_bytes(data[:4], "big")
+    if header >> 21 == 0x7FF and header >> 17 & 3 and header >> 12 & 15 not in (0, 15) and header >> 10 & 3 != 3:
+        return "MP3"
+    return None

@@ -7,8 +7,11 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fairseq_star.cli import main
+from fairseq_star.deploy.streaming import live
 from tests.support import ROOT, convert_cases
 
 ENTRY = "from fairseq_star.cli import main; main()"
@@ -107,4 +110,57 @@ def test_what_cannot_be_heard_ends_in_one_line(student, samples, tmp_path, monke
     assert "hears whole utterances only" in refused(plain.origin, str(tmp_path / "slow.wav"))
     with (tmp_path / "slow.wav").open("rb") as file:
         monkeypatch.setattr(sys, "stdin", file)
-        assert "standard input holds an audio file" in refused(student.origin, "-")
+        assert "standard input holds a file (WAV), not raw samples" in refused(student.origin, "-")
+
+
+def fed(student, data: bytes, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", ENTRY, "stream", student.origin, "-", "--chunk-frames", "4", "--values", "-1"]
+    return subprocess.run([*command, *options], cwd=ROOT, input=data, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("s16le", 1), ("s16be", 1), ("s32le", 2), ("f32le", 1), ("f32le", 3), ("f32be", 1)]
+)
+def test_raw_samples_of_every_format_and_more_channels(student, samples, name, channels):
+    kind, scale = live.RAW_FORMATS[name]
+    raw = np.repeat(samples / 2.0**15 * scale, channels).astype(kind).tobytes()
+    done = fed(student, raw, "--format", name, "--channels", str(channels))
+    assert done.returncode == 0, done.stderr
+    assert np.abs(frames_in(done.stdout.decode()) - expected(student, samples, 4)).max() < 1e-3
+    assert b"mean magnitude" not in done.stderr
+
+
+@pytest.mark.parametrize("taken", ["f32le", "s16be"])
+def test_samples_of_another_format_are_reported(student, samples, taken):
+    kind, scale = live.RAW_FORMATS[taken]
+    done = fed(student, (np.tile(samples, 2) / 2.0**15 * scale).astype(kind).tobytes())
+    assert b"which no speech has: are these samples s16le" in done.stderr
+
+
+def test_nan_in_raw_samples_ends_in_one_line(student, samples):
+    wrong = (samples / 2.0**15).astype("<f4")
+    wrong[3_000] = np.nan
+    done = fed(student, wrong.tobytes(), "--format", "f32le")
+    assert done.returncode == 1
+    assert b"a sample of nan, which no recording has" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["AU", "AIFF", "RF64", "W64", "CAF", "MP3", "NIST", "WAV", "FLAC", "OGG"])
+def test_files_in_standard_input_are_known_by_their_content(kind, samples, tmp_path):
+    soundfile.write(tmp_path / "a", samples / 2.0**15, 16_000, format=kind)
+    found = live.container_of((tmp_path / "a").read_bytes())
+    assert found is not None
+    assert found.upper().startswith({"RF64": "WAV"}.get(kind, kind))
+
+
+@pytest.mark.parametrize("beginning", [b"ID3\x03", b"\x1aE\xdf\xa3", b"\0\0\0\x20ftypM4A ", b"RIFX"])
+def test_and_those_that_libsndfile_does_not_write(beginning):
+    assert live.container_of(beginning + bytes(100)) is not None
+
+
+@given(st.binary(max_size=4000))
+def test_raw_speech_is_rarely_taken_for_a_file(data):
+    """Quiet samples, as speech begins with, never are."""
+    quiet = (np.frombuffer(data[: len(data) // 2 * 2], "<i2") // 64).astype("<i2").tobytes()
+    assert live.container_of(quiet) in (None, "MP3") if quiet[:1] == b"\xff" else live.container_of(quiet) is None

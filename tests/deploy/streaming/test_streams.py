@@ -161,3 +161,20 @@ def test_arrays_of_numpy_and_what_cannot_be_fed(student, tmp_path):
         Streams.of(convert_cases.tiny_student(tmp_path))
     with pytest.raises(StarError, match="hears audio of zero mean and unit variance, which no stream tells"):
         Streams.of(replace(student, normalize=True), chunk_frames=4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_a_sample_that_no_recording_has_is_refused_and_the_stream_goes_on(student, value):
+    """It would stay in the running norm's statistics, and in the attention of all frames to come."""
+    audio = 0.1 * torch.randn(8_000, generator=torch.Generator().manual_seed(0))
+    live, other = Streams.of(student, chunk_frames=4), Streams.of(student, chunk_frames=4)
+    bad = audio[4_000:].clone()
+    bad[7] = value
+    frames = live.feed([audio[:4_000]])
+    with pytest.raises(StarError, match="no recording has"):
+        live.feed([bad])
+    frames += live.feed([audio[4_000:]]) + live.flush()
+    assert torch.equal(torch.cat(frames, 1), torch.cat(other.feed([audio]) + other.flush(), 1))
+    with pytest.raises(StarError, match="no recording has"):
+        student.hidden_states([bad], 16_000)
+    student.hidden_states([2.0**15 * audio], 16_000)
