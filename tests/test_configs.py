@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import fairseq_star  # noqa: F401  (registers)
+import fairseq_star.tasks.registration  # noqa: F401
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.slicing.shapes import count_parameters, superb_macs
