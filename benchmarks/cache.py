@@ -5,7 +5,7 @@
 
 Every way is fitted to the sample that a run would take, and tried on utterances it was not fitted to: relative errors
 of the Gram matrices X_l X_l^T, and of the loss's gradient, for a student near its teacher (a stand-in,
-``teacher/cache/codec_errors.py``), for one of random weights, and for the students given. Bytes are those of the
+``teacher/cache/codec_fit.py``), for one of random weights, and for the students given. Bytes are those of the
 rows; an entry's header and last block add 2 kB an utterance. Writes a dated .md and .json with ``--out``.
 """
 
@@ -26,10 +26,9 @@ from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.formats import load_student, load_teacher
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
-from fairseq_star.teacher.cache import codec_sample
+from fairseq_star.teacher.cache import codec_fit
 from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec
-from fairseq_star.teacher.cache.codec_errors import MOST_FRAMES, compressed, gradient_error, stand_in
-from fairseq_star.teacher.cache.codec_fit import fit_codec
+from fairseq_star.teacher.cache.codec_fit import MOST_FRAMES, compressed, fit_codec, gradient_error, stand_in
 
 NEAR, RANDOM = "near the teacher", "random weights"
 
@@ -99,8 +98,8 @@ def run(options: argparse.Namespace) -> dict:
         pad_to_multiple=1,
         seed=0,
     )
-    codec_sample.SAMPLE_FRAMES = options.frames
-    sample, held_out = codec_sample.choose(dataset, teacher.geometry)
+    codec_fit.SAMPLE_FRAMES = options.frames
+    sample, held_out = codec_fit.choose(dataset, teacher.geometry)
 
     def states(index: int) -> list[Tensor]:
         source = dataset[index]["source"]
@@ -178,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", nargs="*", default=[], help="checkpoints of students of as many layers")
     parser.add_argument("--steps", action="store_true", help="also with other steps between 8-bit codes")
-    parser.add_argument("--frames", type=int, default=codec_sample.SAMPLE_FRAMES, help="of the sample")
+    parser.add_argument("--frames", type=int, default=codec_fit.SAMPLE_FRAMES, help="of the sample")
     parser.add_argument("--out", type=Path, help="folder of the results (default: none is written)")
     options = parser.parse_args(arguments)
     result = run(options)

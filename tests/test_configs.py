@@ -13,7 +13,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import fairseq_star  # noqa: F401  (registers)
+import fairseq_star.tasks.registration  # noqa: F401
 from benchmarks.recipes import read_recipe
 from fairseq_star.analysis.plan.config import run_config
 from fairseq_star.encoder.config import EncoderConfig

@@ -78,7 +78,7 @@ def test_policies(own_corpus, teacher_path):
     problems = ["a.wav: is empty"]
     assert skipping.report({"bad_audio": list(problems)}) == 1
     with pytest.raises(StarError, match=r"a\.wav: is empty.*task\.on_bad_audio=skip"):
-        stopping.bad_audio.report({"bad_audio": list(problems)})
+        stopping.steps.bad_audio.report({"bad_audio": list(problems)})
     for share in (-0.1, 1.1):
         with pytest.raises(StarError, match=r"task\.max_bad_share"):
             BadAudio("skip", share)

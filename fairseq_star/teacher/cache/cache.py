@@ -2,7 +2,7 @@
 
 Shapes: B utterances, T frames of the padded batch, n valid frames of an utterance, S states stored, D the teacher's
 embedding dimension. A row is what is stored of one frame of one state: D numbers, or fewer bytes
-(``fairseq_star/compression``).
+(``codec.py``).
 """
 
 import hashlib
@@ -25,9 +25,8 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
-from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec
-from fairseq_star.teacher.cache.codec_file import keep_codec, read_codec
-from fairseq_star.teacher.cache.codec_sample import make_codec, told
+from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec, keep_codec, read_codec
+from fairseq_star.teacher.cache.codec_fit import make_codec, told
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES, PlainRows
 from fairseq_star.teacher.cache.read_ahead import STORED, ReadAhead, Where
 from fairseq_star.teacher.cache.settings import NONE, check_dim, tell_others

@@ -10,26 +10,38 @@ too, takes none of the 127 steps; the root puts more of the error where the sign
 than equal steps and than steps in proportion (``benchmarks/cache.md``). Coordinates come back as z ~ m + s a q.
 
 Distances between Gram matrices need no more than coordinates: ``fairseq_star/losses/tgm/bases.py``.
+
+On disk a codec lies in a folder beside the rows it made: numbers and plain text, written once whoever else writes.
 """
 
 import hashlib
 import json
+import os
+import secrets
+import shutil
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding
+from fairseq_star.errors import StarError
 from fairseq_star.losses.tgm import Bases
 from fairseq_star.losses.tgm.linalg import full_precision
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES, KeptStates
 
 MOST = 127  # the largest code
 SCALE_BYTES = 4  # a float32 at the end of each row
+FORMAT = "fairseq-star codec 1"
+FOLDER, FILE = "codec", "codec.npz"
 
 
 @dataclass(frozen=True)
@@ -137,3 +149,61 @@ class ReducedStates(KeptStates):
 def _scales(rows: Tensor) -> Tensor:
     """a of each row: ... x 1, float32."""
     return rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+
+
+def read_codec(store: Path) -> Codec | None:
+    """The codec of the rows in ``store``; None where there is none yet.
+
+    Raises:
+        StarError: it is damaged.
+    """
+    path = store / FOLDER / FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            settings = json.loads(str(file["settings"]))
+            parts = {name: torch.from_numpy(file[name]) for name in ("offsets", "spreads", "bases") if name in file}
+        if settings["format"] != FORMAT or any(not torch.isfinite(part).all() for part in parts.values()):
+            raise ValueError(FORMAT)
+        return Codec(tuple(settings["numbers"]), about=settings["about"], **parts)
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StarError(
+            f"task.teacher_cache: {path} is damaged or cannot be read ({error}), and without it nothing of its folder "
+            f"can be; remove {store}, which is then computed anew"
+        ) from error
+
+
+def keep_codec(store: Path, codec: Codec, unfinished: Path) -> Codec:
+    """Write ``codec`` beside the rows in ``store``, unless another process was first.
+
+    The folder is put in its place by one rename, which fails where there is one already: of two writers, on whatever
+    file system, both end with the same codec, and a kill leaves none or a whole one.
+
+    Args:
+        unfinished: where half-written things lie, on the same disk; must be there.
+
+    Returns:
+        The codec that is now on disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = unfinished / f"{FOLDER}.{secrets.token_hex(8)}"
+    temporary.mkdir()
+    try:
+        parts = {"offsets": codec.offsets, "spreads": codec.spreads, "bases": codec.bases}
+        settings = json.dumps({"format": FORMAT, "numbers": list(codec.numbers), "about": codec.about}, indent=1)
+        arrays = {name: part.cpu().numpy() for name, part in parts.items() if part is not None}
+        np.savez(temporary / FILE, settings=np.array(settings), **arrays)
+        with (temporary / FILE).open("rb") as file:
+            os.fsync(file.fileno())  # rows without their codec are worth nothing
+        try:
+            os.rename(temporary, store / FOLDER)
+        except OSError:
+            if (first := read_codec(store)) is None:
+                raise
+            return first
+        return codec
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,14 +1,101 @@
-"""A codec's bases, offsets and spreads from a sample of frames that streams by: no frame is kept."""
+"""The first pass of a compressed teacher cache: a codec fitted to some utterances, and others to measure it on.
 
-from collections.abc import Iterable, Sequence
+Bases, offsets and spreads come from a sample of frames that streams by: no frame is kept. Measured is how far
+compression moves what STaR learns from: Gram matrices, and the gradient that they give.
+"""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from fairseq_star.data.dataset import DistillationDataset
+from fairseq_star.encoder.frames import FrameGeometry, Frames
 from fairseq_star.errors import StarError
+from fairseq_star.losses.tgm import Bases, tgm_loss
 from fairseq_star.teacher.cache.codec import Codec
 
+SAMPLE_FRAMES = 30_000  # ten minutes; 39 frames a dimension of HuBERT Base
+HELD_OUT = 8  # utterances
 LEAST_SPREAD = 1e-4  # of the largest coordinate's; a coordinate that stands still in the sample must not divide by 0
+MOST_FRAMES = 1000  # of an utterance: its Gram matrices are formed
+
+
+def choose(dataset: DistillationDataset, geometry: FrameGeometry) -> tuple[list[int], list[int]]:
+    """Numbers of utterances to fit to, of :data:`SAMPLE_FRAMES` frames together where there are so many, and of those
+    held out, at most a quarter of all; always the same ones of a data set.
+
+    Raises:
+        StarError: there is but one utterance.
+    """
+    if len(dataset) < 2:
+        raise StarError(
+            "task.teacher_cache_compression is fitted to some utterances and tried on others, and there is but one; "
+            "leave it out"
+        )
+    order = np.random.default_rng(0).permutation(len(dataset))
+    held_out = order[: min(HELD_OUT, max(1, len(order) // 4))]
+    sample = order[len(held_out) :]
+    reached = np.cumsum(geometry.num_frames(dataset.cropped_lengths()[sample]))
+    return sample[: int(np.searchsorted(reached, SAMPLE_FRAMES)) + 1].tolist(), held_out.tolist()
+
+
+def make_codec(
+    dataset: DistillationDataset,
+    geometry: FrameGeometry,
+    states_of: Callable[[Tensor], Sequence[Tensor]],
+    numbers: Sequence[int],
+    dim: int | None,
+) -> Codec:
+    """Fit a codec to a sample of ``dataset``, and measure on held-out utterances how exact it is.
+
+    Args:
+        geometry: the teacher's.
+        states_of: the states ``numbers`` (n x D each) of an utterance's samples (1-D).
+        numbers: of the states.
+        dim: as of :func:`fit_codec`.
+
+    Raises:
+        StarError: there is but one utterance, or none can be used.
+    """
+    chosen, held_out = choose(dataset, geometry)
+
+    def states(indices: Sequence[int], doing: str) -> Iterator[Sequence[Tensor]]:
+        for index in tqdm(indices, f"teacher cache: {doing}", unit="utt", leave=False, disable=None):
+            # What cannot be read is named when its batch comes.
+            if (source := dataset[index]["source"]) is not None:
+                yield states_of(source)
+
+    codec = fit_codec(states(chosen, "fitting"), numbers, dim)
+    codec.about["held_out"] = measure(codec, states(held_out, "trying"))
+    return codec
+
+
+def told(codec: Codec) -> str:
+    """A codec's accuracy in one sentence."""
+    about = codec.about
+    how = f"{codec.width} numbers a frame in 8 bits"
+    if codec.bases is not None:
+        kept = about["explained_energy"]
+        how = (
+            f"{codec.offsets.shape[1]} of {codec.width} coordinates in 8 bits, fitted to {about['sample_frames']:,} "
+            f"frames of which they keep {min(kept):.2%} to {max(kept):.2%} of the energy, by layer"
+        )
+    errors = about["held_out"]
+    if not errors["utterances"]:
+        return how
+
+    def percent(name: str) -> str:
+        return f"{sum(errors[name]) / len(errors[name]):.2%} (at most {max(errors[name]):.2%})"
+
+    sentence = f"{how}; off on {errors['utterances']} held-out utterances: Gram matrices by {percent('layerwise')}"
+    if errors["intra_layer"]:
+        sentence += f", cross-layer ones by {percent('intra_layer')}, the gradient near the teacher by "
+        sentence += f"{errors['gradient'][0]:.2%}"
+    return sentence
 
 
 class Moments:
@@ -81,3 +168,73 @@ def fit_codec(sample: Iterable[Sequence[Tensor]], numbers: Sequence[int], dim: i
     return Codec(
         tuple(numbers), offsets.float(), spreads.float(), None if bases is None else bases.float().contiguous(), about
     )
+
+
+def measure(codec: Codec, held_out: Iterable[Sequence[Tensor]]) -> dict:
+    """Relative errors |compressed - exact| / |exact| in the Frobenius norm, means over utterances.
+
+    ``layerwise`` is of X_l X_l^T and ``intra_layer`` of X_{l-1} X_l^T, a number for each state and each pair of
+    neighbours among those stored. ``gradient`` is of the TGM loss's gradient, of all states together, for a stand-in
+    student: the teacher's own states, projected at random on half their dimensions. As its Gram matrices are near the
+    teacher's already, its gradient is a small difference, and feels an error more than a beginner's would.
+
+    Args:
+        codec: what is measured.
+        held_out: for each utterance its S states, n x D each; none of the codec's sample.
+    """
+    found: dict[str, list[list[float]]] = {"layerwise": [], "intra_layer": [], "gradient": []}
+    for utterance in held_out:
+        exact = [state[None, :MOST_FRAMES].float() for state in utterance]
+        if not torch.isfinite(torch.stack(exact).sum()):
+            continue
+        kept, bases = compressed(codec.to(exact[0].device), exact)
+        pairs = [(index, index) for index in range(len(exact))] + list(pairwise(range(len(exact))))
+        errors = []
+        for left, right in pairs:
+            gram = exact[left] @ exact[right].mT
+            rows = kept[left] if bases is None or left == right else kept[left] @ bases.overlap(right)
+            errors.append(float((rows @ kept[right].mT - gram).norm() / gram.norm().clamp_min(1e-12)))
+        found["layerwise"].append(errors[: len(exact)])
+        if len(exact) > 1:
+            found["intra_layer"].append(errors[len(exact) :])
+            found["gradient"].append([gradient_error(exact, kept, bases, stand_in(exact))])
+    return {
+        name: [round(value, 6) for value in torch.tensor(errors).mean(0).tolist()] if errors else []
+        for name, errors in found.items()
+    } | {"utterances": len(found["layerwise"])}
+
+
+def compressed(codec: Codec, states: Sequence[Tensor]) -> tuple[list[Tensor], Bases | None]:
+    """What a loss gets of ``states`` (S of 1 x n x D) once they were kept: S of 1 x n x d, and the bases if any."""
+    rows = torch.stack([codec.encode(place, state) for place, state in enumerate(states)])  # S x 1 x n x row
+    given = codec.give(rows, Frames([], [states[0].shape[1]], None), codec.numbers, torch.float32)
+    if codec.bases is None:
+        return list(codec.decode(rows)), None
+    return given.hidden_states.coordinates(codec.numbers)
+
+
+def stand_in(exact: Sequence[Tensor]) -> list[Tensor]:
+    """States (1 x n x D/2 each) of a student near its teacher: the teacher's own, projected at random."""
+    width = exact[0].shape[-1]
+    half = max(width // 2, 1)
+    projection = torch.randn(width, half, generator=torch.Generator().manual_seed(0)) / half**0.5
+    return [state @ projection.to(state.device) for state in exact]
+
+
+def gradient_error(
+    exact: Sequence[Tensor], kept: Sequence[Tensor], bases: Bases | None, student: Sequence[Tensor]
+) -> float:
+    """Relative error of the TGM loss's gradient, of all states together.
+
+    Args:
+        exact: the teacher's M states, 1 x n x D each.
+        kept, bases: the same as :func:`compressed` gives them.
+        student: M states, 1 x n x D_s each.
+    """
+    student = [state.detach().requires_grad_() for state in student]
+    with torch.enable_grad():  # a validation may be what fills the cache
+        losses = [tgm_loss(exact, student, None), tgm_loss(kept, student, None, bases=bases)]
+        wanted, found = (
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss.total.sum(), student)]) for loss in losses
+        )
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))

@@ -69,11 +69,11 @@ class StubRun:
     """What ``compare`` and the maps use of a run."""
 
     def __init__(self, teacher, teacher_layers):
-        self.task = self.criterion = self
-        self.teacher, self.teacher_layers = teacher, teacher_layers
+        self.task = self.criterion = self.provider = self
+        self.encoder, self.teacher_layers = teacher, teacher_layers
 
-    def teach(self, sample):
-        return self.teacher(sample["net_input"]["source"], sample["num_samples"])
+    def encode(self, sample):
+        return self.encoder(sample["net_input"]["source"], sample["num_samples"])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def stub_run(teacher_path) -> StubRun:
 
 def test_a_student_like_its_teacher(stub_run):
     """A copy of the teacher has no error and CKA 1; twice its size, the CKA stays, the error is that of 4 G - G."""
-    students = Students(before=Stub(stub_run.teacher, lambda x: 2 * x), after=Stub(stub_run.teacher, lambda x: x))
+    students = Students(before=Stub(stub_run.encoder, lambda x: 2 * x), after=Stub(stub_run.encoder, lambda x: x))
     noise = torch.Generator().manual_seed(0)
     dataset = [{"source": 0.1 * torch.randn(n, generator=noise)} for n in (4000, 9000, 6000, 7000)]
     found = compare(stub_run, students, dataset, max_frames=50)
@@ -188,7 +188,7 @@ def test_hidden_frames_are_marked_where_they_lie():
 def test_maps_in_tensorboard(stub_run, tmp_path):
     """In the first validation and every second one after it, once each, and no random number is drawn."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    student = Stub(stub_run.teacher, lambda x: 0.5 * x)
+    student = Stub(stub_run.encoder, lambda x: 0.5 * x)
     batch = {"net_input": {"source": torch.randn(2, 8000)}, "num_samples": [8000, 5000]}
     maps = TensorboardMaps(2, str(tmp_path))
     drawn = []

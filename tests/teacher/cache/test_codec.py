@@ -15,10 +15,8 @@ from fairseq_star.encoder.frames import Frames
 from fairseq_star.errors import StarError
 from fairseq_star.losses.tgm import tgm_loss
 from fairseq_star.losses.tgm.naive import loop_tgm_loss
-from fairseq_star.teacher.cache.codec import MOST, Codec
-from fairseq_star.teacher.cache.codec_errors import compressed, measure
-from fairseq_star.teacher.cache.codec_file import FILE, FOLDER, keep_codec, read_codec
-from fairseq_star.teacher.cache.codec_fit import fit_codec
+from fairseq_star.teacher.cache.codec import FILE, FOLDER, MOST, Codec, keep_codec, read_codec
+from fairseq_star.teacher.cache.codec_fit import compressed, fit_codec, measure
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES
 from tests.support.tgm_cases import gradients, make_states, relative_error
 

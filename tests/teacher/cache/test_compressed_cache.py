@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fairseq_star.teacher.cache import codec_sample
-from fairseq_star.teacher.cache.codec_file import FOLDER
+from fairseq_star.teacher.cache import codec_fit
+from fairseq_star.teacher.cache.codec import FOLDER
 from fairseq_star.teacher.cache.read_ahead import STORED
 from fairseq_star.teacher.cache.store import StateStore
 from tests.support import runs, tiny
@@ -237,12 +237,12 @@ def test_sample_and_held_out_utterances_are_others_and_always_the_same(corpus, t
     task, _, _ = cached(corpus, teacher_path, tmp_path)
     task.load_dataset("train")
     dataset, geometry = task.dataset("train"), task.teacher.geometry
-    sample, held_out = codec_sample.choose(dataset, geometry)
+    sample, held_out = codec_fit.choose(dataset, geometry)
     assert (len(sample), len(held_out)) == (9, 3)
     assert not set(sample) & set(held_out)
-    assert codec_sample.choose(dataset, geometry) == (sample, held_out)
-    monkeypatch.setattr(codec_sample, "SAMPLE_FRAMES", 100)
-    fewer, _ = codec_sample.choose(dataset, geometry)
+    assert codec_fit.choose(dataset, geometry) == (sample, held_out)
+    monkeypatch.setattr(codec_fit, "SAMPLE_FRAMES", 100)
+    fewer, _ = codec_fit.choose(dataset, geometry)
     assert fewer == sample[: len(fewer)]
     counts = [geometry.num_frames(dataset.size(index)) for index in fewer]
     assert sum(counts[:-1]) < 100 <= sum(counts)
