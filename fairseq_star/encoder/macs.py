@@ -52,10 +52,9 @@ def macs_of_sizes(config: EncoderConfig, num_samples: np.ndarray) -> np.ndarray:
     width, kernel = config.embed_dim, config.conv_pos // config.pos_conv_depth
     positions = frames + (kernel % 2 == 0)  # "same" padding: one frame too many for an even kernel, then cut
     grouped = width * (width // config.conv_pos_groups) * kernel
-    weights = config.projection * channels * width + config.num_layers * (
-        4 * width**2 + 2 * width * config.ffn_embed_dim
-    )
-    attention = config.num_layers * 2 * width * frames  # q k and weights v, of all heads together, a frame
+    heads = sum(config.layer_heads) * config.head_width  # of all layers together
+    weights = config.projection * channels * width + 4 * width * heads + 2 * width * sum(config.layer_ffn_dims)
+    attention = 2 * heads * frames  # q k and weights v, a frame
     return total + config.pos_conv_depth * positions * grouped + frames * (weights + attention)
 
 

@@ -38,13 +38,13 @@ class TransformerLayer(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
-        width, inner, eps = config.embed_dim, config.ffn_embed_dim, config.layer_norm_eps
+        width, inner, eps = config.embed_dim, config.layer_ffn_dims[number], config.layer_norm_eps
         self.layer_norm_first, self.recompute = config.layer_norm_first, recompute
         self.activation_fn = get_activation_fn(config.activation_fn)
         self.self_attn = SelfAttention(
             width,
-            config.num_heads,
-            width // config.num_heads,
+            config.layer_heads[number],
+            config.head_width,
             dropout=dropouts["attention_dropout"],
             bits=bits,
             relative_position=config.relative_position,

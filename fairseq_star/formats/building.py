@@ -73,8 +73,11 @@ def _decisive(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
             for number in range(depth)
         }
     for number in range(config.num_layers):
-        shapes[f"encoder.layers.{number}.fc1.weight"] = (config.ffn_embed_dim, width)
-        shapes[f"encoder.layers.{number}.self_attn.q_proj.weight"] = (width, width)
+        shapes[f"encoder.layers.{number}.fc1.weight"] = (config.layer_ffn_dims[number], width)
+        shapes[f"encoder.layers.{number}.self_attn.q_proj.weight"] = (
+            config.layer_heads[number] * config.head_width,
+            width,
+        )
     if config.relative_position is not None:
         buckets = config.relative_position[0]
         shapes["encoder.layers.0.self_attn.relative_attention_bias.weight"] = (buckets, config.num_heads)

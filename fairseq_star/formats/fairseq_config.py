@@ -73,6 +73,7 @@ def encoder_config(model: Section, extractor_modes: Sequence[str] = EXTRACTOR_MO
         layer_norm_first=model.flag("layer_norm_first", False),
         projection=conv_layers[-1].channels != width,
         pos_conv_depth=model.whole("pos_conv_depth", 1, at_most=16),
+        head_dim=model.whole("head_dim") if model.values.get("head_dim") is not None else None,
     )
     return check_divides(config, model.name)
 

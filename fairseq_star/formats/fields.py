@@ -109,8 +109,10 @@ def check_divides(config: EncoderConfig, name: str) -> EncoderConfig:
     Raises:
         StarError: ``config`` has one; ``name`` is the file in the message.
     """
-    for what, number in [("attention heads", config.num_heads), ("groups of its positional convolution",
-                                                                 config.conv_pos_groups)]:  # fmt: skip
+    numbers = {"groups of its positional convolution": config.conv_pos_groups}
+    if config.head_dim is None:
+        numbers = {"attention heads": config.num_heads, **numbers}
+    for what, number in numbers.items():
         if config.embed_dim % number:
             raise StarError(
                 f"{name}: its config says width {config.embed_dim} and {number} {what}, which do not divide it; "

@@ -276,6 +276,7 @@ def _weights(student: Student) -> dict[str, Tensor]:
 
 def _config(student: Student) -> dict:
     config = student.config
+    config.check_uniform("transformers' HuBERT")
     channels, kernels, strides = zip(*config.conv_layers, strict=True)
     return {
         "architectures": ["HubertModel"],

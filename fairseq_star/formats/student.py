@@ -8,7 +8,7 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
-from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
+from fairseq_star.encoder.config import BY_LAYER, DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder, Hearer
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
@@ -79,6 +79,9 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
     saved = {key: value for key, value in model.items() if value is not None}
     values = Section({**defaults, **saved}, name)
     config = encoder_config(values, [*EXTRACTOR_MODES, RUNNING])
+    by_layer = {own: tuple(values.wholes(option)) for own, option in BY_LAYER.items() if values.values.get(option)}
+    if by_layer:
+        config = replace(config, **by_layer, head_dim=values.values.get("head_dim"))
     if not values.values.get("chunk_frames"):
         if config.extractor_mode == RUNNING:
             raise values.refuse("extractor_mode", RUNNING, "default or layer_norm, as chunk_frames is not given,")
@@ -233,7 +236,12 @@ def write_student(student: Student, path: Path) -> None:
 
 
 def model_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
-    """The architecture under fairseq's names, as far as fairseq has it."""
+    """The architecture under fairseq's names, as far as fairseq has it.
+
+    Raises:
+        StarError: its layers differ.
+    """
+    config.check_uniform("fairseq's HuBERT, which s3prl runs too")
     return {**config.fairseq_settings(), **dropouts}
 
 

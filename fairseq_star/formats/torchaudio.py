@@ -13,6 +13,10 @@ has no projection, torchaudio's is the identity. Names are HuggingFace's under o
 A state dict alone, as torchaudio's pipelines download it, says neither strides nor heads; it is read where its width
 and depth are of a model that torchaudio publishes, all of which share their convolutions.
 
+A student whose layers differ has a list of heads and of feed-forward units, one a layer, and ``encoder_head_dim`` among
+its arguments, as DPHuBERT's files have. torchaudio's function takes no lists: :func:`build_model` builds its layers one
+by one.
+
 Source: torchaudio, ``models/wav2vec2/model.py``, ``pipelines/_wav2vec2/impl.py``.
 """
 
@@ -25,7 +29,7 @@ from typing import Any, ClassVar, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
+from fairseq_star.encoder.config import BY_LAYER, HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
@@ -54,6 +58,7 @@ SIZES = {
     "conv_pos": "encoder_pos_conv_kernel",
     "conv_pos_groups": "encoder_pos_conv_groups",
 }
+HEAD_DIM = "encoder_head_dim"
 FLAGS = {"conv_bias": "extractor_conv_bias", "layer_norm_first": "encoder_layer_norm_first"}
 DROPOUTS = {
     "dropout": "encoder_dropout",
@@ -116,7 +121,13 @@ def encoder_config(arguments: Section) -> EncoderConfig:
     config = EncoderConfig(
         conv_layers=conv_layers(arguments),
         extractor_mode=EXTRACTOR_MODES[mode],
-        **{own: arguments.whole(theirs, at_most=most.get(own, MAX_WIDTH)) for own, theirs in SIZES.items()},
+        **{
+            own: tuple(arguments.wholes(theirs))
+            if own in BY_LAYER and isinstance(arguments.values.get(theirs), list | tuple)
+            else arguments.whole(theirs, at_most=most.get(own, MAX_WIDTH))
+            for own, theirs in SIZES.items()
+        },
+        head_dim=None if arguments.values.get(HEAD_DIM) is None else arguments.whole(HEAD_DIM),
         **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
     )
     return check_divides(config, arguments.name)
@@ -257,6 +268,9 @@ def torchaudio_state(student: Student) -> dict:
         "extractor_mode": modes[config.extractor_mode],
         "extractor_conv_layer_config": [tuple(layer) for layer in config.conv_layers],
         **{theirs: getattr(config, own) for own, theirs in (SIZES | FLAGS).items()},
+        **({} if isinstance(config.num_heads, int) else {SIZES["num_heads"]: list(config.num_heads)}),
+        **({} if isinstance(config.ffn_embed_dim, int) else {SIZES["ffn_embed_dim"]: list(config.ffn_embed_dim)}),
+        **({} if config.head_dim is None else {HEAD_DIM: config.head_dim}),
         **{theirs: student.dropouts[own] for own, theirs in DROPOUTS.items()},
         "encoder_layer_drop": 0.0,
         "aux_num_out": None,
@@ -287,8 +301,31 @@ def _torchaudio_name(key: str, pairs: Table) -> str:
 
 def build_model(saved: dict) -> torch.nn.Module:
     """torchaudio's ``Wav2Vec2Model`` from what :func:`torchaudio_state` gives, in eval mode; strict about its keys."""
-    wav2vec2_model = import_torchaudio().models.wav2vec2_model
+    wav2vec2 = import_torchaudio().models.wav2vec2
+    arguments = dict(saved["arguments"])
+    width, num_layers = arguments["encoder_embed_dim"], arguments["encoder_num_layers"]
+    heads, units = (
+        sizes if isinstance(sizes, list) else [sizes] * num_layers
+        for sizes in (arguments[SIZES["num_heads"]], arguments[SIZES["ffn_embed_dim"]])
+    )
+    head_dim = arguments.pop(HEAD_DIM, None) or width // heads[0]
+    arguments |= {SIZES["num_heads"]: 1, SIZES["ffn_embed_dim"]: 1}
+    parts = wav2vec2.components
     with torch.random.fork_rng(devices=[]):
-        model = wav2vec2_model(**saved["arguments"]).eval()
+        model = wav2vec2.wav2vec2_model(**arguments)
+        for layer, layer_heads, layer_units in zip(model.encoder.transformer.layers, heads, units, strict=True):
+            layer.attention = _attention(parts.SelfAttention(width, 1), layer_heads, head_dim)
+            layer.feed_forward = parts.FeedForward(width, layer_units, 0.0, 0.0)
+    model.eval()
     model.load_state_dict(saved["state_dict"])
     return model.requires_grad_(False)
+
+
+def _attention(attention: torch.nn.Module, num_heads: int, head_dim: int) -> torch.nn.Module:
+    """torchaudio's attention, whose constructor wants heads together as wide as the encoder, of any heads."""
+    width, inner = attention.embed_dim, num_heads * head_dim
+    attention.num_heads, attention.head_dim, attention.scaling = num_heads, head_dim, head_dim**-0.5
+    for name in ("k_proj", "v_proj", "q_proj"):
+        setattr(attention, name, torch.nn.Linear(width, inner))
+    attention.out_proj = torch.nn.Linear(inner, width)
+    return attention

@@ -28,6 +28,16 @@ class StarHubertConfig(FairseqDataclass):
     encoder_ffn_embed_dim: int = field(default=976, metadata={"help": "inner width of the feed-forward blocks"})
     encoder_layers: int = field(default=12, metadata={"help": "Transformer layers"})
     encoder_attention_heads: int = field(default=8, metadata={"help": "attention heads"})
+    layer_attention_heads: Optional[List[int]] = field(
+        default=None, metadata={"help": "attention heads of each layer, if they differ; with model.head_dim"}
+    )
+    layer_ffn_embed_dims: Optional[List[int]] = field(
+        default=None, metadata={"help": "inner width of the feed-forward block of each layer, if they differ"}
+    )
+    head_dim: Optional[int] = field(
+        default=None,
+        metadata={"help": "width of a head, if heads together are not as wide as the encoder; in all layers the same"},
+    )
     conv_feature_layers: str = field(
         default="[(128,10,5)] + [(256,1,1)] + [(256,3,2)]*4 + [(D,1,1)] + [(D,2,2)]*2",
         metadata={"help": "feature extractor as (channels, kernel, stride); D stands for encoder_embed_dim"},
@@ -150,7 +160,9 @@ def _check(cfg: StarHubertConfig) -> None:
     for name in sizes:
         if getattr(cfg, name) < 1:
             raise StarError(f"model.{name}={getattr(cfg, name)} must be 1 or more")
-    for name in ("encoder_attention_heads", "conv_pos_groups"):
+    if cfg.head_dim is not None and cfg.head_dim < 1:
+        raise StarError(f"model.head_dim={cfg.head_dim} must be 1 or more")
+    for name in ("encoder_attention_heads", "conv_pos_groups") if cfg.head_dim is None else ("conv_pos_groups",):
         if cfg.encoder_embed_dim % getattr(cfg, name):
             raise StarError(
                 f"model.{name}={getattr(cfg, name)} must divide model.encoder_embed_dim={cfg.encoder_embed_dim}"

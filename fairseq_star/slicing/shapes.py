@@ -47,6 +47,8 @@ def check_fits(teacher: EncoderConfig, student: EncoderConfig) -> None:
             f"model.init=sliced: {option}={value} must be {wanted}: a sliced student is its teacher with fewer channels"
         )
 
+    for one in (teacher, student):
+        one.check_uniform("model.init=sliced")
     for name, option in ALIKE.items():
         wanted, value = getattr(teacher, name), getattr(student, name)
         if value != wanted:
@@ -97,6 +99,7 @@ def student_shape(
     Raises:
         StarError: no budget, one that the teacher itself keeps to, or one so small that no width does.
     """
+    teacher.check_uniform(" and ".join(options))
     budgets = zip(options, (target_params, target_macs), (count_parameters, superb_macs), strict=True)
     given = [(option, value, count) for option, value, count in budgets if value is not None]
     if not given:
@@ -192,7 +195,7 @@ def _widths(teacher: EncoderConfig) -> Iterator[int]:
 
 def count_parameters(config: EncoderConfig) -> int:
     """Return the number of parameters of an encoder without relative positions, from its sizes alone."""
-    width, inner, channels, total = config.embed_dim, config.ffn_embed_dim, 1, 0
+    width, channels, total = config.embed_dim, 1, 0
     for number, layer in enumerate(config.conv_layers):
         total += layer.channels * channels * layer.kernel + layer.channels * config.conv_bias
         if number == 0 or config.extractor_mode == "layer_norm":
@@ -200,11 +203,9 @@ def count_parameters(config: EncoderConfig) -> int:
         channels = layer.channels
     total += 2 * channels + config.projection * (channels + 1) * width
     total += width * (width // config.conv_pos_groups) * config.conv_pos + config.conv_pos + width  # v, g and bias
-    return (
-        total
-        + 2 * width
-        + config.num_layers * (4 * width * (width + 1) + 2 * width * inner + inner + width + 4 * width)
-    )
+    heads, units = sum(config.layer_heads) * config.head_width, sum(config.layer_ffn_dims)
+    projections = 3 * heads * (width + 1) + heads * width
+    return total + 2 * width + projections + units * (2 * width + 1) + config.num_layers * 6 * width
 
 
 def superb_macs(config: EncoderConfig) -> int:
