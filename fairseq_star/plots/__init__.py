@@ -1,1 +1,1 @@
-"""Relation maps: temporal Gram matrices of one utterance, drawn; for TensorBoard in training and for the report."""
+"""Figures of temporal Gram matrices, for TensorBoard and the report, and the style that all figures share."""

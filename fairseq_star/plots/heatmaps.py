@@ -16,27 +16,30 @@ if TYPE_CHECKING:
 MAP, LEFT, RIGHT, STRIP = 3.5, 0.5, 0.12, 0.19
 BOTTOM, SPECTROGRAM, GAP, TOP = 0.95, 0.6, 0.04, 0.3
 PHONE_SIZE = 6.5  # points
-HIDDEN = "#e8590c"  # told from every colour of the maps
+MASKED = "#e8590c"  # distinct from every colour of the maps
 
 TITLES = {
     "teacher": "teacher, layer {layer.teacher_layer}",
     "before": "student before training, layer {layer.student_layer}",
     "student": "student, layer {layer.student_layer}",
-    "masked": "student, parts hidden, layer {layer.student_layer}",
+    "masked": "student, parts masked, layer {layer.student_layer}",
     "difference": "student minus teacher",
 }
 
 
 def color_range(layer: LayerMaps, which: str) -> tuple[float, float]:
-    """Values at the ends of the colours. One range for all maps of a layer: the middle 98 % of the teacher's entries,
-    so that a few large ones don't take all the contrast. The difference has a range as wide, around 0."""
+    """Return the values at the ends of the colour map.
+
+    All maps of a layer have the range of the middle 98 % of the teacher's entries, so that a few large ones don't take
+    all the contrast; the difference has a range of the same width, around 0.
+    """
     low, high = np.percentile(layer.teacher, [1, 99])
     span = float(high - low) or 1.0
     return (-span / 2, span / 2) if which == "difference" else (float(low), float(low) + span)
 
 
 def draw_map(theme: Theme, utterance: UtteranceMaps, layer: LayerMaps, which: str) -> "Figure":
-    """One heat map, a key of ``TITLES``: time runs to the right and downwards, and along the spectrogram above."""
+    """Draw one heat map, ``which`` of ``TITLES``: time runs to the right and downwards, under a spectrogram."""
     strip = STRIP if utterance.phones else 0.0
     width = LEFT + strip + GAP + MAP + RIGHT
     height = BOTTOM + MAP + GAP + strip + GAP + SPECTROGRAM + TOP
@@ -51,11 +54,10 @@ def draw_map(theme: Theme, utterance: UtteranceMaps, layer: LayerMaps, which: st
     low, high = color_range(layer, which)
     heat = axes(x, y, MAP, MAP)
     colors = DIVERGING if which == "difference" else SEQUENTIAL
-    image = heat.imshow(
-        values, cmap=colors, vmin=low, vmax=high, extent=(start, end, end, start), interpolation="nearest"
-    )
+    extent = (start, end, end, start)
+    image = heat.imshow(values, cmap=colors, vmin=low, vmax=high, extent=extent, interpolation="nearest")
     if which == "masked":
-        _mark_hidden(heat, utterance)
+        _mark_masked(heat, utterance)
     heat.set(xlabel="time (s)")
     heat.spines[:].set_visible(False)
     if strip:
@@ -79,17 +81,17 @@ def draw_map(theme: Theme, utterance: UtteranceMaps, layer: LayerMaps, which: st
     return figure
 
 
-def _mark_hidden(heat: "Axes", utterance: UtteranceMaps) -> None:
-    """Bars along the upper and left edge where frames are hidden."""
-    edges = np.flatnonzero(np.diff(utterance.hidden, prepend=False, append=False))
+def _mark_masked(heat: "Axes", utterance: UtteranceMaps) -> None:
+    """Draw bars along the upper and left edge at masked frames."""
+    edges = np.flatnonzero(np.diff(utterance.mask_indices, prepend=False, append=False))
     for first, last in edges.reshape(-1, 2):
         start, end = utterance.seconds(first), utterance.seconds(last)
-        heat.axvspan(start, end, ymin=0.975, ymax=1.0, color=HIDDEN, linewidth=0)
-        heat.axhspan(start, end, xmin=0.0, xmax=0.025, color=HIDDEN, linewidth=0)
+        heat.axvspan(start, end, ymin=0.975, ymax=1.0, color=MASKED, linewidth=0)
+        heat.axhspan(start, end, xmin=0.0, xmax=0.025, color=MASKED, linewidth=0)
 
 
 def _draw_phones(theme: Theme, axes: "Axes", utterance: UtteranceMaps, limits: tuple[float, float], upright: bool):
-    """Boxes of the phones along one axis, labelled where the letters fit."""
+    """Draw the phones as boxes along one axis, labelled where the letters fit."""
     points = MAP * 72 / (limits[1] - limits[0])
     for number, (first, last, label) in enumerate(utterance.phones):
         start, end = utterance.seconds(first), utterance.seconds(last)
@@ -114,15 +116,7 @@ def _draw_spectrogram(theme: Theme, axes: "Axes", utterance: UtteranceMaps, limi
     decibels = 10 * np.log10(power + 1e-10)
     # Frame t is centred on sample t * hop.
     extent = ((-0.5) * hop / SAMPLE_RATE, (len(frames) - 0.5) * hop / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
-    colors = "gray" if theme.name == "dark" else "gray_r"
-    axes.imshow(
-        decibels,
-        cmap=colors,
-        vmin=decibels.max() - 55,
-        vmax=decibels.max(),
-        extent=extent,
-        origin="lower",
-        aspect="auto",
-    )
+    colors, peak = "gray" if theme.name == "dark" else "gray_r", decibels.max()
+    axes.imshow(decibels, cmap=colors, vmin=peak - 55, vmax=peak, extent=extent, origin="lower", aspect="auto")
     axes.set(xlim=limits, xticks=[], yticks=[0, 8], ylabel="kHz")
     axes.spines[:].set_visible(False)

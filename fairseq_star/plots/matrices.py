@@ -1,4 +1,4 @@
-"""What a heat map shows: temporal Gram matrices of teacher and student, with the sound they belong to."""
+"""Data of heat maps: temporal Gram matrices of teacher and student, with the audio and labels of the utterance."""
 
 from dataclasses import dataclass
 
@@ -14,39 +14,39 @@ MAX_SECONDS = 8.0
 
 @dataclass
 class LayerMaps:
-    """Temporal Gram matrices (T x T) of one student layer and of the teacher layer it learned from."""
+    """Temporal Gram matrices (T x T) of a student layer and of the teacher layer it is matched with."""
 
     student_layer: int  # 1-based
     teacher_layer: int
     teacher: np.ndarray
     student: np.ndarray
     before: np.ndarray | None = None  # the untrained student's
-    masked: np.ndarray | None = None  # the student's where parts of the utterance are hidden from it, as in training
+    masked: np.ndarray | None = None  # the student's with masked frames, as in training
 
 
 @dataclass
 class UtteranceMaps:
-    """What the heat maps show."""
+    """Heat maps of one utterance, with what is drawn around them."""
 
     name: str
-    samples: np.ndarray  # at most MAX_SECONDS of it at SAMPLE_RATE, mono, the highest at 1 or -1
+    samples: np.ndarray  # mono at SAMPLE_RATE, at most MAX_SECONDS, peak 1
     geometry: FrameGeometry
     phones: list[tuple[int, int, str]]  # first frame, frame after the last, label; empty without labels
     transcript: str  # empty without one
     layers: list[LayerMaps]
-    hidden: np.ndarray | None = None  # T booleans, the frames that are hidden in `LayerMaps.masked`
+    mask_indices: np.ndarray | None = None  # bool, T: True = masked in `LayerMaps.masked`
 
     def seconds(self, frame: int) -> float:
-        """When a frame begins: frames lie side by side, each around the middle of the samples it sees."""
+        """Return the time where a frame begins, with adjacent frames centred on their receptive fields."""
         middle = self.geometry.receptive_field / 2 + frame * self.geometry.downsample_rate
         return (middle - self.geometry.downsample_rate / 2) / SAMPLE_RATE
 
 
 def choose_layers(num_layers: int, chosen: list[int] | None) -> list[int]:
-    """Student layers (1-based) to draw: ``chosen``, or the first, the middle and the last.
+    """Return the student layers (1-based) to draw: ``chosen``, or the first, the middle and the last.
 
     Raises:
-        StarError: a layer the student has not.
+        StarError: a layer that the student does not have.
     """
     for layer in chosen or []:
         if not 1 <= layer <= num_layers:
@@ -55,6 +55,6 @@ def choose_layers(num_layers: int, chosen: list[int] | None) -> list[int]:
 
 
 def tgm(states: Tensor) -> Tensor:
-    """Temporal Gram matrix X X^T of one utterance (T x D): T x T, float32 or wider."""
+    """Return the temporal Gram matrix X X^T (T x T, float32) of one utterance (T x D)."""
     states = states.float()
     return states @ states.T

@@ -1,4 +1,4 @@
-"""How the report's pictures look: colours safe for the colour-blind, once for a light page and once for a dark one."""
+"""Style of all figures: colours safe for colour-blind readers, once for a light page and once for a dark one."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 DPI = 160
 SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
-"""Colour maps: lightness rises all along the first; the second is white at 0. Both hold for every colour vision."""
+"""Colour maps: lightness rises throughout the first; the second is white at 0."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a picture; the lines' are of Okabe and Ito's palette, lighter ones on a dark page."""
+    """Colours of a figure; those of lines are from Okabe and Ito's palette, lighter ones for a dark page."""
 
     name: str
     background: str
     text: str
     faint: str  # grid, frames
     first: str  # the trained student, validation
-    second: str  # what it is compared with
+    second: str  # the baseline
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#c9ced6", "#0072b2", "#d55e00")
@@ -34,15 +34,15 @@ THEMES = (LIGHT, DARK)
 
 
 def require_matplotlib() -> None:
-    """Raises a StarError that names the extra where matplotlib is missing."""
+    """Raise a StarError that names the extra if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise StarError("the pictures need matplotlib: pip install 'fairseq-star[report]'") from error
+        raise StarError("figures need matplotlib: pip install 'fairseq-star[report]'") from error
 
 
 def new_figure(width: float, height: float, layout: str | None = None) -> "Figure":
-    """An empty figure of so many inches, free of pyplot's global state."""
+    """Return an empty figure, width and height in inches, without pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
@@ -50,13 +50,13 @@ def new_figure(width: float, height: float, layout: str | None = None) -> "Figur
 
 @contextmanager
 def themed(theme: Theme) -> Iterator[None]:
-    """matplotlib's settings for what is drawn inside."""
+    """Apply a theme to the figures drawn inside the context."""
     require_matplotlib()
     import matplotlib
 
     settings = {
         "font.size": 9,
-        "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
+        "font.family": "DejaVu Sans",  # part of matplotlib: the same figure on every machine
         "figure.facecolor": theme.background,
         "axes.facecolor": theme.background,
         "axes.edgecolor": theme.faint,
@@ -72,16 +72,16 @@ def themed(theme: Theme) -> Iterator[None]:
 
 
 def render(draw: Callable[[Theme], "Figure"]) -> dict[str, bytes]:
-    """What ``draw`` draws, for each theme: its name -> PNG."""
-    pictures = {}
+    """Draw a figure in each theme: name of the theme -> PNG."""
+    figures = {}
     for theme in THEMES:
         with themed(theme):
-            pictures[theme.name] = to_png(draw(theme))
-    return pictures
+            figures[theme.name] = to_png(draw(theme))
+    return figures
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The figure as a PNG without an alpha channel, the same bytes for the same picture."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI, metadata={"Software": None})
-    return drawn.getvalue()
+    """Return the figure as a PNG without alpha channel and version: the same bytes for the same figure."""
+    png = io.BytesIO()
+    figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    return png.getvalue()

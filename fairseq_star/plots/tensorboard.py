@@ -1,4 +1,4 @@
-"""Temporal Gram matrices of teacher and student as pictures in TensorBoard, drawn while a run goes on."""
+"""Temporal Gram matrices of teacher and student as images in TensorBoard, drawn during a run."""
 
 import os
 
@@ -19,15 +19,15 @@ SHOWN = ("teacher", "student", "difference")
 
 
 class TensorboardMaps:
-    """Draws the first utterance of every so many validations, always the same one: the manifest's longest.
+    """Writer of heat maps of one utterance, the manifest's longest, in every n-th validation.
 
-    The student's first, middle and last layer and the teacher layers they learn from, as ``tgm_layer03/student`` and so
-    on, in ``{logdir}/tgm_maps``. Of several workers the first alone draws. Costs one more forward pass of teacher and
-    student over at most 8 s of clean audio and about a second of drawing; training is not touched, no random number is
-    drawn.
+    Draws the student's first, middle and last layer and the teacher layers matched with them, as
+    ``tgm_layer03/student`` and so on in ``{logdir}/tgm_maps``, on the first of several workers alone. Costs a forward
+    pass of teacher and student on at most 8 s of clean audio and about a second of drawing; training is unaffected, no
+    random number is drawn.
 
     Args:
-        every: draw in the first validation and in each so many-th after it; 0: never.
+        every: n, counted from the first validation; 0: never.
         logdir: ``common.tensorboard_logdir``.
 
     Raises:
@@ -42,7 +42,7 @@ class TensorboardMaps:
         if not every:
             return
         if not logdir:
-            raise StarError("task.log_tgm_maps needs a place for its pictures: set common.tensorboard_logdir")
+            raise StarError("task.log_tgm_maps needs a folder for its images: set common.tensorboard_logdir")
         require_matplotlib()
         try:
             import torch.utils.tensorboard  # noqa: F401
@@ -51,7 +51,7 @@ class TensorboardMaps:
         self.logdir = os.path.join(logdir, "tgm_maps")
 
     def begin_validation(self, model: nn.Module) -> None:
-        """To be called as a validation begins; ``model`` is the student itself, not what DDP makes of it."""
+        """Note that a validation begins; ``model`` is the student, not wrapped for DDP."""
         self.model = model
         first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self.due = bool(self.every) and self.validations % self.every == 0 and first
@@ -59,11 +59,11 @@ class TensorboardMaps:
 
     @torch.no_grad()
     def draw(self, provider: TeacherProvider, criterion: FairseqCriterion, sample: dict) -> None:
-        """To be called for every batch of a validation, the student in eval mode; draws the first, if due.
+        """Draw the first batch of a validation, if maps are due; call it for every batch, the student in eval mode.
 
         Args:
             provider: of the teacher's states.
-            criterion: says which layers were matched (``teacher_layers``).
+            criterion: names the matched layers (``teacher_layers``).
             sample: a batch of :class:`fairseq_star.data.dataset.DistillationDataset`.
         """
         if not self.due:
@@ -78,7 +78,7 @@ class TensorboardMaps:
         def maps(layer: int) -> LayerMaps:
             matched = criterion.teacher_layers[layer - 1]
             states = teacher.hidden_states[matched][0], student.hidden_states[layer][0]
-            return LayerMaps(layer, matched, *(tgm(of_one).cpu().numpy() for of_one in states))
+            return LayerMaps(layer, matched, *(tgm(one).cpu().numpy() for one in states))
 
         utterance = UtteranceMaps(
             name="",
@@ -94,7 +94,7 @@ class TensorboardMaps:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = self.writer or SummaryWriter(self.logdir)
-        # The trainer logs its count of updates; outside of training there is none.
+        # The trainer logs its number of updates; outside of training there is none.
         counted = metrics.get_meter("train", "num_updates")
         num_updates = int(counted.val) if counted is not None else 0
         with themed(LIGHT):

@@ -1,1 +1,1 @@
-"""First weights of a student, sliced out of its teacher: ``docs/slicing.md``. Needs no trainer."""
+"""Initial weights of a student, sliced from its teacher (``docs/slicing.md``). Needs no trainer."""

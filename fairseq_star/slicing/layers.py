@@ -1,7 +1,7 @@
-"""A Transformer layer: attention of narrower heads, fewer feed-forward units.
+"""Transformer layer: attention with narrower heads, fewer feed-forward units.
 
-Everything is computed with the student's own activations so far, so that an error is seen, and partly made up for, by
-what comes after it. Shapes: T frames, D and d widths of teacher and student, H heads, F and f feed-forward units.
+Each part is fitted on the student's own activations before it, so that it compensates in part for the errors of the
+parts before. Shapes: T frames, D and d widths of teacher and student, H heads, F and f feed-forward units.
 """
 
 import math
@@ -14,28 +14,27 @@ from torch import Tensor, nn
 
 from fairseq_star.encoder.attention import attention
 from fairseq_star.slicing.method import Method
-from fairseq_star.slicing.moments import Fit, Moments, low_rank, roots
-from fairseq_star.slicing.norms import fit_norm
+from fairseq_star.slicing.moments import Fit, Moments, fit_norm, low_rank, roots
 from fairseq_star.slicing.selection import most_explaining, strongest_by_group
 from fairseq_star.slicing.stream import Stream
 
 
 @dataclass
 class LayerStates:
-    """What a teacher's layer computes of one utterance: T x D each, ``hidden`` T x F."""
+    """Activations of a layer of the teacher for one utterance: T x D each, ``hidden`` T x F."""
 
     residual: Tensor  # the layer's input
     inputs: Tensor  # of attention: the same, after the norm of a pre-norm layer
-    attended: Tensor  # the sum after attention, before the norm of a post-norm layer
-    middle: Tensor  # the residual of the feed-forward part
+    attended: Tensor  # sum after attention, before the norm of a post-norm layer
+    middle: Tensor  # residual of the feed-forward part
     feed_forward_inputs: Tensor
     hidden: Tensor  # after the activation
-    summed: Tensor  # the sum after the feed-forward part, before the norm of a post-norm layer
+    summed: Tensor  # sum after the feed-forward part, before the norm of a post-norm layer
     output: Tensor
 
 
 def run_layer(layer: nn.Module, x: Tensor, pre_norm: bool, position_bias: Tensor | None = None) -> LayerStates:
-    """Run a layer of a teacher over ``x`` (T x D); ``position_bias`` is its encoder's."""
+    """Run a layer of a teacher on ``x`` (T x D), with the ``position_bias`` of its encoder."""
     inputs = layer.self_attn_layer_norm(x) if pre_norm else x
     attended = x + layer.self_attn(inputs[:, None], None, position_bias)[:, 0]
     middle = attended if pre_norm else layer.self_attn_layer_norm(attended)
@@ -48,137 +47,131 @@ def run_layer(layer: nn.Module, x: Tensor, pre_norm: bool, position_bias: Tensor
 
 @dataclass
 class LayerSlicer:
-    """Slices one layer of the teacher into one of the student."""
+    """Slices a layer of the student from one of the teacher."""
 
-    theirs: nn.Module
-    own: nn.Module
+    teacher: nn.Module
+    student: nn.Module
     stream: Stream
     num_heads: int  # of both
-    pre_norm: bool  # whether both are
+    pre_norm: bool  # both of them
     method: Method
 
     def slice(self, states: Sequence[LayerStates], last: Sequence[LayerStates], own: Sequence[Tensor]) -> list[Tensor]:
         """Set the student's layer and return its output for each utterance, T x d.
 
         Args:
-            states: of the teacher's layer.
-            last: of the teacher's layer whose output the student's shall be: the same one, or a later one that the
+            states: activations of the teacher's layer.
+            last: activations of the teacher's layer whose output is the target: the same layer, or a later one that the
                 student's layer stands for too.
             own: the student's input to the layer, T x d.
         """
         middle = self._attention(states, own)
         sums = self._feed_forward(states, last, middle)
-        if self.pre_norm:
-            return sums
-        norm = self.own.final_layer_norm
-        fit_norm(norm, [(self.stream.of(one.output), b) for one, b in zip(last, sums, strict=True)])
-        return [norm(b) for b in sums]
+        return (
+            sums if self.pre_norm else self._normed(self.student.final_layer_norm, [one.output for one in last], sums)
+        )
 
     def _attention(self, states: Sequence[LayerStates], own: Sequence[Tensor]) -> list[Tensor]:
-        """Set attention and the norm of a post-norm layer after it; the student's ``middle``, T x d."""
-        module, norm = self.own.self_attn, self.own.self_attn_layer_norm
-        inputs = self._normed(norm, [one.inputs for one in states], own) if self.pre_norm else list(own)
-        moments = Moments(inputs[0].size(1), states[0].inputs.size(1), self.method.products)
-        for one, b in zip(states, inputs, strict=True):
-            moments.add(b, one.inputs)
-        prior = self._slice_heads(moments)
+        """Set attention and its norm; return the student's ``middle``, T x d."""
+        module, norm = self.student.self_attn, self.student.self_attn_layer_norm
+        teacher_inputs = [one.inputs for one in states]
+        inputs = self._normed(norm, teacher_inputs, own) if self.pre_norm else list(own)
+        prior = self._slice_heads(Moments.of(inputs, teacher_inputs, self.method.products))
         contexts = [attention(*module.project(b[:, None]), None)[0].transpose(0, 1).flatten(1) for b in inputs]
-        targets = [self._missing(one.attended, one.residual, b) for one, b in zip(states, own, strict=True)]
-        _regress(module.out_proj, contexts, targets, self.method, prior)
+        targets = [self._target(one.attended, one.residual, b) for one, b in zip(states, own, strict=True)]
+        self._regress(module.out_proj, contexts, targets, prior)
         sums = [b + module.out_proj(context) for b, context in zip(own, contexts, strict=True)]
-        if self.pre_norm:
-            return sums
-        fit_norm(norm, [(self.stream.of(one.middle), b) for one, b in zip(states, sums, strict=True)])
-        return [norm(b) for b in sums]
+        return sums if self.pre_norm else self._normed(norm, [one.middle for one in states], sums)
 
     def _slice_heads(self, moments: Moments) -> Tensor:
-        """Set the projections of queries, keys and values; the output's weight (d x d) that goes with them.
+        """Set the projections of queries, keys and values; return the output's weight (d x d) that goes with them.
 
-        Of each head, with B~ the map from the student's inputs (a 1 appended) to the teacher's: the bilinear form
-        (W_q B~)^T (W_k B) of its logits and the linear map S^T W_o W_v B of its values are cut to the rank that the
-        student's head has, the best one for the student's inputs. A constant added to all keys changes no softmax, and
-        a constant of the values is one of the output: both are left out of the forms.
+        With B~ the map from the student's inputs (a 1 appended) to the teacher's, two matrices of each head are cut to
+        the rank that the student's head has, optimally for the student's inputs: the bilinear form (W_q B~)^T (W_k B)
+        of its logits and the linear map S^T W_o W_v B of its values. A constant added to all keys changes no softmax,
+        and a constant added to the values is one of the output: both are left out.
         """
-        module, stream, ridge = self.own.self_attn, self.stream, self.method.ridge
-        filled = moments.fit(ridge, stream.placing())
-        width, wide = moments.num_inputs, len(filled.bias)
-        head_dim, their_head_dim = width // self.num_heads, wide // self.num_heads
-        (query, query_bias), (key, _), (value, _), (output, _) = projections(self.theirs.self_attn)
-        covariance, mean = moments.covariance[:width, :width], moments.mean[:width, None]
-        one = mean.new_ones(1, 1)
-        extended = torch.cat([torch.cat([moments.second[:width, :width], mean], 1), torch.cat([mean.T, one], 1)])
-        root, inverse = roots(covariance, ridge / 10)
+        module, stream, ridge = self.student.self_attn, self.stream, self.method.ridge
+        fit = moments.fit(ridge, stream.to_teacher())
+        width, teacher_width = moments.num_inputs, len(fit.bias)
+        head_dim, teacher_head_dim = width // self.num_heads, teacher_width // self.num_heads
+        (query, query_bias), (key, _), (value, _), (output, _) = projections(self.teacher.self_attn)
+        mean = moments.mean[:width, None]
+        extended = torch.cat([moments.second[:width, :width], mean], 1)
+        extended = torch.cat([extended, torch.cat([mean.T, mean.new_ones(1, 1)], 1)])
+        root, inverse = roots(moments.covariance[:width, :width], ridge / 10)
         query_root, query_inverse = roots(extended, ridge / 10)
-        rest = torch.cat([filled.weight, filled.bias[:, None]], 1)  # D x d+1
+        affine = torch.cat([fit.weight, fit.bias[:, None]], 1)  # D x d+1
         outputs = []
         for head in range(self.num_heads):
-            theirs = slice(head * their_head_dim, (head + 1) * their_head_dim)
-            queries = query[theirs] @ rest
-            queries[:, -1] += query_bias[theirs]
-            keys = key[theirs] @ filled.weight * math.sqrt(head_dim / their_head_dim)
-            left, right = low_rank(query_root @ queries.T, root @ keys.T, head_dim)
+            whole = slice(head * teacher_head_dim, (head + 1) * teacher_head_dim)
             own = slice(head * head_dim, (head + 1) * head_dim)
+            queries = query[whole] @ affine
+            queries[:, -1] += query_bias[whole]
+            keys = key[whole] @ fit.weight * math.sqrt(head_dim / teacher_head_dim)
+            left, right = low_rank(query_root @ queries.T, root @ keys.T, head_dim)
             projected = (query_inverse @ left).T  # head_dim x d+1
-            _put(module.q_proj, own, projected[:, :-1], projected[:, -1])
-            _put(module.k_proj, own, (inverse @ right).T)
-            values = value[theirs] @ filled.weight
-            left, right = low_rank(stream.writing(output[:, theirs]), root @ values.T, head_dim)
-            _put(module.v_proj, own, (inverse @ right).T)
+            _set_rows(module.q_proj, own, projected[:, :-1], projected[:, -1])
+            _set_rows(module.k_proj, own, (inverse @ right).T)
+            values = value[whole] @ fit.weight
+            left, right = low_rank(stream.rows_of(output[:, whole]), root @ values.T, head_dim)
+            _set_rows(module.v_proj, own, (inverse @ right).T)
             outputs.append(left)
         return torch.cat(outputs, dim=1)
 
     def _feed_forward(
         self, states: Sequence[LayerStates], last: Sequence[LayerStates], middle: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Set the feed-forward part; the student's sum after it, T x d."""
-        theirs, own, method = self.theirs, self.own, self.method
-        wanted = [one.feed_forward_inputs for one in states]
-        inputs = self._normed(own.final_layer_norm, wanted, middle) if self.pre_norm else list(middle)
-        moments = Moments(inputs[0].size(1), wanted[0].size(1), method.products)
-        for a, b in zip(wanted, inputs, strict=True):
-            moments.add(b, a)
-        filled = moments.fit(method.ridge, self.stream.placing())
-        reading = theirs.fc1.weight.double() @ filled.weight  # F x d
-        bias = theirs.fc1.weight.double() @ filled.bias + theirs.fc1.bias.double()
-        targets = [self._missing(to.summed, one.middle, b) for to, one, b in zip(last, states, middle, strict=True)]
-        units = self._choose_units(states, inputs, targets, Fit(reading, bias))
-        own.fc1.weight.copy_(reading[units])
-        own.fc1.bias.copy_(bias[units])
-        hidden = [own.activation_fn(own.fc1(b)) for b in inputs]
-        # Taken out of a sum that its left-out units balanced, what a unit writes is no use as a prior.
-        prior = self.stream.writing(theirs.fc2.weight.double()) if len(units) == len(reading) else None
-        _regress(own.fc2, hidden, targets, method, prior)
-        return [b + own.fc2(h) for b, h in zip(middle, hidden, strict=True)]
+        """Set the feed-forward part and a pre-norm layer's norm before it; return the student's sum after it, T x d."""
+        fc1, fc2, student = self.teacher.fc1, self.teacher.fc2, self.student
+        teacher_inputs = [one.feed_forward_inputs for one in states]
+        inputs = self._normed(student.final_layer_norm, teacher_inputs, middle) if self.pre_norm else list(middle)
+        fit = Moments.of(inputs, teacher_inputs, self.method.products).fit(self.method.ridge, self.stream.to_teacher())
+        # The teacher's units as functions of the student's inputs: weight F x d.
+        all_units = Fit(fc1.weight.double() @ fit.weight, fc1.weight.double() @ fit.bias + fc1.bias.double())
+        targets = [self._target(to.summed, one.middle, b) for to, one, b in zip(last, states, middle, strict=True)]
+        units = self._choose_units(states, inputs, targets, all_units)
+        Fit(all_units.weight[units], all_units.bias[units]).copy_to(student.fc1)
+        hidden = [student.activation_fn(student.fc1(b)) for b in inputs]
+        # Without the units that balanced it, a unit's output weight is no use as a prior.
+        prior = self.stream.rows_of(fc2.weight.double()) if len(units) == len(all_units.bias) else None
+        self._regress(student.fc2, hidden, targets, prior)
+        return [b + student.fc2(h) for b, h in zip(middle, hidden, strict=True)]
 
     def _choose_units(
-        self, states: Sequence[LayerStates], inputs: Sequence[Tensor], targets: Sequence[Tensor], reading: Fit
+        self, states: Sequence[LayerStates], inputs: Sequence[Tensor], targets: Sequence[Tensor], all_units: Fit
     ) -> Tensor:
-        """Numbers of the feed-forward units that the student keeps, ``reading`` being all of them on its inputs."""
-        count = self.own.fc1.out_features
-        if count == len(reading.weight):
+        """Return the indices of the feed-forward units that the student gets."""
+        count, num_units = self.student.fc1.out_features, len(all_units.bias)
+        if count == num_units:
             return torch.arange(count)
         if not self.method.greedy:
             energy = sum(one.hidden.double().square().sum(0) for one in states)
-            return strongest_by_group(
-                energy * self.stream.writing(self.theirs.fc2.weight).double().square().sum(0), count
-            )
+            written = self.stream.rows_of(self.teacher.fc2.weight).double().square().sum(0)
+            return strongest_by_group(energy * written, count)
         step = max(1, sum(map(len, inputs)) // self.method.unit_rows)
-        weight, bias = reading.weight.to(inputs[0].dtype), reading.bias.to(inputs[0].dtype)
-        moments = Moments(len(bias), targets[0].size(1), dtype=torch.float32)
+        weight, bias = (one.to(inputs[0].dtype) for one in all_units)
+        moments = Moments(num_units, targets[0].size(1), dtype=torch.float32)
         for b, target in zip(inputs, targets, strict=True):
-            moments.add(self.own.activation_fn(F.linear(b[::step], weight, bias)), target[::step])
-        covariance = moments.covariance.float()
-        return most_explaining(covariance[: len(bias), : len(bias)], covariance[: len(bias), len(bias) :], count)
+            moments.add(self.student.activation_fn(F.linear(b[::step], weight, bias)), target[::step])
+        covariance = moments.covariance.float()[:num_units]
+        return most_explaining(covariance[:, :num_units], covariance[:, num_units:], count)
 
-    def _normed(self, norm: nn.LayerNorm, wanted: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
-        """Fit a pre-norm layer's norm to what the teacher's gives, and apply it."""
-        fit_norm(norm, [(self.stream.of(a), b) for a, b in zip(wanted, own, strict=True)])
+    def _normed(self, norm: nn.LayerNorm, targets: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
+        """Fit a norm of the student to the teacher's output at the same place, and apply it."""
+        fit_norm(norm, [(self.stream.to_student(a), b) for a, b in zip(targets, own, strict=True)])
         return [norm(b) for b in own]
 
-    def _missing(self, total: Tensor, residual: Tensor, own_residual: Tensor) -> Tensor:
-        """What a sub-layer shall add: the teacher's sum less what is there, the student's own residual."""
-        there = own_residual if self.method.correct else self.stream.of(residual)
-        return self.stream.of(total) - there
+    def _target(self, total: Tensor, residual: Tensor, own_residual: Tensor) -> Tensor:
+        """Return the target of a sub-layer: the teacher's sum minus the residual."""
+        return self.stream.to_student(total) - (
+            own_residual if self.method.correct else self.stream.to_student(residual)
+        )
+
+    def _regress(
+        self, linear: nn.Linear, inputs: Sequence[Tensor], targets: Sequence[Tensor], prior: Tensor | None
+    ) -> None:
+        Moments.of(inputs, targets, self.method.products).fit(self.method.ridge, prior).copy_to(linear)
 
 
 def projections(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -187,17 +180,6 @@ def projections(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return [(part.weight.double(), part.bias.double()) for part in parts]
 
 
-def _put(linear: nn.Linear, rows: slice, weight: Tensor, bias: Tensor | None = None) -> None:
+def _set_rows(linear: nn.Linear, rows: slice, weight: Tensor, bias: Tensor | float = 0.0) -> None:
     linear.weight[rows] = weight.to(linear.weight.dtype)
-    linear.bias[rows] = 0 if bias is None else bias.to(linear.bias.dtype)
-
-
-def _regress(
-    linear: nn.Linear, inputs: Sequence[Tensor], targets: Sequence[Tensor], method: Method, prior: Tensor | None
-) -> None:
-    moments = Moments(inputs[0].size(1), targets[0].size(1), method.products)
-    for given, target in zip(inputs, targets, strict=True):
-        moments.add(given, target)
-    fitted = moments.fit(method.ridge, prior)
-    linear.weight.copy_(fitted.weight)
-    linear.bias.copy_(fitted.bias)
+    linear.bias[rows] = bias.to(linear.bias.dtype) if isinstance(bias, Tensor) else bias

@@ -1,4 +1,4 @@
-"""``fairseq-star slice``: a student in a minute, or a table of several sizes, without a run."""
+"""Students sliced without a run, for ``fairseq-star slice``: one in a file, or a table of several sizes."""
 
 import os
 from collections.abc import Sequence
@@ -19,29 +19,29 @@ from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.slicing.measures import star_losses, variance_kept
 from fairseq_star.slicing.report import SlicingReport
-from fairseq_star.slicing.sample import UTTERANCES, Sample, draw_for
+from fairseq_star.slicing.sample import UTTERANCES, draw_for
 from fairseq_star.slicing.shapes import count_parameters, student_settings, student_shape, superb_macs
 from fairseq_star.slicing.slicer import slice_student
 
-QUARTER = 0.25  # of the teacher's parameters, where no size is given
+QUARTER = 0.25  # of the teacher's parameters, the default budget
 HELD_OUT = 24  # utterances that loss and kept variance are measured on
 STREAMING = "starhubert_stream"
-PROGRAM_BYTES = 300_000  # of an ONNX file, beside its weights: that of the demo's student, six layers
+PROGRAM_BYTES = 300_000  # of an ONNX file without its weights, for the demo's student of six layers
 
 
 @dataclass
 class Size:
-    """One student of a table: what it costs, and how near it is to its teacher before any training."""
+    """Cost of a student, and its distance from its teacher before any training."""
 
     width: int
     units: int  # feed-forward
     convolutions: list[int]  # channels
     parameters: int
     macs: int  # over SUPERB's 32 utterances
-    int8_bytes: int  # about: of an ONNX file of --int8
+    int8_bytes: int  # estimate for an ONNX file of --int8
     loss: float  # STaR's, on held-out utterances
-    loss_of_zero: float  # of a student whose states are all zero
-    variance_kept: float  # of all of the teacher's channels, by a linear map of the student's
+    loss_of_zero: float  # the same for a student whose states are all zero
+    variance_kept: float  # share of all of the teacher's channels explained by a linear map of the student's
     report: SlicingReport
 
     def to_dict(self) -> dict:
@@ -51,7 +51,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Request:
-    """What is sliced from what."""
+    """Teacher, data and kind of the students to slice."""
 
     teacher: str  # as task.teacher takes it
     data: str  # folder of the manifests
@@ -69,39 +69,39 @@ def slice_to_file(
     """Slice one student and write it as a checkpoint of this project.
 
     Args:
-        request: what from what.
         out: the file.
-        params: parameters at most, up to 1 as a share of the teacher's; a quarter of these when ``macs`` is not given
-            either.
+        params: parameters at most, up to 1 as a share of the teacher's; a quarter of these where neither budget is
+            given.
         macs: multiply-accumulates at most, over SUPERB's 32 utterances.
         force: replace ``out``.
 
     Raises:
-        StarError: anything of this that cannot be.
+        StarError: no such teacher, data or kind of student, a budget that cannot be met, or ``out`` exists.
     """
     with new_output(Path(out), what="student", force=force, origin=request.teacher) as written:
-        slicing = _Slicing(request)
-        shape = slicing.shape(QUARTER if params is None and macs is None else params, macs)
-        student, size = slicing.slice(shape)
+        workshop = _Workshop(request)
+        student, size = workshop.slice(workshop.shape(QUARTER if params is None and macs is None else params, macs))
         write_student(student, written)
     return size
 
 
 def slice_sizes(request: Request, sizes: Sequence[float]) -> tuple[EncoderConfig, list[Size]]:
-    """Slice students of several sizes, each parameters at most or, up to 1, a share of the teacher's.
+    """Slice students of several budgets of parameters, up to 1 as shares of the teacher's.
 
     Returns:
-        The teacher's shape, and what each student is.
+        The teacher's shape, and the size of each student.
 
     Raises:
         StarError: as :func:`slice_to_file`.
     """
-    slicing = _Slicing(request)
-    shapes = [slicing.shape(size, None) for size in sizes]  # all of them, before minutes are spent on the first
-    return slicing.teacher.config, [slicing.slice(shape)[1] for shape in shapes]
+    workshop = _Workshop(request)
+    shapes = [workshop.shape(size, None) for size in sizes]  # all of them, before minutes are spent on the first
+    return workshop.teacher.config, [workshop.slice(shape)[1] for shape in shapes]
 
 
-class _Slicing:
+class _Workshop:
+    """Teacher and audio of a request, loaded once for all students sliced from them."""
+
     def __init__(self, request: Request):
         if request.architecture not in ARCHITECTURES:
             raise StarError(f"--arch: there is no {request.architecture[:60]!a}; give starhubert or {STREAMING}")
@@ -112,8 +112,7 @@ class _Slicing:
         if request.seed < 0:
             raise StarError(f"--seed {request.seed} must be 0 or more")
         self.request = request
-        located = hub.locate(request.teacher, "slice")
-        self.teacher: FrozenEncoder = load_teacher(located.path, option="slice")
+        self.teacher: FrozenEncoder = load_teacher(hub.locate(request.teacher, "slice").path, option="slice")
         if request.architecture == STREAMING and self.teacher.normalize:
             raise StarError(
                 f"--arch {STREAMING}: this teacher's audio is normalized over the whole utterance, which no stream can "
@@ -126,15 +125,13 @@ class _Slicing:
                 "name the teacher's layers in a run's criterion.teacher_layers"
             )
         self.layers = match_layers(self.teacher.num_layers, depth)
-        self.sample = self._draw(request.split, request.utterances)
-        self.held_out = self._draw(request.held_out, HELD_OUT)
-
-    def _draw(self, split: str, count: int) -> Sample:
-        manifest = os.path.join(self.request.data, f"{split}.tsv")
-        return draw_for(self.teacher, manifest, count=count, seed=self.request.seed)
+        self.sample, self.held_out = (
+            draw_for(self.teacher, os.path.join(request.data, f"{split}.tsv"), count=count, seed=request.seed)
+            for split, count in ((request.split, request.utterances), (request.held_out, HELD_OUT))
+        )
 
     def shape(self, params: float | None, macs: float | None) -> EncoderConfig:
-        """The student's shape for a budget."""
+        """Return the student's shape for a budget."""
         if params is not None and params <= 1:
             params = params * self.teacher.num_parameters
         return student_shape(
@@ -146,7 +143,7 @@ class _Slicing:
         )
 
     def slice(self, shape: EncoderConfig) -> tuple[Student, Size]:
-        """A student of a shape, and what it is."""
+        """Return a student of a shape and its size."""
         name = self.request.architecture
         settings = student_settings(shape, streaming=name == STREAMING)
         with torch.random.fork_rng(devices=[]):
@@ -181,26 +178,26 @@ class _Slicing:
 
 
 def int8_bytes(model: SpeechEncoder) -> int:
-    """Return about what an ONNX file of ``--int8`` takes: a byte a weight of linear layers, two of others."""
+    """Estimate the bytes of an ONNX file of ``--int8``: one for a weight of a linear layer, two for any other."""
     linear = sum(one.weight.numel() for one in model.modules() if isinstance(one, nn.Linear))
     return PROGRAM_BYTES + 2 * sum(parameter.numel() for parameter in model.parameters()) - linear
 
 
 def sizes_table(teacher: EncoderConfig, sizes: Sequence[Size]) -> str:
-    """Return the table of several sizes for people, the teacher in its first line."""
-    heads = ("parameters", "GMACs", "int8 file", "width", "units", "loss", "variance kept")
-    plain = replace(teacher, relative_position=None, pos_conv_depth=1)  # close enough for a count of these
-    rows = [
-        (f"{count_parameters(plain) / 1e6:,.2f} M", f"{superb_macs(teacher) / 1e9:,.1f}", "", teacher.embed_dim,
-         teacher.ffn_embed_dim, "teacher", "100.0 %"),
+    """Return the sizes as a table in plain text, the teacher in its first line."""
+    plain = replace(teacher, relative_position=None, pos_conv_depth=1)  # precise enough for a count of parameters
+    rows = [("parameters", "GMACs", "int8 file", "width", "units", "loss", "variance kept")]
+    whole = count_parameters(plain), superb_macs(teacher), "", teacher.embed_dim, teacher.ffn_embed_dim
+    for parameters, macs, *cells in [
+        (*whole, "teacher", "100.0 %"),
         *(
-            (f"{one.parameters / 1e6:,.2f} M", f"{one.macs / 1e9:,.1f}", f"{one.int8_bytes / 1e6:,.1f} MB", one.width,
-             one.units, f"{one.loss:,.1f}", f"{one.variance_kept:.1%}".replace("%", " %"))
+            (one.parameters, one.macs, f"{one.int8_bytes / 1e6:,.1f} MB", one.width, one.units, f"{one.loss:,.1f}",
+             f"{100 * one.variance_kept:.1f} %")
             for one in sizes
         ),
-    ]  # fmt: skip
-    lines = [" ".join(f"{head:>13}" for head in heads)]
-    lines += [" ".join(f"{cell!s:>13}" for cell in row) for row in rows]
+    ]:  # fmt: skip
+        rows.append((f"{parameters / 1e6:,.2f} M", f"{macs / 1e9:,.1f}", *cells))
+    lines = [" ".join(f"{cell!s:>13}" for cell in row) for row in rows]
     zero = sizes[0].loss_of_zero
     lines.append(f"loss: STaR's on {sizes[0].report.held_out} held-out utterances, untrained; of zeros {zero:,.1f}")
     return "\n".join(lines)

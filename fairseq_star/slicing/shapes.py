@@ -1,18 +1,19 @@
-"""Which students can be sliced out of a teacher, and how large one is that keeps to a budget.
+"""Shapes of students: check that one can be sliced from a teacher, find the largest one within a budget.
 
-How a budget is spent (measured in ``docs/slicing.md``): a width d of the teacher's D first, feed-forward parts of at
-least :data:`LEAST_UNITS` (d/D)^2 of the teacher's units; then convolutions, of sqrt(d/D) of its channels if the budget
-allows and of d/D at least, the last two, which cost few operations, of all; the rest for feed-forward units.
+A budget is spent (measured in ``docs/slicing.md``) first on a width d of the teacher's D, with at least
+:data:`LEAST_UNITS` (d/D)^2 of the teacher's feed-forward units; then on convolutions, with sqrt(d/D) of the teacher's
+channels if the budget allows and at least d/D, the last two, which cost few operations, with all of them; the rest on
+feed-forward units.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 
 from fairseq_star.encoder.config import EncoderConfig
-from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.encoder.macs import SUPERB_UTTERANCES, macs_of_sizes
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
@@ -24,7 +25,7 @@ ALIKE = {
     "activation_fn": "model.activation_fn",
     "conv_bias": "model.conv_bias",
 }
-"""Fields of :class:`EncoderConfig` that teacher and sliced student share -> the student's options."""
+"""Fields of :class:`EncoderConfig` that are equal in teacher and sliced student -> the student's options."""
 AT_MOST = {
     "embed_dim": "model.encoder_embed_dim",
     "ffn_embed_dim": "model.encoder_ffn_embed_dim",
@@ -32,51 +33,47 @@ AT_MOST = {
 }
 LEAST_UNITS = 0.75
 FRONT_ENDS = 9  # shares of channels that are tried
-MULTIPLE = 8  # that convolutions' channels and feed-forward units are of
+MULTIPLE = 8  # divides convolutions' channels and feed-forward units
 
 
 def check_fits(teacher: EncoderConfig, student: EncoderConfig) -> None:
-    """Check that a student can be sliced out of a teacher.
+    """Check that a student can be sliced from a teacher.
 
     Raises:
         StarError: it is larger somewhere, or of another kind; the message names the option.
     """
 
-    def refuse(option: str, value: object, wanted: object) -> StarError:
-        return StarError(
-            f"model.init=sliced: {option}={value} must be {wanted}: a sliced student is its teacher with fewer channels"
-        )
+    def require(fits: bool, option: str, value: object, wanted: str) -> None:
+        if not fits:
+            raise StarError(
+                f"model.init=sliced: {option}={value} must be {wanted}: a sliced student is its teacher with fewer "
+                "channels"
+            )
 
     for one in (teacher, student):
         one.check_uniform("model.init=sliced")
     for name, option in ALIKE.items():
         wanted, value = getattr(teacher, name), getattr(student, name)
-        if value != wanted:
-            raise refuse(option, value, f"the teacher's {wanted}")
-    kinds = [{RUNNING: "default"}.get(one.extractor_mode, one.extractor_mode) for one in (teacher, student)]
-    if kinds[0] != kinds[1]:
-        raise refuse("model.extractor_mode", student.extractor_mode, f"the teacher's {teacher.extractor_mode}")
+        require(value == wanted, option, value, f"the teacher's {wanted}")
+    wanted, value = teacher.extractor_mode, student.extractor_mode
+    same_kind = len({"default" if mode == RUNNING else mode for mode in (wanted, value)}) == 1
+    require(same_kind, "model.extractor_mode", value, f"the teacher's {wanted}")
     for name, option in AT_MOST.items():
         most, value = getattr(teacher, name), getattr(student, name)
-        if value > most:
-            raise refuse(option, value, f"at most the teacher's {most}")
-    kernels = [[(layer.kernel, layer.stride) for layer in one.conv_layers] for one in (teacher, student)]
-    if kernels[0] != kernels[1]:
-        raise refuse(
-            "model.conv_feature_layers", _spell(student), f"of the teacher's kernels and strides, {_spell(teacher)}"
-        )
-    channels = [(a.channels, b.channels) for a, b in zip(teacher.conv_layers, student.conv_layers, strict=True)]
-    if any(own > theirs for theirs, own in channels):
-        raise refuse("model.conv_feature_layers", _spell(student), f"no wider than the teacher's {_spell(teacher)}")
+        require(value <= most, option, value, f"at most the teacher's {most}")
+    option, layers, teacher_layers = "model.conv_feature_layers", student.conv_layers, teacher.conv_layers
+    spelled, teacher_spelled = (str([tuple(layer) for layer in one]) for one in (layers, teacher_layers))
+    kernels, teacher_kernels = ([layer._replace(channels=0) for layer in one] for one in (layers, teacher_layers))
+    require(kernels == teacher_kernels, option, spelled, f"of the teacher's kernels and strides, {teacher_spelled}")
+    narrow = all(layer.channels <= most.channels for layer, most in zip(layers, teacher_layers, strict=True))
+    require(narrow, option, spelled, f"no wider than the teacher's {teacher_spelled}")
     if teacher.projection and not student.projection:
         raise StarError(
             f"model.init=sliced: the last of model.conv_feature_layers has model.encoder_embed_dim={student.embed_dim} "
             "channels, so that no projection follows, as one does in the teacher; give it another number of channels"
         )
-    if teacher.embed_dim % student.conv_pos_groups:
-        raise refuse(
-            "model.conv_pos_groups", student.conv_pos_groups, f"a divisor of the teacher's {teacher.embed_dim}"
-        )
+    groups, width = student.conv_pos_groups, teacher.embed_dim
+    require(width % groups == 0, "model.conv_pos_groups", groups, f"a divisor of the teacher's {width}")
 
 
 def student_shape(
@@ -87,17 +84,17 @@ def student_shape(
     num_layers: int | None = None,
     options: Sequence[str] = ("model.target_params", "model.target_macs"),
 ) -> EncoderConfig:
-    """Return the largest student of a teacher that keeps to a budget: the widest, then most feed-forward units.
+    """Return the largest student of a teacher within a budget: the widest, then the most feed-forward units.
 
     Args:
-        teacher: whose kernels, heads and kind of norms it has.
+        teacher: determines kernels, heads and kind of norms.
         target_params: parameters at most.
         target_macs: multiply-accumulates at most, over SUPERB's 32 utterances (HuBERT Base: 1669e9).
         num_layers: the teacher's when None.
-        options: what the user calls the two budgets, for messages.
+        options: names of the two budgets in messages.
 
     Raises:
-        StarError: no budget, one that the teacher itself keeps to, or one so small that no width does.
+        StarError: no budget, one as large as the teacher, or one too small for any width.
     """
     teacher.check_uniform(" and ".join(options))
     budgets = zip(options, (target_params, target_macs), (count_parameters, superb_macs), strict=True)
@@ -105,30 +102,26 @@ def student_shape(
     if not given:
         raise StarError(f"{' or '.join(options)}: give one, such as {options[0]}=22.3e6")
 
-    def keeps(config: EncoderConfig) -> bool:
+    def fits(config: EncoderConfig) -> bool:
         return all(count(config) <= value for _, value, count in given)
 
     named = " and ".join(f"{option}={value:g}" for option, value, _ in given)
     plain = replace(as_student(teacher), num_layers=num_layers or teacher.num_layers)
-    if keeps(plain):
+    if fits(plain):
         raise StarError(f"{named}: the teacher is no larger than that; give less")
-    for width in _widths(teacher):
+    step = math.lcm(teacher.num_heads, teacher.conv_pos_groups)
+    for width in range(teacher.embed_dim - step, 0, -step):
         share = width / teacher.embed_dim
         front_ends = np.linspace(share**0.5, share, FRONT_ENDS)
-        shape = next(filter(keeps, (_of_width(plain, width, float(channels)) for channels in front_ends)), None)
+        shape = next(filter(fits, (_of_width(plain, width, float(channels)) for channels in front_ends)), None)
         if shape is not None:
-            step = MULTIPLE
-            while shape.ffn_embed_dim + step <= teacher.ffn_embed_dim:
-                more = replace(shape, ffn_embed_dim=shape.ffn_embed_dim + step)
-                if not keeps(more):
-                    break
-                shape = more
-            return shape
+            sizes = range(shape.ffn_embed_dim, teacher.ffn_embed_dim + 1, MULTIPLE)
+            return list(takewhile(fits, (replace(shape, ffn_embed_dim=size) for size in sizes)))[-1]
     raise StarError(f"{named}: even the narrowest student of this teacher is larger; give more, or fewer layers")
 
 
 def as_student(teacher: EncoderConfig) -> EncoderConfig:
-    """Return a teacher's shape as that of a student: one positional convolution, no relative positions."""
+    """Return a teacher's shape with a student's parts: one positional convolution, no relative positions."""
     return replace(
         teacher,
         relative_position=None,
@@ -142,7 +135,7 @@ def as_student(teacher: EncoderConfig) -> EncoderConfig:
 
 
 def student_settings(shape: EncoderConfig, *, streaming: bool) -> dict:
-    """Return a shape as options of a student; a streaming one has a first norm of its own."""
+    """Return a shape as ``model`` options; those of a streaming student leave its kind of first norm alone."""
     settings = shape.fairseq_settings()
     if streaming:
         settings.pop("extractor_mode")
@@ -150,47 +143,30 @@ def student_settings(shape: EncoderConfig, *, streaming: bool) -> dict:
 
 
 def _of_width(teacher: EncoderConfig, width: int, share: float) -> EncoderConfig:
-    """The student of a width whose convolutions have ``share`` of the teacher's channels."""
+    """Return a student's shape of a width, its convolutions with ``share`` of the teacher's channels."""
+    units = LEAST_UNITS * teacher.ffn_embed_dim * (width / teacher.embed_dim) ** 2
+    layers = teacher.conv_layers
+    if teacher.projection:
+        shares = ([share] * (len(layers) - 3) + [(1 + share) / 2, 1.0, 1.0])[-len(layers) :]
+    else:
+        shares = [share] * len(layers)
+    channels = [_round(layer.channels * one, layer.channels) for layer, one in zip(layers, shares, strict=True)]
+    if not teacher.projection:  # the last convolutions' channels are the stream's
+        channels = [
+            width if layer.channels == teacher.embed_dim else one for layer, one in zip(layers, channels, strict=True)
+        ]
+    elif channels[-1] == width < teacher.embed_dim:  # else no projection would follow
+        channels[-1] = max(1, width - MULTIPLE if width > MULTIPLE else width // 2)
     return replace(
         teacher,
         embed_dim=width,
-        ffn_embed_dim=_round(
-            LEAST_UNITS * teacher.ffn_embed_dim * (width / teacher.embed_dim) ** 2, teacher.ffn_embed_dim
-        ),
-        conv_layers=_convolutions(teacher, width, share),
+        ffn_embed_dim=_round(units, teacher.ffn_embed_dim),
+        conv_layers=[layer._replace(channels=one) for layer, one in zip(layers, channels, strict=True)],
     )
-
-
-def _convolutions(teacher: EncoderConfig, width: int, share: float) -> list[ConvLayer]:
-    layers, count = teacher.conv_layers, len(teacher.conv_layers)
-    if not teacher.projection:  # the last convolutions' channels are the stream's
-        return [
-            layer._replace(
-                channels=width
-                if layer.channels == teacher.embed_dim
-                else _round(layer.channels * share, layer.channels)
-            )
-            for layer in layers
-        ]
-    shares = [share] * (count - 3) + [(1 + share) / 2, 1.0, 1.0]
-    found = [
-        layer._replace(channels=_round(layer.channels * own, layer.channels))
-        for layer, own in zip(layers, shares[-count:], strict=True)
-    ]
-    if found[-1].channels == width < teacher.embed_dim:  # else no projection would follow
-        fewer = width - MULTIPLE if width > MULTIPLE else width // 2
-        found[-1] = found[-1]._replace(channels=max(1, fewer))
-    return found
 
 
 def _round(value: float, at_most: int) -> int:
     return min(at_most, max(MULTIPLE, MULTIPLE * round(value / MULTIPLE)))
-
-
-def _widths(teacher: EncoderConfig) -> Iterator[int]:
-    """Widths that heads and groups divide, the greatest first."""
-    step = math.lcm(teacher.num_heads, teacher.conv_pos_groups)
-    yield from range(teacher.embed_dim - step, 0, -step)
 
 
 def count_parameters(config: EncoderConfig) -> int:
@@ -211,7 +187,3 @@ def count_parameters(config: EncoderConfig) -> int:
 def superb_macs(config: EncoderConfig) -> int:
     """Return the multiply-accumulates of an encoder over SUPERB's 32 utterances."""
     return int(macs_of_sizes(config, np.array(SUPERB_UTTERANCES)).sum())
-
-
-def _spell(config: EncoderConfig) -> str:
-    return str([tuple(layer) for layer in config.conv_layers])

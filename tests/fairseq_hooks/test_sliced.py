@@ -245,7 +245,7 @@ def test_so_it_does_in_a_run(train):
 
 def test_audio_that_cannot_be_used_is_one_line(teacher_path, tmp_path):
     tiny.write_tsv(tmp_path / "train.tsv", tiny.write_audio(tmp_path / "audio", [0.2, 0.3]))
-    with pytest.raises(SystemExit, match=r"train\.tsv: none of the 2 files looked into can be used") as error:
+    with pytest.raises(SystemExit, match=r"train\.tsv: none of the 2 files opened can be used") as error:
         build(tmp_path, teacher_path, model=sliced())
     assert "\n" not in str(error.value)
 

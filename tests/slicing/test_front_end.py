@@ -9,7 +9,7 @@ from torch import nn
 
 from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.slicing import front_end
-from fairseq_star.slicing.front_end import choose_channels, norm_of, slice_front_end, through
+from fairseq_star.slicing.front_end import choose_channels, norm_of, run_block, slice_front_end
 from fairseq_star.slicing.method import DEFAULT, Method
 from fairseq_star.slicing.stream import Stream
 from tests.support import slicing_cases as cases
@@ -71,7 +71,7 @@ def test_each_convolution_is_a_regression_on_the_students_own_inputs(kind):
     if kind == "group norm":
         assert torch.equal(norm_of(own_first).weight, norm_of(first).weight[chosen])
         assert torch.equal(norm_of(own_first).bias, norm_of(first).bias[chosen])
-    pairs = [(through(first, a), through(own_first, b)) for a, b in pairs]
+    pairs = [(run_block(first, a), run_block(own_first, b)) for a, b in pairs]
     for (theirs, own), kept, chosen in zip(others, found.kept[1:], found.kept[2:], strict=False):
         taps, stride = own[0].kernel_size[0], own[0].stride[0]
         x = np.vstack([patches(as_array(b), taps, stride) for _, b in pairs])
@@ -98,14 +98,14 @@ def test_each_convolution_is_a_regression_on_the_students_own_inputs(kind):
                 scale, shift = np.polyfit(normalized[:, channel], target[:, channel], 1)
                 assert norm_of(own).weight[channel].item() == pytest.approx(scale, rel=1e-3, abs=1e-4)
                 assert norm_of(own).bias[channel].item() == pytest.approx(shift, rel=1e-3, abs=1e-4)
-        pairs = [(through(theirs, a), through(own, b)) for a, b in pairs]
+        pairs = [(run_block(theirs, a), run_block(own, b)) for a, b in pairs]
 
     # The norm after the convolutions is the teacher's, of the kept channels; the projection a regression.
     chosen = found.kept[-1]
     assert torch.equal(found.student.layer_norm.weight, found.teacher.layer_norm.weight[chosen])
     x = as_array([found.student.layer_norm(b.T) for _, b in pairs])
-    t = as_array([STREAM.of(found.teacher.post_extract_proj(found.teacher.layer_norm(a.T))) for a, _ in pairs])
-    prior = as_array(STREAM.writing(found.teacher.post_extract_proj.weight))[:, chosen]
+    t = as_array([STREAM.to_student(found.teacher.post_extract_proj(found.teacher.layer_norm(a.T))) for a, _ in pairs])
+    prior = as_array(STREAM.rows_of(found.teacher.post_extract_proj.weight))[:, chosen]
     weight, bias = regressed(x, t, METHOD.ridge, prior)
     assert np.allclose(as_array(found.student.post_extract_proj.weight), weight, atol=1e-4)
     assert np.allclose(as_array(found.student.post_extract_proj.bias), bias, atol=1e-4)
@@ -130,7 +130,7 @@ def test_the_channels_kept_are_those_that_what_reads_them_asks_for(kind):
         slice_front_end(found.teacher, again, sources(), STREAM, replace(METHOD, rows=10**6))
     states = [source[None] for source in sources()]
     for number, block in enumerate(blocks):
-        states = [through(block, state) for state in states]
+        states = [run_block(block, state) for state in states]
         if number + 1 < len(blocks):
             reader = blocks[number + 1][0]
             taps = reader.kernel_size[0]
@@ -151,7 +151,7 @@ def test_without_a_projection_the_last_convolutions_channels_are_the_streams():
     features = slice_front_end(teacher, student, sources(), STREAM, METHOD)
     assert student.post_extract_proj is None
     given = [student.feature_extractor(source[None])[0].T for source in sources()]
-    target = as_array([STREAM.of(teacher.layer_norm(teacher.feature_extractor(source[None])[0].T))
+    target = as_array([STREAM.to_student(teacher.layer_norm(teacher.feature_extractor(source[None])[0].T))
                        for source in sources()])  # fmt: skip
     x = as_array(given)
     moved = x - x.mean(1, keepdims=True)
@@ -224,7 +224,7 @@ def test_what_the_teacher_gives_at_those_places_is_what_is_fitted():
     (first, own_first), (theirs, own), _ = found.blocks()
     x, t = [], []
     for source in sources():
-        a, b = through(first, source[None]), through(own_first, source[None])
+        a, b = run_block(first, source[None]), run_block(own_first, source[None])
         seen, wanted = patches(as_array(b), 3, 2), as_array(theirs[0](a)).T[:, found.kept[2]]
         step = max(1, len(seen) // 50)
         assert step > 1

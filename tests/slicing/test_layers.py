@@ -35,7 +35,9 @@ class Layer:
         self.states = [run_layer(self.theirs, x, pre_norm) for x in inputs]
         self.stream = choose_stream([[one.residual, one.output] for one in self.states], own_width, 4, scaled=True)
         # The student's are not quite the teacher's.
-        self.inputs = [self.stream.of(x) + 0.05 * torch.randn(len(x), own_width, generator=generator) for x in inputs]
+        self.inputs = [
+            self.stream.to_student(x) + 0.05 * torch.randn(len(x), own_width, generator=generator) for x in inputs
+        ]
 
     def slicer(self, **method: object) -> LayerSlicer:
         return LayerSlicer(self.theirs, self.own, self.stream, HEADS, self.pre_norm, replace(IN_FULL, **method))
@@ -83,7 +85,7 @@ def heads_of(layer: Layer, ridge: float):
             moments.add(b, one.inputs)
         prior = slicer._slice_heads(moments)
     given = as_array(given)
-    weight, bias = regressed(given, wanted, ridge, layer.stream.placing().numpy())
+    weight, bias = regressed(given, wanted, ridge, layer.stream.to_teacher().numpy())
     return given, given @ weight.T + bias, weight, prior.numpy()
 
 
@@ -135,7 +137,7 @@ def test_values_are_the_best_of_their_rank(kind):
 
 def test_at_full_rank_logits_and_values_are_the_teachers():
     layer = Layer(False, own_width=WIDTH)
-    layer.inputs = [layer.stream.of(one.residual) for one in layer.states]
+    layer.inputs = [layer.stream.to_student(one.residual) for one in layer.states]
     given, filled, _, prior = heads_of(layer, 0.0)
     assert np.allclose(filled, as_array([one.inputs for one in layer.states]), atol=1e-5)
     heads = [[part.numpy() for part in pair] for pair in projections(layer.theirs.self_attn)]
@@ -201,14 +203,16 @@ def test_a_whole_layer_step_by_step(kind, correct):
     residuals = [as_array(b) for b in layer.inputs]
 
     def there(name: str, mine: list[np.ndarray]) -> np.ndarray:
-        return np.vstack(mine) if correct else as_array([stream.of(getattr(one, name)) for one in states])
+        return np.vstack(mine) if correct else as_array([stream.to_student(getattr(one, name)) for one in states])
 
     inputs = residuals
     if layer.pre_norm:
-        line_of(own.self_attn_layer_norm, np.vstack(residuals), as_array([stream.of(one.inputs) for one in states]))
+        line_of(
+            own.self_attn_layer_norm, np.vstack(residuals), as_array([stream.to_student(one.inputs) for one in states])
+        )
         inputs = [normed(own.self_attn_layer_norm, b) for b in residuals]
     contexts = [attended(layer, b) for b in inputs]
-    target = as_array([stream.of(one.attended) for one in states]) - there("residual", residuals)
+    target = as_array([stream.to_student(one.attended) for one in states]) - there("residual", residuals)
     weight, bias = regressed(np.vstack(contexts), target, ridge, prior)
     project = own.self_attn.out_proj
     assert np.allclose(as_array(project.weight), weight, atol=2e-4 * np.abs(weight).max())
@@ -218,21 +222,21 @@ def test_a_whole_layer_step_by_step(kind, correct):
             for b, c in zip(residuals, contexts, strict=True)]  # fmt: skip
     if layer.pre_norm:
         middle = sums
-        wanted = as_array([stream.of(one.feed_forward_inputs) for one in states])
+        wanted = as_array([stream.to_student(one.feed_forward_inputs) for one in states])
         line_of(own.final_layer_norm, np.vstack(sums), wanted)
         feed = [normed(own.final_layer_norm, b) for b in sums]
     else:
-        line_of(own.self_attn_layer_norm, np.vstack(sums), as_array([stream.of(one.middle) for one in states]))
+        line_of(own.self_attn_layer_norm, np.vstack(sums), as_array([stream.to_student(one.middle) for one in states]))
         middle = [normed(own.self_attn_layer_norm, b) for b in sums]
         feed = middle
 
     # Units: of all of the teacher's, on the student's inputs, those that explain most together.
     filled, shift = regressed(
-        np.vstack(feed), as_array([one.feed_forward_inputs for one in states]), ridge, stream.placing().numpy()
+        np.vstack(feed), as_array([one.feed_forward_inputs for one in states]), ridge, stream.to_teacher().numpy()
     )
     reading = as_array(layer.theirs.fc1.weight) @ filled
     offset = as_array(layer.theirs.fc1.weight) @ shift + as_array(layer.theirs.fc1.bias)
-    target = as_array([stream.of(one.summed) for one in states]) - there("middle", middle)
+    target = as_array([stream.to_student(one.summed) for one in states]) - there("middle", middle)
     units = selected_forward(gelu(np.vstack(feed) @ reading.T + offset), target, OWN_UNITS)
     assert np.allclose(as_array(own.fc1.weight), reading[units], atol=1e-4)
     assert np.allclose(as_array(own.fc1.bias), offset[units], atol=1e-4)
@@ -243,7 +247,7 @@ def test_a_whole_layer_step_by_step(kind, correct):
 
     expected = np.vstack(middle) + hidden @ as_array(own.fc2.weight).T + as_array(own.fc2.bias)
     if not layer.pre_norm:
-        line_of(own.final_layer_norm, expected, as_array([stream.of(one.output) for one in states]))
+        line_of(own.final_layer_norm, expected, as_array([stream.to_student(one.output) for one in states]))
         expected = normed(own.final_layer_norm, expected)
     assert np.allclose(as_array(outputs), expected, atol=1e-4)
     # The layer as its encoder runs it gives the same.
@@ -256,7 +260,7 @@ def test_all_units_kept_are_the_teachers_and_pulled_to_what_it_writes():
     """A ridge without bounds makes the output's weights the teacher's, kept channels alone."""
     layer = Layer(False, own_units=UNITS)
     layer.slice(ridge=1e9)
-    wanted = layer.stream.writing(layer.theirs.fc2.weight.double())
+    wanted = layer.stream.rows_of(layer.theirs.fc2.weight.double())
     assert torch.allclose(layer.own.fc2.weight.double(), wanted, atol=1e-4)
 
 
@@ -271,7 +275,7 @@ def test_units_by_energy():
     layer = Layer(False)
     layer.slice(greedy=False)
     hidden = as_array([one.hidden for one in layer.states])
-    written = as_array(layer.stream.writing(layer.theirs.fc2.weight))
+    written = as_array(layer.stream.rows_of(layer.theirs.fc2.weight))
     energy = [np.square(np.outer(hidden[:, unit], written[:, unit])).sum() for unit in range(UNITS)]
     strongest = sorted(np.argsort(energy)[-OWN_UNITS:])
     feed = as_array([one.feed_forward_inputs for one in layer.states])
@@ -310,7 +314,7 @@ def test_the_output_of_a_later_layer_is_what_the_sum_is_fitted_to():
     with torch.no_grad():
         alone = layer.slice()
         both = layer.slicer().slice(layer.states, later, layer.inputs)
-    wanted = as_array([layer.stream.of(one.output) for one in later])
+    wanted = as_array([layer.stream.to_student(one.output) for one in later])
 
     def error(outputs: list[torch.Tensor]) -> float:
         return float(np.square(as_array(outputs) - wanted).sum())

@@ -27,7 +27,7 @@ def sliced(pre_norm: bool, scale: torch.Tensor):
     features = []
     for frames in (30, 44, 25):
         a = torch.randn(frames, 24, generator=generator) @ mix / 4 + 0.5
-        features.append((a, entry.of(a) + 0.1 * torch.randn(frames, 12, generator=generator)))
+        features.append((a, entry.to_student(a) + 0.1 * torch.randn(frames, 12, generator=generator)))
     with torch.no_grad():
         found, at_zero = slice_positions(teacher, student, features, entry, stream, RIDGE)
     assert at_zero is None
@@ -48,7 +48,7 @@ def test_kept_channels_read_what_the_left_out_ones_are_predicted_from(pre_norm):
         inputs, outputs = slice(3 * group, 3 * group + 3), slice(6 * group, 6 * group + 6)
         fill, shift = regressed(
             as_array([y[:, inputs] for _, y in features]), as_array([x[:, outputs] for x, _ in features]), RIDGE,
-            entry.placing()[outputs, inputs].numpy(),
+            entry.to_teacher()[outputs, inputs].numpy(),
         )  # fmt: skip
         filled = as_array(b)[:, inputs] @ fill.T + shift  # T x 6, all of the group's channels
         for place in range(3 * group, 3 * group + 3):
@@ -79,7 +79,7 @@ def test_what_goes_on_is_what_the_encoder_computes(pre_norm):
         if pre_norm:
             return
         sums = as_array([b + student.positions(b[None], None)[0] for _, b in features])
-    target = as_array([stream.of(x) for x, _ in found])
+    target = as_array([stream.to_student(x) for x, _ in found])
     moved = sums - sums.mean(1, keepdims=True)
     normalized = moved / np.sqrt(np.square(moved).mean(1, keepdims=True) + 1e-5)
     for channel in range(12):

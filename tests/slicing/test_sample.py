@@ -28,7 +28,7 @@ BAD = {
     "silent.wav": (lambda path: soundfile.write(path, noise(2) * 0, SAMPLE_RATE), "is silent"),
     "nan.wav": (
         lambda path: soundfile.write(path, np.append(noise(2)[:, 0], np.nan), SAMPLE_RATE, subtype="FLOAT"),
-        "holds values that are not finite",
+        "has values that are not finite",
     ),
 }
 
@@ -107,7 +107,7 @@ def test_none_of_use_is_one_line_that_names_the_manifest(tmp_path):
     with pytest.raises(StarError) as error:
         draw(path)
     told = str(error.value)
-    assert told.startswith(f"{path}: none of the 8 files looked into can be used to slice a student (")
+    assert told.startswith(f"{path}: none of the 8 files opened can be used to slice a student (")
     assert "\n" not in told
 
 

@@ -95,12 +95,12 @@ def test_channels_are_the_strongest_of_each_group_with_each_layer_its_own_unit()
 def test_a_stream_reads_and_writes_the_kept_channels():
     stream = Stream(torch.tensor([1, 3]), torch.tensor([2.0, 0.5]), 4)
     states = drawn(3, 5, 4)
-    assert torch.equal(stream.of(states), torch.stack([2 * states[..., 1], 0.5 * states[..., 3]], dim=-1))
+    assert torch.equal(stream.to_student(states), torch.stack([2 * states[..., 1], 0.5 * states[..., 3]], dim=-1))
     weight, bias = drawn(4, 6).double(), drawn(4)
-    assert torch.equal(stream.writing(weight), torch.stack([2 * weight[1], 0.5 * weight[3]]))
-    assert torch.equal(stream.writing(bias), torch.stack([2 * bias[1], 0.5 * bias[3]]))
+    assert torch.equal(stream.rows_of(weight), torch.stack([2 * weight[1], 0.5 * weight[3]]))
+    assert torch.equal(stream.rows_of(bias), torch.stack([2 * bias[1], 0.5 * bias[3]]))
     # What the student has of a state, back in its place: the kept channels as they were, zeros elsewhere.
-    back = stream.of(states).double() @ stream.placing().T
+    back = stream.to_student(states).double() @ stream.to_teacher().T
     assert torch.allclose(back[..., [1, 3]], states[..., [1, 3]].double())
     assert back[..., [0, 2]].abs().max() == 0
     twice = stream.scaled(torch.tensor([3.0, 4.0]))

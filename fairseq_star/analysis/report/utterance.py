@@ -63,7 +63,7 @@ def utterance_maps(
         phones=read_phones(manifest, line, teacher.frames.frame_lengths[0]),
         transcript=read_transcript(Path(root) / entries[line].path),
         layers=[maps(number) for number in layers],
-        hidden=hidden,
+        mask_indices=hidden,
     )
 
 

@@ -169,12 +169,12 @@ def test_one_range_of_colours_for_a_layer():
         assert draw_map(DARK, example(), example().layers[0], "difference").get_facecolor()[0] < 0.2
 
 
-def test_hidden_frames_are_marked_where_they_lie():
+def test_masked_frames_are_marked_where_they_are():
     utterance = example()
     layer = utterance.layers[0]
     layer.masked = layer.student
-    utterance.hidden = np.zeros(len(layer.teacher), dtype=bool)
-    utterance.hidden[[0, 1, 20, 21, 22, -1]] = True
+    utterance.mask_indices = np.zeros(len(layer.teacher), dtype=bool)
+    utterance.mask_indices[[0, 1, 20, 21, 22, -1]] = True
     with themed(LIGHT):
         plain = draw_map(LIGHT, utterance, layer, "student").axes[0]
         heat = draw_map(LIGHT, utterance, layer, "masked").axes[0]
