@@ -1,4 +1,4 @@
-"""torchaudio beside any torch, its own refusal of some of them notwithstanding."""
+"""Import torchaudio next to any torch, also where it refuses the combination."""
 
 import importlib
 import sys
@@ -8,12 +8,12 @@ import torch
 
 
 def import_torchaudio() -> ModuleType:
-    """torchaudio, imported for this whole process, so that ``import torchaudio`` works in other libraries as well.
+    """Import torchaudio for this whole process, so that ``import torchaudio`` works in other libraries as well.
 
     Its last release (2.11) refuses to be imported where torch was built for another minor version of CUDA, as what
     ``pip install torch torchaudio`` gives from torch 2.15 on (torchaudio/_extension/utils.py, ``_check_cuda_version``).
     That could matter to its own CUDA kernels alone (forced alignment, RNN-T loss), which nothing here uses. So where it
-    refuses for that reason it is asked again, as it would be asked beside a torch without CUDA.
+    refuses for that reason, the import is repeated as if torch had no CUDA.
 
     Raises:
         ImportError, OSError, RuntimeError: it is missing, or broken in any other way.
@@ -24,7 +24,7 @@ def import_torchaudio() -> ModuleType:
         if "different CUDA versions" not in str(error):
             raise
     for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
-        del sys.modules[name]  # parts of what was not imported, which older releases trip over
+        del sys.modules[name]  # left over from the failed import; older releases fail on them
     cuda = torch.version.cuda
     torch.version.cuda = None
     try:
