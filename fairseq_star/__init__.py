@@ -13,7 +13,7 @@ __all__ = ["__version__", "load_student", "load_teacher", "register", "tgm_loss"
 def register() -> None:
     """Register task, criterion and model with fairseq, and the classes in fairseq's checkpoints with ``torch.load``.
 
-    Once is enough; more do no harm.
+    Calling it again does nothing.
     """
     from fairseq_star.tasks.registration import register_all
 

@@ -1,11 +1,11 @@
-"""The one exception a user's input can cause, and how a command line tells it."""
+"""The one exception a user's input can cause, and how a command line prints it."""
 
 from contextlib import contextmanager
 from typing import Iterator
 
 
 class StarError(ValueError):
-    """Bad input, told in one sentence that names the file, line or option and how to mend it."""
+    """Bad input, reported in one sentence that names the file, line or option and how to correct it."""
 
 
 @contextmanager

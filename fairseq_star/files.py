@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: what is written lies beside its place until it is finished."""
+"""Atomic writes: a file or folder is written under a temporary name and moved into place when it is complete."""
 
 import os
 import shutil
@@ -14,14 +14,14 @@ from fairseq_star.errors import StarError
 def replacing(
     path: str | os.PathLike, *, temporary: str | os.PathLike | None = None, sync: bool = False
 ) -> Iterator[Path]:
-    """Give a path to write a file at, in the same folder; at the end it takes the place of ``path``.
+    """Yield a temporary path in the same folder to write a file at; at the end the file replaces ``path``.
 
     Whatever ends the block early, Ctrl-C too, leaves nothing behind and an old file untouched.
 
     Args:
-        path: the file's place; its folder must be there.
-        temporary: where it is written; a hidden file of a name of its own, readable by everybody, when None.
-        sync: whether its bytes must have reached the disk first, or a power cut leaves the name of an empty file.
+        path: the file; its folder must exist.
+        temporary: where it is written; a hidden file of a unique name, readable by everybody, when None.
+        sync: wait until its bytes are on the disk first, or a power cut leaves the name of an empty file.
 
     Raises:
         OSError: it cannot be written there.
@@ -46,18 +46,18 @@ def replacing(
 def new_output(
     out: Path, *, what: str, is_folder: bool = False, force: bool = False, origin: str = ""
 ) -> Iterator[Path]:
-    """Give a path to write at, in a hidden temporary folder beside ``out``; at the end it is moved to ``out``.
+    """Yield a path to write at, in a hidden temporary folder next to ``out``; at the end it is moved to ``out``.
 
     Whatever ends the block early, Ctrl-C too, leaves nothing behind and an old ``out`` untouched.
 
     Args:
-        what: it is, for messages.
-        is_folder: whether a folder will be written.
-        force: replace what is there; a folder only where every file of it is written anew.
-        origin: a file that must not be replaced: what is being converted.
+        what: what is written, for messages.
+        is_folder: whether it is a folder.
+        force: replace an existing ``out``; a folder only if every file of it is written anew.
+        origin: a file that must not be replaced: the one being converted.
 
     Raises:
-        StarError: ``out`` is taken or cannot be written at.
+        StarError: ``out`` exists already or cannot be written.
     """
     _check_free(out, what, is_folder, force, origin)
     try:
@@ -76,26 +76,26 @@ def _check_free(out: Path, what: str, is_folder: bool, force: bool, origin: str)
     if not out.name:
         raise StarError(f"--out {out} names no file; give one, such as {out / 'student.pt'}")
     if not out.parent.is_dir():
-        raise StarError(f"--out {out}: the folder {out.parent} is not there; make it first")
+        raise StarError(f"--out {out}: the folder {out.parent} does not exist; make it first")
     if not os.path.lexists(out):
         return
     if not force:
-        raise StarError(f"--out {out} is there already; give another name, or --force to replace it")
+        raise StarError(f"--out {out} exists already; give another name, or --force to replace it")
     if out.exists() and os.path.exists(origin) and os.path.samefile(out, origin):
-        raise StarError(f"--out {out} is the very thing that is converted; give another name")
+        raise StarError(f"--out {out} is the very file that is converted; give another name")
     if out.is_dir() != is_folder:
         kind = ("file", "folder") if is_folder else ("folder", "file")
         raise StarError(f"--out {out} is a {kind[0]}, but a {what} is a {kind[1]}; give another name")
 
 
 def _move(written: Path, out: Path, folder: Path) -> None:
-    """Put ``written`` in its place; an old folder, which the system cannot replace at once, is moved aside first."""
+    """Move ``written`` to ``out``; an old folder, which the system cannot replace at once, is moved aside first."""
     if not out.is_dir():
         os.replace(written, out)
         return
     foreign = sorted({entry.name for entry in out.iterdir()} - {entry.name for entry in written.iterdir()})
     if foreign:
-        raise StarError(f"--out {out} also holds {foreign[0]!a}, which would be lost; give another name")
+        raise StarError(f"--out {out} also contains {foreign[0]!a}, which would be lost; give another name")
     aside = folder / ".old"
     os.replace(out, aside)
     try:

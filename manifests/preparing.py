@@ -151,7 +151,7 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
         listed = as_on_disk(root, item.path)
         path = os.path.join(root, listed)
         try:
-            num_samples = probe_audio(path, read_end=not options.headers_only, told_samples=item.told_samples)
+            num_samples = probe_audio(path, read_end=not options.headers_only, stated_samples=item.told_samples)
         except StarError:
             if options.resample is None:
                 raise

@@ -1,1 +1,1 @@
-"""Audio files: what they are, how long they are, and what their utterances are called."""
+"""Audio files: opening them, their lengths, and the names of their utterances."""

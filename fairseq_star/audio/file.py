@@ -1,4 +1,4 @@
-"""Audio files and fairseq's archive entries: opened, measured, and compared with what a manifest says of them."""
+"""Open and measure audio files and fairseq's archive entries, and compare them with a manifest."""
 
 import io
 import os
@@ -12,14 +12,14 @@ from typing import BinaryIO
 
 import soundfile
 
-from fairseq_star.audio.lengths import check_length, cut_short, find_mpeg_audio, states_length, to_its_end
+from fairseq_star.audio.lengths import check_length, cut_short, find_mpeg_audio, states_length, with_its_size
 from fairseq_star.audio.threads import map_in_threads, show_progress
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, parse_archive_entry
 
 # fairseq takes a path with any other extension for an archive entry as soon as it contains a colon.
 _PLAIN_EXTENSIONS = {".npy", ".wav", ".flac", ".ogg"}
-_ARCHIVED_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG"}  # what fairseq's `is_sf_audio_data` takes
+_ARCHIVED_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG"}  # that fairseq's `is_sf_audio_data` accepts
 
 BLOCK = 2**16  # samples
 
@@ -28,20 +28,16 @@ def probe_audio(
     path: str | os.PathLike,
     sample_rate: int = SAMPLE_RATE,
     read_end: bool = True,
-    told_samples: int | None = None,
+    stated_samples: int | None = None,
 ) -> int:
-    """Reads one file's header (or one ``file.zip:offset:length`` entry's) and tells its length: what soundfile, and so
-    fairseq, decodes it to.
+    """Return the number of samples that soundfile, and so fairseq, decodes a file to, from its header.
 
     Args:
-        path: an audio file soundfile can read, or an archive entry as fairseq writes it.
+        path: an audio file that soundfile can read, or a ``file.zip:offset:length`` entry as fairseq writes it.
         sample_rate: the rate it must have, Hz.
-        read_end: also decode the last sample: what finds a FLAC or MP3 file cut short, whose header alone is whole.
-        told_samples: the length that a manifest or table states, which may stand in for a header that states none; it
-            is the caller's to compare.
-
-    Returns:
-        The number of samples.
+        read_end: also decode the last sample, which detects a FLAC or MP3 file cut short, whose header is whole.
+        stated_samples: the length that a manifest or table states, which may replace that of a header that states
+            none; the caller compares the two.
 
     Raises:
         StarError: missing, unreadable, cut short, of a length that it does not state, empty, not mono, or of another
@@ -50,7 +46,7 @@ def probe_audio(
     path = os.fspath(path)
     with _open_bytes(path) as file, _decoder(path, file) as audio:
         num_samples, channels, rate = audio.frames, audio.channels, audio.samplerate
-        check_length(path, audio, file, told_samples)
+        check_length(path, audio, file, stated_samples)
         if read_end and num_samples > 0:
             _check_end(path, audio)
         if isinstance(file, io.BytesIO) and audio.format not in _ARCHIVED_FORMATS:
@@ -68,29 +64,29 @@ def probe_audio(
 
 
 def _check_end(path: str, audio: soundfile.SoundFile) -> None:
-    """Decodes the last sample; where that fails, the whole: GSM and G.72x have no place at every sample to begin at."""
+    """Decode the last sample; where that fails, the whole: GSM and G.72x cannot be decoded from every sample on."""
     stated = audio.frames
     with suppress(soundfile.SoundFileError):
         audio.seek(stated - 1)
         if len(audio.read(1)) == 1:
             return
     try:
-        held = 0
+        decoded = 0
         with open_audio(path) as again:
-            while read := len(again.read(min(BLOCK, stated - held), dtype="float32")):
-                held += read
+            while read := len(again.read(min(BLOCK, stated - decoded), dtype="float32")):
+                decoded += read
     except soundfile.SoundFileError as error:
         raise StarError(
             f"{path}: is cut short or damaged: not all of the {stated} samples its header states can be decoded"
             f" ({_reason(error)}); restore it"
         ) from error
-    if held != stated:
-        raise StarError(f"{path}: {cut_short(held, stated)}")
+    if decoded != stated:
+        raise StarError(f"{path}: {cut_short(decoded, stated)}")
 
 
 @contextmanager
 def open_audio(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
-    """Opens an audio file, or an archive entry, of any rate and number of channels.
+    """Open an audio file, or an archive entry, of any rate and number of channels.
 
     Raises:
         StarError: missing, empty, or no audio; begins with the path.
@@ -102,14 +98,14 @@ def open_audio(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
 
 @contextmanager
 def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFile, int | None]]:
-    """Opens audio to be read once, from its start until its end, wherever that is.
+    """Open audio to be read once, from start to end, also where the header does not say where that is.
 
     Yields:
         The audio, whose ``frames`` may be no length, and the number of samples it states, or None where it states none:
-        then it ends with a ``read`` that gives less than it was asked for.
+        then it ends with a ``read`` that returns fewer samples than requested.
 
     Raises:
-        StarError: as ``open_audio``; or the file holds less than its header states.
+        StarError: as ``open_audio``; or the file is shorter than its header states.
     """
     path = os.fspath(path)
     with _open_bytes(path) as file:
@@ -117,7 +113,7 @@ def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFi
             if states_length(path, audio, file):
                 yield audio, audio.frames
                 return
-            changed = to_its_end(audio, file)
+            changed = with_its_size(audio, file)
             if audio.format != "MP3" and changed is None:
                 yield audio, None
                 return
@@ -125,14 +121,14 @@ def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFi
             with changed, _decoder(path, changed, _Forward) as audio:
                 yield audio, None
             return
-        # libsndfile reads no more of an MP3 file than it guesses there is, but does not guess what a pipe holds.
+        # libsndfile guesses the length of an MP3 file and reads no more, but does not guess that of a pipe.
         file.seek(find_mpeg_audio(file))
         with _piped(path, file) as pipe, _decoder(path, pipe, _Forward) as audio:
             yield audio, None
 
 
 class _Forward(soundfile.SoundFile):
-    """soundfile seeks to where it is after every read, which fails at the end of FLAC of unknown length."""
+    """Audio without seeking: soundfile seeks after every read, which fails at the end of FLAC of unknown length."""
 
     def seekable(self) -> bool:
         return False
@@ -140,17 +136,17 @@ class _Forward(soundfile.SoundFile):
 
 @contextmanager
 def _open_bytes(path: str) -> Iterator[BinaryIO]:
-    """A file, unbuffered, or the bytes of an archive entry (fairseq's own rule, ``parse_path``)."""
+    """Open a file, unbuffered, or the bytes of an archive entry (fairseq's own rule, ``parse_path``)."""
     if Path(path).suffix not in _PLAIN_EXTENSIONS and ":" in path:
         yield _read_archive_entry(path)
         return
     try:
-        found = os.stat(path)
+        about = os.stat(path)
     except (OSError, ValueError):
-        found = None
-    if found is None or not stat.S_ISREG(found.st_mode):
+        about = None
+    if about is None or not stat.S_ISREG(about.st_mode):
         raise StarError(f"{path}: no such file; correct the path or its root folder, or restore the file")
-    if found.st_size == 0:
+    if about.st_size == 0:
         raise StarError(f"{path}: is empty; restore or remove it")
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -171,13 +167,13 @@ def _read_archive_entry(path: str) -> io.BytesIO:
     except OSError as error:
         raise StarError(f"{path}: cannot read the archive ({error.strerror}); correct the manifest") from error
     if len(data) != entry.size:
-        raise StarError(f"{path}: the archive ends before that entry does; write the manifest anew")
+        raise StarError(f"{path}: the archive ends before that entry does; write the manifest again")
     return io.BytesIO(data)
 
 
 def _decoder(path: str, file: BinaryIO, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile:
-    # Handed a name, libsndfile looks for macOS's leftover `._NAME` beside it and takes that for the header of some
-    # files (MP3), which then cannot be read. Sound Designer's alone have theirs there.
+    # Given a name, libsndfile looks for macOS's leftover `._NAME` next to it and takes that for the header of some
+    # files (MP3), which then cannot be read. Only Sound Designer's files need it.
     by_name = path.lower().endswith(".sd2")
     try:
         if by_name:
@@ -189,7 +185,7 @@ def _decoder(path: str, file: BinaryIO, kind: type[soundfile.SoundFile] = soundf
 
 @contextmanager
 def _piped(path: str, file: BinaryIO) -> Iterator[BinaryIO]:
-    """The rest of a file as a pipe."""
+    """Yield a pipe that supplies the rest of a file."""
     failed: list[OSError] = []
     reading, writing = os.pipe()
 
@@ -198,7 +194,7 @@ def _piped(path: str, file: BinaryIO) -> Iterator[BinaryIO]:
             with open(writing, "wb") as pipe:
                 shutil.copyfileobj(file, pipe)
         except BrokenPipeError:
-            pass  # broken off by the reader
+            pass  # closed by the reader
         except OSError as error:
             failed.append(error)
 
@@ -229,31 +225,32 @@ def check_audio(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Iterator[str]:
-    """Compares a manifest's entries with the files they name, holding few of them at a time. To share the work among
-    ranks, hand each one ``itertools.islice(entries, rank, None, world_size)``.
+    """Compare a manifest's entries with the files they name.
+
+    To share the work among ranks, give each one ``itertools.islice(entries, rank, None, world_size)``.
 
     Args:
         root: the manifest's root folder.
-        entries: what to check.
+        entries: any iterable; only a few are in memory at a time.
         sample_rate: Hz, must be every file's.
-        read_end: see ``probe_audio``; off here, since it is the header alone that every run can afford.
+        read_end: see ``probe_audio``; off here, because only the headers are fast enough to read in every run.
         num_workers: threads; by default four a core, at most 32.
         progress: show a tqdm progress bar on stderr.
 
     Yields:
-        One sentence a problem, in manifest order; none when all is well.
+        One sentence for each problem, in manifest order.
     """
     root = os.fspath(root)
 
     def probe(entry: ManifestEntry) -> int:
         return probe_audio(os.path.join(root, entry.path), sample_rate, read_end, entry.num_samples)
 
-    found = map_in_threads(probe, entries, num_workers)
-    for entry, result in show_progress(found, "reading audio headers", progress=progress):
+    probed = map_in_threads(probe, entries, num_workers)
+    for entry, result in show_progress(probed, "reading audio headers", progress=progress):
         if isinstance(result, StarError):
             yield str(result)
         elif result != entry.num_samples:
             yield (
                 f"{os.path.join(root, entry.path)}: holds {result} samples but the manifest says"
-                f" {entry.num_samples}; write the manifest anew"
+                f" {entry.num_samples}; write the manifest again"
             )

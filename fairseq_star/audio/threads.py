@@ -1,4 +1,4 @@
-"""Many files at once, in threads, and how far they have come."""
+"""Many files at once, in threads, with a report of progress."""
 
 import os
 import sys
@@ -19,13 +19,11 @@ Result = TypeVar("Result")
 def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], num_workers: int | None = None
 ) -> Iterator[tuple[Item, Result | StarError]]:
-    """Each item and the function's result, or the StarError it raised, in order, from a pool of threads.
-
-    However many items there are, only a few are held: they are taken from ``items`` as results are handed on.
+    """Yield each item with the function's result, or with the StarError it raised, in order, from a pool of threads.
 
     Args:
-        function: of one item; releases the GIL where it takes time.
-        items: any iterable, an endless one too.
+        function: releases the GIL where it takes time.
+        items: any iterable, an endless one too; only a few are in memory at a time.
         num_workers: threads; by default four a core, at most 32, which suits reading headers.
     """
 
@@ -42,16 +40,15 @@ def map_in_threads(
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, held: int
 ) -> Iterator[Result]:
-    """The function's results, in the items' order, from a pool of threads.
+    """Yield the function's results, in the items' order, from a pool of threads.
 
     Args:
-        function: of one item.
-        items: any iterable; taken from it as results are handed on.
+        items: any iterable; read from as results are yielded.
         num_workers: threads.
-        held: items at most that are begun, waiting or done and not handed on yet.
+        held: the most items that are queued, running or done and not yielded yet.
 
     Raises:
-        Exception: the first that the function raised; what has not begun by then never does.
+        Exception: the first that the function raised; items that have not begun by then never do.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_workers) as pool:
@@ -62,27 +59,28 @@ def in_order(
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # broken off: do not work through what nobody will see
+        finally:  # stopped early: skip work whose results nobody will read
             for future in pending:
                 future.cancel()
 
 
 def show_progress(items: Iterable[Item], what: str, total: int | None = None, progress: bool = True) -> Iterator[Item]:
-    """The same items under a tqdm bar on stderr, counted as files; a line a minute where stderr is no terminal, so that
-    a log file has whole lines alone."""
+    """Yield the same items under a tqdm bar on stderr, counted as files.
+
+    Where stderr is no terminal, print a line a minute instead, so that a log file has whole lines alone.
+    """
     if not progress:
         yield from items
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(items, what, total, unit="file", mininterval=0.5) as bar:  # closed before an error is told
+        with tqdm(items, what, total, unit="file", mininterval=0.5) as bar:  # closed before an error is printed
             yield from bar
     else:
-        told = time.monotonic()
-        count = 0
+        printed, count = time.monotonic(), 0
         for count, item in enumerate(items, start=1):
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
+            if time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
                 print(f"{what}: {count:,} files so far", file=sys.stderr, flush=True)
             yield item
         print(f"{what}: {count:,} files", file=sys.stderr, flush=True)

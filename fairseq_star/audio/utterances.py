@@ -1,6 +1,6 @@
-"""What an utterance is called: the one owner of the key by which lists, transcripts and labels agree on it.
+"""Names of utterances: the key by which lists, transcripts and labels agree on an utterance.
 
-The same utterance goes by several names: with an extension or without, in another format, in either Unicode form of its
+The same utterance has several names: with an extension or without, in another format, in either Unicode form of its
 accents (macOS writes names decomposed, most tables are composed), and as the 16 kHz copy that ``--resample`` made.
 """
 
@@ -15,9 +15,9 @@ _UNREADABLE = """3g2 3gp aac ac3 alac al amr ape awb dts gsm m4a m4b mka mkv mov
 _READABLE = """aif aifc aiff au avr bwf caf flac htk mp1 mp2 mp3 mpga nist oga ogg opus paf pvf rf64 sd2 sds snd sph svx
     voc w64 wav wave wavex wve xi"""
 UNREADABLE_EXTENSIONS = frozenset(_UNREADABLE.split())
-"""Of files that hold sound which soundfile cannot read by itself; in lower case, without the dot."""
+"""Extensions of audio files that soundfile cannot read by itself; in lower case, without the dot."""
 AUDIO_EXTENSIONS = UNREADABLE_EXTENSIONS | frozenset(_READABLE.split())
-"""What a name may end in without being another utterance's."""
+"""Extensions that do not distinguish one utterance from another."""
 
 _LONGEST = 255  # bytes of a file's name, on almost every file system
 _COPY_MARK = re.compile(r"(?<=[^/])\.16k-[0-9a-f]{12}\.flac\Z")
@@ -25,7 +25,7 @@ _ANY_MARK = re.compile(r"[.~]16k-[0-9a-f]{12}\.flac\Z")
 
 
 def place_of(path: str) -> str:
-    """The absolute path without ``.`` and ``..``, the same for each way to write it; nothing need be there."""
+    """Return the absolute path without ``.`` and ``..``, the same for each way to write it; the file need not exist."""
     plain = os.path.abspath(path)
     if ".." in path.split("/"):
         folder, name = os.path.split(os.path.join(os.getcwd(), path))
@@ -38,14 +38,14 @@ def place_of(path: str) -> str:
 
 
 def copy_name(name: str, place: str) -> str:
-    """What the 16 kHz copy of a file is called: ``a.wav.16k-<12 hexadecimal digits of its place>.flac``.
+    """Return the name of a file's 16 kHz copy: ``a.wav.16k-<12 hexadecimal digits of its place>.flac``.
 
-    Copies of two places differ though their names are the same, or the same to a file system that ignores case or
-    Unicode form. A name too long for one more ending is cut, and shows it by ``~16k-``: it says no more whose it is.
+    Copies from two places differ even if their names are the same, or the same to a file system that ignores case or
+    Unicode form. A name too long for one more ending is cut and marked ``~16k-``: it no longer identifies its source.
 
     Args:
         name: the source's own, without folders.
-        place: where the source lies: its absolute path, with offset and size for an archive's entry.
+        place: the source's absolute path, with offset and size for an archive's entry.
     """
     ending = f"16k-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.flac"
     if len(os.fsencode(name)) + 1 + len(ending) <= _LONGEST:
@@ -54,23 +54,23 @@ def copy_name(name: str, place: str) -> str:
 
 
 def is_copy(path: str) -> bool:
-    """Whether a path is named as ``copy_name`` names copies."""
+    """Return whether a path is named as ``copy_name`` names copies."""
     return bool(_ANY_MARK.search(path))
 
 
 def original_name(path: str) -> str:
-    """A path without what ``copy_name`` added to its end, in composed Unicode form; any other path stays."""
+    """Return a path without the ending that ``copy_name`` added, if any, in composed Unicode form."""
     while match := _COPY_MARK.search(path):
         path = path[: match.start()]
     return unicodedata.normalize("NFC", path)
 
 
 def utterance_key(path: str) -> tuple[str, ...]:
-    """The parts of a path, the last one without audio extensions and marks of copies, in composed Unicode form.
+    """Return the parts of a path, the last one without audio extensions and marks of copies, in composed Unicode form.
 
-    A key that ends in another one is named by it: ``('corpus', 'spk1', 'a')`` by ``('a',)``. Absolute or relative, with
-    ``.`` and ``..`` or without, and with either slash, the same path gives the same parts. A dot is no extension by
-    itself: ``rec.1`` and ``rec.2`` are two utterances.
+    A key that ends in another one matches it: ``('corpus', 'spk1', 'a')`` matches ``('a',)``. Absolute or relative,
+    with ``.`` and ``..`` or without, and with either slash, the same path gives the same parts. A dot alone makes no
+    extension: ``rec.1`` and ``rec.2`` are two utterances.
     """
     parts = [part for part in posixpath.normpath(path.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
     if not parts:
@@ -82,7 +82,7 @@ def utterance_key(path: str) -> tuple[str, ...]:
 
 
 def has_audio_extension(name: str) -> bool:
-    """Whether a file's name ends as audio does, in large letters or small; a name that is all ending does not."""
+    """Return whether a file's name ends in an audio extension, in any case; a name that is all ending does not."""
     stem, dot, extension = name.rpartition(".")
     return bool(stem and dot) and extension.lower() in AUDIO_EXTENSIONS
 

@@ -34,7 +34,7 @@ def all_finite(samples: Tensor) -> bool:
 def what_is_wrong(path: str, sample_rate: int, num_samples: int, reason: object) -> str:
     """One sentence on a file that could not be read: the manifest's own check of it, else ``reason``."""
     try:
-        probe_audio(path, sample_rate, told_samples=num_samples)
+        probe_audio(path, sample_rate, stated_samples=num_samples)
     except StarError as error:
         return str(error)
     return f"{path}: cannot be read ({reason}); restore or remove it"

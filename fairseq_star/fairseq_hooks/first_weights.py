@@ -24,7 +24,7 @@ from fairseq_star.formats.student import TEACHER
 from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
-from fairseq_star.runtime.host_memory import bound_primitive_cache
+from fairseq_star.runtime.host import bound_primitive_cache
 from fairseq_star.slicing.shapes import count_parameters, student_settings, student_shape, superb_macs
 
 logger = logging.getLogger(__name__)

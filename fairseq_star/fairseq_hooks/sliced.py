@@ -23,7 +23,7 @@ from fairseq_star.formats.hub import PATIENCE
 from fairseq_star.formats.student import MASK
 from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
-from fairseq_star.runtime.host_memory import bound_primitive_cache
+from fairseq_star.runtime.host import bound_primitive_cache
 from fairseq_star.runtime.workers import rank_and_world_size
 from fairseq_star.slicing.measures import star_losses
 from fairseq_star.slicing.report import SlicingReport

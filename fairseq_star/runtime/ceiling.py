@@ -1,4 +1,4 @@
-"""What a machine's arithmetic reaches: a large matrix product."""
+"""The arithmetic that a machine reaches, measured by a large matrix product."""
 
 import statistics
 import time
@@ -11,10 +11,10 @@ SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices
 
 
 def product_flops(device: str | torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large square product, the median of three."""
+    """Return the floating point operations a second of a large square product, the median of three."""
     device = torch.device(device)
     side, times = SIDES[device.type], []
-    left = torch.ones(side, side, device=device, dtype=dtype)  # no random numbers: a run's own go on undisturbed
+    left = torch.ones(side, side, device=device, dtype=dtype)  # no random numbers: a run's own sequence stays as it is
     for _ in range(4):  # the first warms up
         synchronize(device.type)
         start = time.perf_counter()

@@ -8,16 +8,16 @@ import torch
 
 
 def synchronize(device: str) -> None:
-    """Wait for an accelerator; nothing to wait for on the CPU."""
+    """Wait for an accelerator to finish; return at once on the CPU."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def peak_extra_bytes(function: Callable[[], object], device: str) -> int:
-    """Highest memory during one call beyond what was held before it.
+    """Return the peak memory of one call beyond what was in use before it.
 
-    On CUDA by the allocator's count. On the CPU by the process's resident set, whose high-water mark is set back first
-    (Linux); call it once, in a fresh process: memory the allocator keeps from earlier calls would hide some.
+    On CUDA it is the allocator's count, on the CPU the process's resident set, whose high-water mark is reset first
+    (Linux); call it once, in a fresh process: memory the allocator still has from earlier calls is not counted.
     """
     if device != "cpu":
         torch.cuda.synchronize()
@@ -31,14 +31,14 @@ def peak_extra_bytes(function: Callable[[], object], device: str) -> int:
         before = process_bytes("VmRSS")
         function()
         return process_bytes("VmHWM") - before
-    except OSError:  # not Linux, or not allowed: the mark may lie above what is held, so this can only be too small
+    except OSError:  # not Linux, or not allowed: the mark may be above the memory in use, so this can only be too small
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def process_bytes(key: str) -> int:
-    """Bytes of one memory line of /proc/self/status."""
+    """Return one memory line of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024

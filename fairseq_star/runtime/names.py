@@ -1,15 +1,15 @@
-"""Names that users type, of commands' options and of what is registered: here because this imports nothing."""
+"""Names that users type, of options and of registered parts: a module of their own because it imports nothing."""
 
-# The students, and the encoder whose cost others are compared with.
+# The students, and the encoder that costs are compared with.
 ARCHITECTURES = ("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs", "starhubert_stream")
 HUBERT_BASE = "hubert_base"
 
-# What `probe` asks features for.
+# Labels that `probe` predicts from features.
 PHONE, KEYWORD, SPEAKER = PROBE_TASKS = ("phone", "keyword", "speaker")
 
-# What `export` writes for; the class of each: ``fairseq_star.deploy.targets``.
+# Libraries that `export` writes for; the class of each: ``fairseq_star.deploy.targets``.
 TARGETS = ("s3prl", "fairseq", "huggingface", "torchaudio", "torchscript", "onnx", "pt2")
-# Options of targets that have some -> argparse's settings of each. An option is an argument of the class.
+# Options of targets -> argparse's settings of each. An option is an argument of the target's class.
 TARGET_OPTIONS = {
     "torchscript": {
         "int8": {

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, hardware."""
+"""Versions, commit and hardware that a result was made with."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def versions() -> dict[str, str]:
-    """Names and versions of what a result depends on."""
+    """Return names and versions of the software that a result depends on."""
     return {
         "fairseq-star": __version__,
         "Python": platform.python_version(),
@@ -34,7 +34,7 @@ def _fairseq_version() -> str:
 
 
 def processor() -> str:
-    """The processor's name, its architecture where no name is to be found."""
+    """Return the processor's name, or its architecture where the system names none."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -45,13 +45,13 @@ def processor() -> str:
 
 
 def hardware() -> str:
-    """Processor, cores and, where there is one, GPU of this machine."""
+    """Return processor, cores and, where there is one, GPU of this machine."""
     host = f"{processor()}, {os.cpu_count()} cores"
     return f"{torch.cuda.get_device_name()}; host {host}" if torch.cuda.is_available() else host
 
 
 def commit() -> str:
-    """Commit of the clone this package lies in, with a note where files differ from it; empty for an installed one."""
+    """Return the commit of this clone, with a note where files differ from it; empty for an installed package."""
 
     def git(*arguments: str) -> str:
         try:
@@ -62,5 +62,5 @@ def commit() -> str:
 
     if not (_ROOT / ".git").exists():
         return ""
-    found = git("rev-parse", "--short", "HEAD")
-    return found + (" and uncommitted changes" if found and git("status", "--porcelain") else "")
+    head = git("rev-parse", "--short", "HEAD")
+    return head + (" and uncommitted changes" if head and git("status", "--porcelain") else "")

@@ -219,7 +219,7 @@ def test_a_guessed_length_is_not_listed_and_all_is_converted(tmp_path_factory, f
     path.write_bytes(begin * (1 + tags_twice) + data + (b"TAG" + bytes(125)) * last_tag)
     for read_end in (True, False):
         for told in (None, expected, soundfile.info(path).frames):
-            assert "does not state its length" in look_at(path, read_end=read_end, told_samples=told)
+            assert "does not state its length" in look_at(path, read_end=read_end, stated_samples=told)
     assert convert(path)[0] == expected
 
 

@@ -17,7 +17,7 @@ from fairseq_star.formats import load_student
 from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 from fairseq_star.models.starhubert import StarHubertStreamConfig, StarHubertStreamModel
-from fairseq_star.runtime import host_memory
+from fairseq_star.runtime import host
 from tests.support import tiny
 from tests.support.convert_cases import STREAM as STREAMING
 from tests.support.convert_cases import write_checkpoint
@@ -118,7 +118,7 @@ def test_the_convolutions_that_measure_do_not_unbound_the_memory_of_those_that_t
     monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(first_weights, "measure_statistics", lambda *_: found.append(os.environ.get(name)) or 0)
     begin_first_norm(student(), str(corpus / "train.tsv"), max_sample_size=None, seed=1)
-    assert found == [str(host_memory.PRIMITIVES)]
+    assert found == [str(host.PRIMITIVES)]
 
 
 def test_what_cannot_be_read_is_left_to_the_check_of_the_manifest(tmp_path):

@@ -116,11 +116,11 @@ def test_nothing_is_replaced_without_force(student, tmp_path, monkeypatch):
     taken, folder = tmp_path / "taken", tmp_path / "folder"
     taken.write_text("old")
     monkeypatch.setattr(target, "write", lambda *_: pytest.fail("work was begun"))
-    with pytest.raises(StarError, match="is there already; give another name, or --force"):
+    with pytest.raises(StarError, match="exists already; give another name, or --force"):
         export(student, target, taken)
-    with pytest.raises(StarError, match=r"the folder .*/nowhere is not there"):
+    with pytest.raises(StarError, match=r"the folder .*/nowhere does not exist"):
         export(student, target, tmp_path / "nowhere" / "x")
-    with pytest.raises(StarError, match="very thing that is converted"):
+    with pytest.raises(StarError, match="very file that is converted"):
         export(student, target, student.origin, force=True)
     with pytest.raises(StarError, match="is a file, but a HuggingFace folder is a folder"):
         export(student, folder_target, taken, force=True)
@@ -128,7 +128,7 @@ def test_nothing_is_replaced_without_force(student, tmp_path, monkeypatch):
 
     export(student, folder_target, folder)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(StarError, match=r"also holds 'notes.txt', which would be lost"):
+    with pytest.raises(StarError, match=r"also contains 'notes.txt', which would be lost"):
         export(student, folder_target, folder, force=True)
     assert (folder / "notes.txt").read_text() == "mine"
     (folder / "notes.txt").unlink()
@@ -242,7 +242,7 @@ def test_the_command(student, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "s3prl file" in told
     assert f"-u wav2vec2_local -k {tmp_path / 'out.pt'}" in told
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists already"):
         main(["export", student.origin, "--to", "s3prl", "--out", str(tmp_path / "out.pt")])
     with pytest.raises(SystemExit, match="--int8 is no option of --to s3prl"):
         main(["export", student.origin, "--to", "s3prl", "--int8", "--out", str(tmp_path / "new.pt")])

@@ -127,7 +127,7 @@ def test_the_command(student, tmp_path, capsys):
     arguments = ["import", str(path), "--config", str(tmp_path / "released.yaml"), "--out", str(tmp_path / "new.pt")]
     main(arguments)
     assert "3 layers of 16, 16,000 Hz, normalize=False" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists already"):
         main(arguments)
     with pytest.raises(SystemExit, match="released with it as --config"):
         main(["import", str(path), "--out", str(tmp_path / "other.pt")])

@@ -81,8 +81,8 @@ def test_each_kind_of_list_gives_the_same_manifest(audio, name, lines):
         ("wav.scp", ["u0 a/0.flac", "u1 raw.ark:1234"], ["wav.scp:2: ", "u1 is a place in a Kaldi archive"]),
         ("wav.scp", ["u0 a/0.flac", "u1"], ["wav.scp:2: ", "expected 'utterance path'"]),
         ("l.txt", ["a/0.flac", "a/1.flac", "a/0.flac"], ["a/0.flac: is listed more than once"]),
-        ("l.txt", ["a/0.flac", "a/\t1.flac"], ["l.txt:2: ", "no manifest can hold"]),
-        ("l.txt", ["a/0.flac", "a/\0.flac"], ["l.txt:2: ", "no manifest can hold"]),
+        ("l.txt", ["a/0.flac", "a/\t1.flac"], ["l.txt:2: ", "no manifest can list"]),
+        ("l.txt", ["a/0.flac", "a/\0.flac"], ["l.txt:2: ", "no manifest can list"]),
     ],
 )
 def test_each_bad_line_is_named_and_the_rest_written(audio, capsys, name, lines, told):

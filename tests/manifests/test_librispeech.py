@@ -138,7 +138,7 @@ def test_names_no_manifest_can_hold_cost_that_file_alone(tmp_path, capsys):
     write_audio(utterance(tmp_path, "dev-clean", 84))
     write_audio(tmp_path / "dev-clean" / "84" / "7" / "a\tb.flac")
     assert librispeech.main([str(tmp_path), "--out", str(tmp_path / "m"), "--skip-bad"]) == 0
-    assert "no manifest can hold the path 'dev-clean/84/7/a\\tb.flac'" in capsys.readouterr().err
+    assert "no manifest can list the path 'dev-clean/84/7/a\\tb.flac'" in capsys.readouterr().err
     assert paths_of(tmp_path / "m" / "valid.tsv") == ["dev-clean/84/7/84-7-0000.flac"]
 
 

@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from fairseq_star.runtime.host_memory import bound_primitive_cache
+from fairseq_star.runtime.host import bound_primitive_cache
 from tests.support import ROOT
 
 FAULTS = """
 import resource, sys, torch
-from fairseq_star.runtime.host_memory import keep_freed_memory
+from fairseq_star.runtime.host import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def allocate():
     for _ in range(5):
@@ -56,7 +56,7 @@ def test_the_environment_has_the_last_word(setting):
 
 RAGGED = """
 import sys, psutil, torch
-from fairseq_star.runtime.host_memory import bound_primitive_cache
+from fairseq_star.runtime.host import bound_primitive_cache
 if sys.argv[1] == "bound":
     bound_primitive_cache()
 convolution = torch.nn.Conv1d(64, 64, 8)

@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-from fairseq_star.runtime import host_threads
+from fairseq_star.runtime import host
 from tests.support import ROOT
 
 # Short parallel regions, and between them a millisecond in which the main thread alone has work: what the process uses
 # beyond its main thread is then the waiting of the others.
 SPINNING = """
 import sys, time, torch
-from fairseq_star.runtime import host_threads
+from fairseq_star.runtime import host
 torch.set_num_threads(2)
-cores = host_threads.SharedCores(interval=1e6)
+cores = host.SharedCores(interval=1e6)
 def spinning():
     x = torch.zeros(2**17)
     main, all_threads = time.thread_time(), time.process_time()
@@ -53,7 +53,7 @@ def test_threads_wait_asleep_while_the_machine_is_busy_and_spin_again_after_it()
 
 
 def test_the_machine_is_busy_until_waiting_is_rare():
-    cores = host_threads.SharedCores(interval=1e6)
+    cores = host.SharedCores(interval=1e6)
     seen = []
     for share in (0.0, 0.08, 0.2, 0.08, 0.05, 0.01, 0.08):
         cores.respond(share)
@@ -63,10 +63,10 @@ def test_the_machine_is_busy_until_waiting_is_rare():
     assert not cores.busy
 
 
-@pytest.mark.skipif(host_threads.waiting() is None, reason="the system does not count waiting")
+@pytest.mark.skipif(host.waiting() is None, reason="the system does not count waiting")
 def test_waiting_for_a_cpu_is_counted():
     code = (  # a process of one thread: one that ends takes its count with it
-        "from fairseq_star.runtime.host_threads import waiting; "
+        "from fairseq_star.runtime.host import waiting; "
         "before = waiting(); sum(range(10**6)); after = waiting(); "
         "print(after[0] > before[0] > 0, after[1] >= before[1] >= 0)"
     )
@@ -77,7 +77,7 @@ def test_waiting_for_a_cpu_is_counted():
 
 @pytest.mark.parametrize("setting", [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "7"}, {"OMP_NUM_THREADS": "1"}])
 def test_the_environment_has_the_last_word(setting):
-    code = "from fairseq_star.runtime.host_threads import share_cores; print(share_cores())"
+    code = "from fairseq_star.runtime.host import share_cores; print(share_cores())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], env={**clean(), **setting},
         capture_output=True, text=True, check=True,
