@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fairseq_star.encoder.modules import SpeechEncoder
+from fairseq_star.encoder.attention import SelfAttention
 from fairseq_star.losses.tgm.attention import attention_loss
 from tests.support.steps import batch_of, build, gradient, relative_difference
 
@@ -77,8 +77,8 @@ def test_attention_alone_can_be_distilled(corpus, teacher_path):
 )
 def test_maps_are_formed_only_for_the_layers_that_need_them(corpus, teacher_path, monkeypatch, weights, formed):
     calls = []
-    original = SpeechEncoder.attention_map
-    monkeypatch.setattr(SpeechEncoder, "attention_map", lambda *given: calls.append(1) or original(*given))
+    original = SelfAttention.weights
+    monkeypatch.setattr(SelfAttention, "weights", lambda *given: calls.append(1) or original(*given))
     task, student, criterion = build(corpus, teacher_path, weights)
     criterion(student, batch_of(task, [0]))
     assert len(calls) == formed
