@@ -88,19 +88,17 @@ def _read_lines(path: Path) -> Iterator[str]:
 def _parse_lines(path: Path, lines: Iterable[str]) -> Iterator[ManifestEntry]:
     number = 1
     for number, line in enumerate(lines, start=2):
-        yield _parse_line(path, number, line)
+        items = line.strip().split("\t")
+        # str.isdecimal refuses signs, blanks, underscores and decimal points, all of which int() or float() would take.
+        if len(items) != 2 or not items[0] or not items[1].isdecimal():
+            raise StarError(
+                f"{path}:{number}: expected 'path<TAB>num_samples', found {line!r}; correct or delete that line"
+            )
+        if int(items[1]) == 0:
+            raise StarError(f"{path}:{number}: num_samples of {items[0]!r} is 0, must be positive; delete that line")
+        yield ManifestEntry(items[0], int(items[1]))
     if number == 1:
         raise StarError(f"{path}: has a root line but no entries; write it again from a folder that contains audio")
-
-
-def _parse_line(path: Path, number: int, line: str) -> ManifestEntry:
-    items = line.strip().split("\t")
-    # str.isdecimal refuses signs, blanks, underscores and decimal points, all of which int() or float() would accept.
-    if len(items) != 2 or not items[0] or not items[1].isdecimal():
-        raise StarError(f"{path}:{number}: expected 'path<TAB>num_samples', found {line!r}; fix or delete that line")
-    if int(items[1]) == 0:
-        raise StarError(f"{path}:{number}: num_samples of {items[0]!r} is 0, must be positive; delete that line")
-    return ManifestEntry(items[0], int(items[1]))
 
 
 def write_manifest(path: str | os.PathLike, root: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:

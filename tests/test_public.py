@@ -208,7 +208,9 @@ def test_output_that_nobody_reads_on_is_no_traceback():
 
 def test_an_interrupt_is_one_line():
     command = "import fairseq_star.cli as cli, fairseq_star.cli.teacher as it, os, signal\n"
-    command += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where pytest runs in the background
+    command += (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where pytest runs in the background
+    )
     command += "it.run = lambda arguments: os.kill(os.getpid(), signal.SIGINT)\ncli.main(['teacher', 'x'])"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 130

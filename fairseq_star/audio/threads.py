@@ -34,18 +34,18 @@ def map_in_threads(
             return item, error
 
     num_workers = num_workers or min(32, 4 * (os.cpu_count() or 1))
-    return in_order(run, items, num_workers, held=16 * num_workers)
+    return in_order(run, items, num_workers, max_pending=16 * num_workers)
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, held: int
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, max_pending: int
 ) -> Iterator[Result]:
     """Yield the function's results, in the items' order, from a pool of threads.
 
     Args:
         items: any iterable; read from as results are yielded.
         num_workers: threads.
-        held: the most items that are queued, running or done and not yielded yet.
+        max_pending: the most items that are queued, running or done and not yielded yet.
 
     Raises:
         Exception: the first that the function raised; items that have not begun by then never do.
@@ -55,7 +55,7 @@ def in_order(
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) >= held:
+                if len(pending) >= max_pending:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -16,7 +16,7 @@ from fairseq.models.hubert.hubert_asr import HubertCtcConfig
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import student
 from fairseq_star.formats.checkpoint import read_checkpoint
-from fairseq_star.formats.fairseq_config import config_of, sections
+from fairseq_star.formats.config import config_of, sections
 
 
 @dataclass

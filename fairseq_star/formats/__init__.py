@@ -4,9 +4,8 @@
 that fails. ``import_student`` writes a checkpoint of this project from another toolkit's or from a release.
 """
 
-from fairseq_star.formats.families import load_encoder, load_teacher
+from fairseq_star.formats.families import import_student, load_encoder, load_teacher, read_student
 from fairseq_star.formats.hf_folder import teacher_files
-from fairseq_star.formats.importing import import_student, read_student
 from fairseq_star.formats.student import Student, load_student, write_student
 from fairseq_star.formats.target import Exported, Target, export
 

@@ -1,4 +1,4 @@
-"""A frozen encoder of a stranger's config and weights: checked before it is built, every key accounted for."""
+"""Build a frozen encoder of config and weights that anyone may have written: checked first, every key accounted for."""
 
 from typing import Collection, Mapping, Sequence
 
@@ -27,37 +27,38 @@ def build_frozen(
     """Build the encoder of ``config`` and load ``weights`` into it, every key accounted for.
 
     Args:
-        weights: under fairseq's names, WavLM's gates under Microsoft's.
-        family: what it is, for people, such as ``HuBERT (fairseq)``.
+        weights: under fairseq's names (WavLM's gates under Microsoft's).
+        family: its kind, for people, such as ``HuBERT (fairseq)``.
         name: the file in messages.
         sample_rate: Hz.
         normalize: whether it was trained on audio of zero mean and unit variance.
         ignored: beginnings of keys that are of use in pretraining or fine-tuning only.
         valid_group_norm: ``valid_statistics`` of :class:`SpeechEncoder`.
-        unit_heads: what it predicts units with, one for each set of them, where that is known.
+        unit_heads: the heads it predicts units with, one for each set of units, where known.
 
     Raises:
         StarError: weights and config do not fit each other.
     """
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
         raise StarError(f"{name}: its weights are not named tensors; get the file from its authors")
-    wanted = {key: value for key, value in weights.items() if not key.startswith(tuple(ignored))}
+    used = {key: value for key, value in weights.items() if not key.startswith(tuple(ignored))}
     # Before anything is built: a wrong number in a config must not take all memory.
-    _refuse([problem for key, shape in _decisive(config).items() if (problem := _differs(wanted, key, shape))], name)
+    if problems := _mismatches(used, _decisive_shapes(config)):
+        raise misfit(name, *problems)
 
-    # The student's first weights shall not depend on the teacher's size.
+    # The first weights of a student must not depend on the teacher's size.
     with torch.random.fork_rng(devices=[]):
         model = SpeechEncoder(config, valid_statistics=valid_group_norm)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    problems = [problem for key, shape in expected.items() if (problem := _differs(wanted, key, shape))]
-    _refuse(problems + [f"{key[:80]!a} is unknown" for key in wanted if key not in expected], name)
-    model.load_state_dict(wanted)
-
+    unknown = [f"{key[:80]!a} is unknown" for key in used if key not in expected]
+    if problems := _mismatches(used, expected) + unknown:
+        raise misfit(name, *problems)
+    model.load_state_dict(used)
     return FrozenEncoder(model, sample_rate=sample_rate, normalize=normalize, family=family, unit_heads=unit_heads)
 
 
-def _decisive(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """The weights whose shapes say how large the whole is."""
+def _decisive_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of those weights that decide how much memory the encoder takes."""
     width, shapes, channels = config.embed_dim, {}, 1
     for number, layer in enumerate(config.conv_layers):
         shapes[f"feature_extractor.conv_layers.{number}.0.weight"] = (layer.channels, channels, layer.kernel)
@@ -68,10 +69,8 @@ def _decisive(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     if depth == 1:
         shapes["encoder.pos_conv.0.weight_v"] = (width, per_group, config.conv_pos)
     else:
-        shapes |= {
-            f"encoder.pos_conv.{number}.0.weight": (width, per_group, config.conv_pos // depth)
-            for number in range(depth)
-        }
+        for number in range(depth):
+            shapes[f"encoder.pos_conv.{number}.0.weight"] = (width, per_group, config.conv_pos // depth)
     for number in range(config.num_layers):
         shapes[f"encoder.layers.{number}.fc1.weight"] = (config.layer_ffn_dims[number], width)
         shapes[f"encoder.layers.{number}.self_attn.q_proj.weight"] = (
@@ -84,10 +83,13 @@ def _decisive(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _differs(weights: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> str | None:
-    if key not in weights:
+def _mismatches(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [problem for key, shape in shapes.items() if (problem := _mismatch(weights.get(key), key, shape))]
+
+
+def _mismatch(value: Tensor | None, key: str, shape: tuple[int, ...]) -> str | None:
+    if value is None:
         return f"{key} is missing"
-    value = weights[key]
     if tuple(value.shape) != shape:
         return f"{key} is {tuple(value.shape)} instead of {shape}"
     if not value.is_floating_point() or value.layout != torch.strided or value.device.type != "cpu":
@@ -97,10 +99,7 @@ def _differs(weights: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) ->
     return None
 
 
-def _refuse(problems: list[str], name: str) -> None:
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise StarError(
-            f"{name}: weights and model config do not fit each other ({problems[0]}{more}); "
-            "get both from the same release"
-        )
+def misfit(name: str, problem: str, *others: str) -> StarError:
+    """Return the error that weights and config of the file ``name`` do not fit each other."""
+    more = f" and {len(others)} more" if others else ""
+    return StarError(f"{name}: weights and config do not fit each other ({problem}{more}); take both from one release")

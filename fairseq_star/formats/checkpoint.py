@@ -1,4 +1,8 @@
-"""Reading checkpoint files that may come from anyone: tensors and plain values, never code."""
+"""Reading checkpoint files that may come from anyone: tensors and plain values, never code.
+
+Classes outside the allow-list are never looked up or called: a file with any is refused, or read with empty objects in
+their place (:func:`read_inert`).
+"""
 
 import argparse
 import collections
@@ -20,8 +24,8 @@ from torch import Tensor
 
 from fairseq_star.errors import StarError
 
-# What fairseq checkpoints of all ages contain besides tensors and builtins. All of them only hold values: building one
-# runs no code that the file could choose.
+# Classes in fairseq checkpoints of all ages besides tensors and builtins. They are plain containers of values: building
+# one runs no code that the file could choose.
 ALLOWED_CLASSES = [
     Dictionary,
     argparse.Namespace,
@@ -36,12 +40,11 @@ ALLOWED_CLASSES = [
     IntegerNode,
     StringNode,
     Any,
-    # Named by an OmegaConf container's metadata as the types of its values.
+    # Types of values, named in an OmegaConf container's metadata.
     *(dict, list, tuple, int, float, str, bool),
 ]
 
-
-# Whatever torch's two readers make of bytes that are no whole checkpoint.
+# Errors of torch's two readers on bytes that are no whole checkpoint.
 READING_ERRORS = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError, struct.error, ArithmeticError,
     AssertionError, MemoryError, zipfile.BadZipFile,
@@ -49,7 +52,7 @@ READING_ERRORS = (
 
 
 def allow_checkpoint_classes() -> None:
-    """Let ``torch.load(weights_only=True)``, also where fairseq itself calls it, read fairseq's own checkpoints."""
+    """Make ``torch.load(weights_only=True)``, also where fairseq itself calls it, accept fairseq's own checkpoints."""
     import numpy as np
 
     numpy_core = np._core if hasattr(np, "_core") else np.core  # numpy 2 renamed it
@@ -59,7 +62,7 @@ def allow_checkpoint_classes() -> None:
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
     ]
-    # What fairseq puts in a tensor's place where one process hands a checkpoint to the others: a number.
+    # A number that fairseq puts in a tensor's place where one process sends a checkpoint to the others.
     placeholder = [getattr(distributed_utils, "_TensorPlaceholder", int)]
     torch.serialization.add_safe_globals(ALLOWED_CLASSES + numpy_classes + placeholder)
 
@@ -69,11 +72,10 @@ def read_checkpoint(path: str, option: str) -> dict:
 
     Args:
         path: the file.
-        option: what the user calls it, for messages, e.g. ``task.teacher``.
+        option: the option that names it, for messages, e.g. ``task.teacher``.
 
     Raises:
-        StarError: no such file, a truncated or foreign file, or one that holds classes outside the allow-list (which
-            are never looked up, let alone run).
+        StarError: no such file, a truncated or foreign file, or one with classes outside the allow-list.
     """
     if not os.path.isfile(path):
         kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
@@ -86,7 +88,7 @@ def read_checkpoint(path: str, option: str) -> dict:
         foreign = re.search(r"(?:Unsupported global: GLOBAL |Unsupported class |GLOBAL )([\w.]+)", str(error))
         if foreign:
             raise StarError(
-                f"{option}: {path} asks for {foreign[1]}, which is no part of a fairseq checkpoint; "
+                f"{option}: {path} contains {foreign[1]}, which is no part of a fairseq checkpoint; "
                 "it was refused and nothing of it was run: get the file from its authors"
             ) from error
         raise StarError(_not_readable(option, path, size)) from error
@@ -97,9 +99,37 @@ def read_checkpoint(path: str, option: str) -> dict:
     return state
 
 
+class Inert:
+    """An empty object in the place of one whose class is not on the allow-list, whatever the file gives it."""
+
+    def __new__(cls, *args, **kwargs) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_inert(path: str, option: str) -> dict:
+    """Read a checkpoint as :func:`read_checkpoint` does, with objects of unknown classes as :class:`Inert`.
+
+    Raises:
+        StarError: as ``read_checkpoint``; modules that reach the system (``os``, ``sys``) are refused here too.
+    """
+    allow_checkpoint_classes()
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (*READING_ERRORS, pickle.UnpicklingError):
+        foreign = []  # read_checkpoint reports it
+    with torch.serialization.safe_globals([(Inert, name) for name in foreign]):
+        return read_checkpoint(path, option)
+
+
 _GIVE = "give a checkpoint of HuBERT, wav2vec 2.0 or WavLM"
 _ELSEWHERE = (
-    "its weights lost their names when it was made: give the checkpoint it was exported from, or bring in another "
+    "its weights lost their names when it was made: give the checkpoint it was exported from, or import another "
     "export of it (s3prl, fairseq, huggingface, torchaudio) with fairseq-star import"
 )
 
@@ -116,15 +146,15 @@ def _not_readable(option: str, path: str, size: int) -> str:
     if head.startswith(b"version https://git-lfs"):
         return f"{option}: {path} is a Git LFS pointer, not the file itself; fetch it with git lfs pull"
     if head[8:9] == b"{" and head[5:8] == bytes(3):  # a header's length in eight bytes, then the header, which is JSON
-        return f"{option}: {path} is a safetensors file; give the HuggingFace folder that holds it and its config.json"
+        return f"{option}: {path} is a safetensors file; give the HuggingFace folder with it and its config.json"
     if head.lstrip()[:1] == b"{":
-        return f"{option}: {path} is JSON, no torch checkpoint; give the HuggingFace folder that holds it"
+        return f"{option}: {path} is JSON, no torch checkpoint; give the HuggingFace folder with it"
     shown = "an empty file" if not size else f"no torch checkpoint (it begins with {head[:16]!r})"
     return f"{option}: {path} is {shown}; {_GIVE}"
 
 
 def _other_archive(path: str) -> str | None:
-    """What a whole zip file is that is no checkpoint; None for a broken one, and for a checkpoint's own layout."""
+    """Return the kind of a whole zip file that is no checkpoint; None for a broken one and for a checkpoint."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -138,7 +168,7 @@ def _other_archive(path: str) -> str | None:
 
 
 def shapes(weights: Any) -> dict:
-    """Shape of each weight of a state dict; empty for what is none."""
+    """Return the shape of each weight of a state dict, empty for anything else."""
     if not isinstance(weights, Mapping):
         return {}
     return {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in weights.items()}

@@ -13,10 +13,9 @@ from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import torchaudio
-from fairseq_star.formats.fields import MAX_LAYERS, Section
-from fairseq_star.formats.microsoft import check_buckets
+from fairseq_star.formats.config import MAX_LAYERS, Section
 
-# Lists of one entry a layer -> the kind of their entries, and what they are for people.
+# Lists of one entry a layer -> the type of their entries, and their meaning in messages.
 PER_LAYER = {
     "encoder_use_attention": (bool, "attention"),
     "encoder_use_feed_forward": (bool, "feed-forward parts"),
@@ -28,12 +27,12 @@ PER_LAYER = {
 
 
 def recognises(state: Mapping) -> bool:
-    """Whether a checkpoint is laid out as DPHuBERT's are."""
+    """Return whether a checkpoint has DPHuBERT's layout."""
     return isinstance(state.get("config"), dict) and torchaudio.has_torchaudio_keys(state.get("state_dict"))
 
 
 def read_encoder(state: Mapping, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
-    """The encoder in a file of DPHuBERT's, frozen, every key accounted for.
+    """Return the encoder in a file of DPHuBERT's, frozen.
 
     Raises:
         StarError: its layers differ, or arguments and weights do not fit each other.
@@ -53,7 +52,7 @@ def read_encoder(state: Mapping, *, name: str, valid_group_norm: bool = True) ->
 
 
 def dropouts(state: Mapping, name: str) -> dict[str, float]:
-    """The dropouts among its arguments, 0 where there are none; raises as :func:`torchaudio.dropouts`."""
+    """Return the dropouts among its arguments, as :func:`torchaudio.dropouts` does."""
     return torchaudio.dropouts({"arguments": state["config"]}, name)
 
 
@@ -69,8 +68,7 @@ def _encoder_config(config: Section) -> EncoderConfig:
         if remaining != list(range(total)):
             raise _pruned(config, f"{len(remaining)} of {total} attention heads")
         alike["encoder_num_heads"] = total
-        relative_position = (config.whole("encoder_num_buckets", 320), config.whole("encoder_max_distance", 800))
-        check_buckets(*relative_position, config.name)
+        relative_position = config.relative_position("encoder_num_buckets", "encoder_max_distance", 800)
     encoder = torchaudio.encoder_config(Section({**config.values, **alike}, config.name))
     head_dim = config.whole("encoder_head_dim", encoder.embed_dim // encoder.num_heads)
     if head_dim * encoder.num_heads != encoder.embed_dim:
@@ -79,11 +77,7 @@ def _encoder_config(config: Section) -> EncoderConfig:
 
 
 def _alike(config: Section, key: str, num_layers: int) -> bool | int | list[int]:
-    """What all entries of a list of one entry a layer are.
-
-    Raises:
-        StarError: no such list, or its entries differ.
-    """
+    """Return the value that all entries of a list of one entry a layer have."""
     value, (kind, what) = config.values[key], PER_LAYER[key]
     right = isinstance(value, list | tuple) and len(value) == num_layers
     if not right or any(type(entry) is not kind for entry in value):

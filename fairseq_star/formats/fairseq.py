@@ -1,24 +1,25 @@
 """fairseq's checkpoints: HuBERT, wav2vec 2.0 and their fine-tuned forms to read, a HuBERT to write.
 
-Read are checkpoints with ``cfg`` or, as before hydra, ``args``. What is written loads in fairseq unchanged, to dump
-features of, or to fine-tune with ``hubert_ctc``.
+Checkpoints with ``cfg`` or, before hydra, ``args`` are read. A written one loads in fairseq unchanged, to dump features
+of it or to fine-tune it with ``hubert_ctc``. It contains plain values and tensors alone, so that fairseq reads it under
+torch's ``weights_only`` too, which refuses the classes in fairseq's own checkpoints. Parts of HuBERT that a student
+lacks are written as follows:
 
-What is written holds plain values and tensors alone, so that fairseq reads it under torch's ``weights_only`` too, which
-refuses the classes in fairseq's own checkpoints. What HuBERT has and a student has not:
-
-* ``mask_emb``, the vector put in place of masked frames in training, where the student was trained without any: zeros,
-  which is what it sees where audio is padded. Fine-tuning with ``apply_mask`` trains it.
+* ``mask_emb``, the vector in place of masked frames in training, where the student was trained without any: zeros, its
+  input where audio is padded. Fine-tuning with ``apply_mask`` trains it.
 * ``final_proj``, of use in pretraining alone: zeros, one wide. ``hubert_ctc`` drops it.
 * ``label_embs_concat`` and the dictionary of units: none. The task's ``dictionaries`` are ``[None]``, which fairseq
   understands as "for fine-tuning", so that no label files are needed.
 
-No fairseq builds a ``hubert_ctc`` of any checkpoint by itself (facebookresearch/fairseq#4916): for fine-tuning this
-plugin is given as ``common.user_dir``, see ``models/hubert_ctc.py``. Loading and dumping features need no plugin.
+No fairseq builds a ``hubert_ctc`` of any checkpoint by itself (facebookresearch/fairseq#4916): for fine-tuning, give
+this plugin as ``common.user_dir``, see ``fairseq_hooks/hubert_ctc.py``. Loading and dumping features need no plugin.
 
 Sources: ``fairseq/models/hubert/{hubert,hubert_asr}.py``, ``fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py``,
 ``fairseq/tasks/hubert_pretraining.py``.
 """
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
@@ -36,35 +37,25 @@ from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.unit_head import TEMPERATURE, UnitHead
 from fairseq_star.errors import StarError
-from fairseq_star.formats import fairseq_config
+from fairseq_star.formats import config
 from fairseq_star.formats.building import build_frozen
-from fairseq_star.formats.fairseq_config import config_of, encoder_config, sections
-from fairseq_star.formats.fields import Section
-from fairseq_star.formats.overrides import override
-from fairseq_star.formats.student import Student, model_values
+from fairseq_star.formats.config import Section, config_of, encoder_config, sections
+from fairseq_star.formats.student import Student, fairseq_state, model_values
 from fairseq_star.formats.target import Target, batches
-from fairseq_star.manifest import SAMPLE_RATE
 
-# Of use in pretraining only: to mask, to quantize, to predict.
-HUBERT_ONLY = ("mask_emb", "label_embs_concat", "final_proj.", "target_glu.")
-WAV2VEC2_ONLY = (
-    "mask_emb",
-    "quantizer.",
-    "input_quantizer.",
-    "project_q.",
-    "project_inp.",
-    "final_proj.",
-    "target_glu.",
-)
+# Parts that serve pretraining only: to mask, to quantize, to predict.
+PRETRAINING = ("mask_emb", "final_proj.", "target_glu.")
+HUBERT_ONLY = (*PRETRAINING, "label_embs_concat")
+WAV2VEC2_ONLY = (*PRETRAINING, "quantizer.", "input_quantizer.", "project_q.", "project_inp.")
 
 
 @dataclass(frozen=True)
 class Family:
-    """One name fairseq registers such models by."""
+    """A name that fairseq registers such models by."""
 
     title: str
     ignored: tuple[str, ...]
-    prefix: str = ""  # where a fine-tuned model keeps its encoder
+    prefix: str = ""  # of the encoder's keys in a fine-tuned model
 
 
 FAMILIES = {
@@ -91,10 +82,10 @@ def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> Fr
     model, task = sections(config_of(state))
     weights, registered = state.get("model"), model.get("_name")
     if not isinstance(weights, dict) or not isinstance(registered, str):
-        held = ", ".join(f"{str(key)[:40]!a}" for key in list(state)[:4]) or "nothing"
+        present = ", ".join(f"{str(key)[:40]!a}" for key in list(state)[:4]) or "nothing"
         raise StarError(
             f"{name} is no fairseq speech checkpoint: it lacks 'cfg' (or 'args') with a model, or the weights 'model' "
-            f"(it holds {held}); give a whole checkpoint of HuBERT, wav2vec 2.0 or WavLM, or a HuggingFace folder"
+            f"(it holds {present}); give a whole checkpoint of HuBERT, wav2vec 2.0 or WavLM, or a HuggingFace folder"
         )
     if registered not in FAMILIES:
         raise StarError(
@@ -109,28 +100,28 @@ def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> Fr
                 f"{name} was fine-tuned, but its encoder's config (w2v_args) is no HuBERT's or wav2vec 2.0's; "
                 "give the pretrained checkpoint"
             )
-        if task.get("normalize") is None:  # older pretraining did not say
+        if task.get("normalize") is None:  # older pretraining did not record it
             task["normalize"] = outer.get("normalize")
-        # Its heads are of no use here, but an encoder key must never be lost with them.
+        # The heads are dropped, but no key of the encoder may be lost with them.
         weights = {key.removeprefix(family.prefix): value for key, value in weights.items()
                    if isinstance(key, str) and key.startswith(family.prefix)}  # fmt: skip
-    audio = Section(task, name)
     return build_frozen(
         encoder_config(Section(model, name)),
         weights,
         family=family.title,
         name=name,
-        sample_rate=audio.whole("sample_rate", SAMPLE_RATE, at_most=1_000_000),
-        normalize=audio.flag("normalize", False),
         ignored=family.ignored,
         valid_group_norm=valid_group_norm,
         unit_heads=_unit_heads(state, model) if registered == "hubert" else (),
+        **Section(task, name).audio(normalize=False),
     )
 
 
 def _unit_heads(state: dict, model: dict) -> list[UnitHead]:
-    """What a pretrained HuBERT predicts units with, a head for each set of them; none where it has none, or where their
-    parts do not fit each other: few runs need them."""
+    """Return the heads by which a pretrained HuBERT predicts units, one for each set of units.
+
+    None are returned where it has none or where their parts do not fit each other: few runs need them.
+    """
     names = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
     parts = [state["model"].get(name) for name in names]
     if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts) or model.get("target_glu"):
@@ -152,23 +143,18 @@ def _unit_heads(state: dict, model: dict) -> list[UnitHead]:
         return []
     heads = []
     with torch.random.fork_rng(devices=[]):
-        for number, of_set in enumerate(embeddings.split(counts)):
+        for number, units in enumerate(embeddings.split(counts)):
             rows = slice(number * dim, (number + 1) * dim) if sets > 1 else slice(None)
-            head = UnitHead(width, len(of_set), dim, temperature)
-            head.load_state_dict(
-                {"label_embs": of_set, "final_proj.weight": weight[rows], "final_proj.bias": bias[rows]}
-            )
+            head = UnitHead(width, len(units), dim, temperature)
+            projection = {"final_proj.weight": weight[rows], "final_proj.bias": bias[rows]}
+            head.load_state_dict({"label_embs": units, **projection})
             heads.append(head)
     return heads
 
 
 def dropouts(state: dict, name: str) -> dict[str, float]:
-    """The dropouts that a checkpoint says, 0 where it says none.
-
-    Raises:
-        StarError: a value that is no share.
-    """
-    return fairseq_config.dropouts(Section(sections(config_of(state))[0], name))
+    """Return the dropouts of a checkpoint's config, as :func:`config.dropouts` does."""
+    return config.dropouts(Section(sections(config_of(state))[0], name))
 
 
 class Fairseq(Target):
@@ -177,32 +163,30 @@ class Fairseq(Target):
     title = "fairseq checkpoint"
 
     def write(self, student: Student, path: Path) -> None:
-        width, rate = student.config.embed_dim, student.sample_rate / student.model.geometry.downsample_rate
+        width, label_rate = student.config.embed_dim, student.sample_rate / student.model.geometry.downsample_rate
         model = HubertConfig(
             **model_values(student.config, student.dropouts),
-            label_rate=rate,
+            label_rate=label_rate,
             final_dim=1,
             encoder_layerdrop=0.0,
             required_seq_len_multiple=1,
         )
         task = HubertPretrainingConfig(
-            data="", labels=[], label_rate=rate, sample_rate=student.sample_rate, normalize=student.normalize
+            data="", labels=[], label_rate=label_rate, sample_rate=student.sample_rate, normalize=student.normalize
         )
-        pretraining = {
+        weights = {
+            **student.weights(),
             "mask_emb": student.mask_or_zeros(),
             "final_proj.weight": torch.zeros(1, width),
             "final_proj.bias": torch.zeros(1),
         }
-        state = {
-            "args": None,
-            "cfg": {"model": _plain(model, "hubert"), "task": _plain(task, "hubert_pretraining")},
-            "model": {**student.weights(), **pretraining},
-            "criterion": None,
-            "optimizer_history": [{"criterion_name": "HubertCriterion", "optimizer_name": "FairseqAdam",
-                                   "lr_scheduler_state": {}, "num_updates": 0}],
-            "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-            "task_state": {"dictionaries": [None]},
-        }  # fmt: skip
+        state = fairseq_state(
+            _plain(model, "hubert"),
+            _plain(task, "hubert_pretraining"),
+            weights,
+            criterion="HubertCriterion",
+            task_state={"dictionaries": [None]},
+        )
         torch.save(state, path)
 
     @torch.no_grad()
@@ -210,17 +194,17 @@ class Fairseq(Target):
         [model], _, task = load_model_ensemble_and_task([str(path)])
         model.eval()
         utterances = []
-        # fairseq leaves it to its datasets to normalize.
+        # In fairseq the datasets normalize.
         for source, num_samples in batches(sources, padded=padded, normalize=task.cfg.normalize):
             padding_mask = torch.arange(source.size(1)) >= num_samples[:, None] if padded else None
             states, frame_mask = _states(model, source, padding_mask)
-            kept = [slice(None)] * len(source) if frame_mask is None else ~frame_mask
-            utterances += [[state[number, frames] for state in states] for number, frames in enumerate(kept)]
+            valid = [slice(None)] * len(source) if frame_mask is None else ~frame_mask
+            utterances += [[state[number, frames] for state in states] for number, frames in enumerate(valid)]
         return utterances
 
     def frame_lengths(self, geometry: FrameGeometry, num_samples: Sequence[int]) -> list[int]:
-        """fairseq's HuBERT cuts the samples into as many equal chunks as there are frames and counts a frame as valid
-        if any sample of its chunk is: up to two frames more than the convolutions make of the utterance."""
+        # fairseq's HuBERT cuts the samples into as many equal chunks as there are frames and counts a frame as valid if
+        # any sample of its chunk is: up to two frames more than the convolutions make of the utterance.
         total = geometry.num_frames(max(num_samples))
         chunk = max(num_samples) // total
         return [min(total, -(-number // chunk)) for number in num_samples]
@@ -234,12 +218,12 @@ class Fairseq(Target):
 
 
 def _plain(config: object, name: str) -> dict:
-    """A fairseq config as plain values, all of its fields there: fine-tuning overrides only what it finds."""
+    """Return a fairseq config as plain values, with all fields: fine-tuning overrides only those that are there."""
     return {**OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True, resolve=False), "_name": name}
 
 
 def _states(model: nn.Module, source: Tensor, padding_mask: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-    """All hidden states (B x T x D) of fairseq's HuBERT, seen by hooks on its layers, and its frame mask (B x T)."""
+    """Return all hidden states (B x T x D) of fairseq's HuBERT, by hooks on its layers, and its frame mask (B x T)."""
     states = []
     layers = model.encoder.layers
     hooks = [layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].transpose(0, 1)))]
@@ -249,3 +233,14 @@ def _states(model: nn.Module, source: Tensor, padding_mask: Tensor | None) -> tu
     for hook in hooks:
         hook.remove()
     return [*states[:-1], last], frame_mask
+
+
+_UNQUOTED = re.compile(r"[\w/.+-]*", re.ASCII)  # texts that hydra's grammar takes without quotes in any context
+
+
+def override(option: str, value: str) -> str:
+    """Return ``option=value`` for a shell, so that hydra reads ``value`` as a text, not as a list or a number."""
+    if _UNQUOTED.fullmatch(value):
+        return f"{option}={value}"
+    quoted = value.replace('"', '\\"')
+    return shlex.quote(f'{option}="{quoted}"')

@@ -1,15 +1,15 @@
 """HuggingFace folders: HuBERT, wav2vec 2.0, WavLM and data2vec-audio to read, a HuBERT to write.
 
-Read key by key into fairseq's modules, which compute the same under other names (``hf_keys.py``), so neither
-transformers nor code from the folder is needed. transformers is not asked even where it is installed: its config
-classes act on what a stranger's file says (a large ``num_labels`` takes all memory) and take a second to import. What
-it takes for a value left out stands here, and tests hold it to the installed release.
+A folder is read key by key into fairseq's modules, which compute the same under other names (``hf_keys.py``), so that
+neither transformers nor code from the folder is needed. transformers is not used even where it is installed: its config
+classes act on values of the file (a large ``num_labels`` takes all memory) and take a second to import. Its defaults
+for missing values are written here, and tests compare them with the installed release.
 
-Of what is written ``AutoModel.from_pretrained(FOLDER)`` makes a ``HubertModel`` with the student's hidden states.
-HuBERT always has a projection there: where the student has none, the identity is written, and taken off again when the
-folder is imported. ``masked_spec_embed``, put in place of frames that SpecAugment masks in fine-tuning, is zeros for a
-student that was trained without hidden frames. Where audio is normalized, transformers adds 1e-7 to its variance and
-fairseq 1e-5: very quiet audio differs.
+``AutoModel.from_pretrained(FOLDER)`` makes a ``HubertModel`` with the student's hidden states of a written folder.
+HuBERT always has a projection there: where the student has none, the identity is written, and dropped when the folder
+is imported. ``masked_spec_embed``, put in place of frames that SpecAugment masks in fine-tuning, is zeros for a student
+that was trained without masked frames. Where audio is normalized, transformers adds 1e-7 to its variance and fairseq
+1e-5: very quiet audio differs.
 
 Source: transformers, ``models/{hubert,wav2vec2,wavlm,data2vec}/``.
 """
@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Sequence
 
@@ -29,50 +28,58 @@ from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.formats.building import build_frozen
-from fairseq_star.formats.fields import ACTIVATIONS, MAX_LAYERS, Section, check_divides
-from fairseq_star.formats.hf_audio import audio_format
-from fairseq_star.formats.hf_folder import CONFIG, PREPROCESSOR, WEIGHT_FILES, read_json, read_weights
-from fairseq_star.formats.hf_keys import TO_PARAMETRIZED, Table, table, to_fairseq, to_huggingface
-from fairseq_star.formats.microsoft import check_buckets
+from fairseq_star.formats.building import build_frozen, misfit
+from fairseq_star.formats.config import ACTIVATIONS, Section, check_divides
+from fairseq_star.formats.hf_folder import (
+    CONFIG,
+    EXTRACTOR_TYPE,
+    PREPROCESSOR,
+    WEIGHT_FILES,
+    audio_format,
+    read_json,
+    read_weights,
+)
+from fairseq_star.formats.hf_keys import TO_PARAMETRIZED, Table, huggingface_weights, table, to_fairseq
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.target import Target
+from fairseq_star.formats.target import Target, in_batches, valid_frames
 from fairseq_star.runtime.provenance import __version__
 
 logger = logging.getLogger(__name__)
 
-# Of all four families, where a config does not say them.
+# Defaults of all four families.
 CONV_DIM, CONV_KERNEL, CONV_STRIDE = zip(*HUBERT_BASE.conv_layers, strict=True)
 
 
-@dataclass(frozen=True)
-class Family:
-    """One ``model_type`` of transformers."""
-
-    title: str
-    prefix: str  # before the encoder's keys in models with a head
-
-
-FAMILIES = {
-    "hubert": Family("HuBERT (HuggingFace)", "hubert."),
-    "wav2vec2": Family("wav2vec 2.0 (HuggingFace)", "wav2vec2."),
-    "wavlm": Family("WavLM (HuggingFace)", "wavlm."),
-    "data2vec-audio": Family("data2vec-audio (HuggingFace)", "data2vec_audio."),
+# transformers' ``model_type`` -> the family, for people.
+FAMILIES = {"hubert": "HuBERT", "wav2vec2": "wav2vec 2.0", "wavlm": "WavLM", "data2vec-audio": "data2vec-audio"}
+# Fields of EncoderConfig and fairseq's dropouts -> transformers' names.
+SIZES = {
+    "embed_dim": "hidden_size",
+    "ffn_embed_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "conv_pos_groups": "num_conv_pos_embedding_groups",
 }
-# Of use after the last layer or in pretraining only.
+DROPOUTS = {
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "dropout_input": "feat_proj_dropout",
+}
+# Parts that are of use after the last layer or in pretraining only.
 IGNORED = ("masked_spec_embed", "adapter.")
-# Modules of an encoder: a key of one of these must have a place, whatever else is in the file.
+# Modules of an encoder: each of their keys must be known, whatever else is in the file.
 ENCODER = ("feature_extractor.", "feature_projection.", "encoder.")
-# What models put beside an encoder: transformers' own (classifiers, CTC, pretraining, x-vectors) and contentvec's.
+# Modules next to an encoder: transformers' (classifiers, CTC, pretraining, x-vectors) and contentvec's.
 HEADS = (
     *("lm_head.", "classifier.", "projector.", "layer_weights", "tdnn.", "objective."),
     *("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat"),
 )
-XVECTOR_HEAD = ("feature_extractor.weight", "feature_extractor.bias")  # a linear layer, called as the convolutions are
+XVECTOR_HEAD = ("feature_extractor.weight", "feature_extractor.bias")  # a linear layer under the convolutions' name
 
 
 def read_encoder(folder: str, *, option: str, valid_group_norm: bool = True) -> FrozenEncoder:
-    """The encoder in a HuggingFace folder frozen, every key accounted for.
+    """Return the encoder in a HuggingFace folder, frozen, every key accounted for.
 
     Raises:
         StarError: a file of the folder is missing, unreadable or unsafe, or it is of another kind of model.
@@ -84,18 +91,19 @@ def read_encoder(folder: str, *, option: str, valid_group_norm: bool = True) -> 
         raise StarError(
             f"{name} holds a {str(model_type)[:60]!a} model; a teacher's model_type is one of {', '.join(FAMILIES)}"
         )
-    family = FAMILIES[model_type]
     encoder = _encoder_config(config, model_type)
+    layer_norm_extractor = encoder.extractor_mode == "layer_norm"
     pairs = table(
-        layer_norm_extractor=encoder.extractor_mode == "layer_norm",
+        layer_norm_extractor=layer_norm_extractor,
         positional_stack=encoder.pos_conv_depth > 1,
         wavlm=encoder.relative_position is not None,
     )
-    sample_rate, normalize = audio_format(folder, option, layer_norm_extractor=encoder.extractor_mode == "layer_norm")
+    sample_rate, normalize = audio_format(folder, option, layer_norm_extractor=layer_norm_extractor)
+    prefix = model_type.replace("-", "_") + "."  # of the encoder's keys in models with a head
     return build_frozen(
         encoder,
-        _renamed(read_weights(folder, option), family.prefix, pairs, name),
-        family=family.title,
+        _renamed(read_weights(folder, option), prefix, pairs, name),
+        family=f"{FAMILIES[model_type]} (HuggingFace)",
         name=name,
         sample_rate=sample_rate,
         normalize=normalize,
@@ -112,7 +120,7 @@ def _encoder_config(config: Section, model_type: str) -> EncoderConfig:
     if not len(widths) == len(kernels) == len(strides):
         raise StarError(f"{config.name}: conv_dim, conv_kernel and conv_stride differ in length; download it again")
     data2vec = model_type == "data2vec-audio"
-    # data2vec's extractor is always of the layer-norm kind, and its number of positional embeddings a depth.
+    # data2vec's extractor always has layer norms, and its number of positional embeddings is a depth.
     norm = "layer" if data2vec else config.choice("feat_extract_norm", "group", ("group", "layer"))
     conv_pos, depth = config.whole("num_conv_pos_embeddings", 5 if data2vec else HUBERT_BASE.conv_pos), 1
     if data2vec:
@@ -123,33 +131,28 @@ def _encoder_config(config: Section, model_type: str) -> EncoderConfig:
         conv_pos = kernel * depth
     relative_position = None
     if model_type == "wavlm":
-        relative_position = (config.whole("num_buckets", 320), config.whole("max_bucket_distance", 800))
-        check_buckets(*relative_position, config.name)
+        relative_position = config.relative_position("num_buckets", "max_bucket_distance", 800)
     encoder = EncoderConfig(
         conv_layers=[ConvLayer(*layer) for layer in zip(widths, kernels, strides, strict=True)],
-        embed_dim=config.whole("hidden_size", HUBERT_BASE.embed_dim),
-        ffn_embed_dim=config.whole("intermediate_size", HUBERT_BASE.ffn_embed_dim),
-        num_layers=config.whole("num_hidden_layers", HUBERT_BASE.num_layers, at_most=MAX_LAYERS),
-        num_heads=config.whole("num_attention_heads", HUBERT_BASE.num_heads),
+        **config.sizes(SIZES, HUBERT_BASE),
         conv_pos=conv_pos,
-        conv_pos_groups=config.whole("num_conv_pos_embedding_groups", HUBERT_BASE.conv_pos_groups),
         extractor_mode="layer_norm" if norm == "layer" else "default",
         conv_bias=config.flag("conv_bias", False),
         activation_fn=config.choice("hidden_act", "gelu", ACTIVATIONS),
         layer_norm_first=not data2vec and config.flag("do_stable_layer_norm", False),
         input_norm=model_type != "hubert" or config.flag("feat_proj_layer_norm", True),
         pos_conv_depth=depth,
-        layer_norm_eps=config.small_number("layer_norm_eps", 1e-5),
+        layer_norm_eps=config.epsilon("layer_norm_eps", 1e-5),
         relative_position=relative_position,
     )
     return check_divides(encoder, config.name)
 
 
 def _renamed(weights: dict[str, Tensor], prefix: str, pairs: Table, name: str) -> dict[str, Tensor]:
-    """The encoder's weights under fairseq's names. A model's heads go, as when transformers loads the encoder alone.
+    """Return the encoder's weights under fairseq's names, without heads, as when transformers loads the encoder alone.
 
-    Beside an encoder under its family's prefix, other modules are heads, whatever they are called. Without a prefix
-    only known heads are, because a key of another name might belong to the encoder.
+    Next to an encoder under its family's prefix, other modules are heads, whatever their names. Without a prefix only
+    known heads are, because a key of another name might belong to the encoder.
     """
     if not all(isinstance(key, str) for key in weights):
         raise StarError(f"{name}: its weights are not named; download it again")
@@ -159,37 +162,20 @@ def _renamed(weights: dict[str, Tensor], prefix: str, pairs: Table, name: str) -
         own = key.removeprefix(prefix)
         if own.startswith(IGNORED):
             continue
-        if _is_head(own) or (headed and own == key and not own.startswith(ENCODER)):
+        if own.startswith(HEADS) or own in XVECTOR_HEAD or (headed and own == key and not own.startswith(ENCODER)):
             heads.add(own.partition(".")[0])
             continue
         target = to_fairseq(own, pairs)
         if target is None or target in renamed:
-            what = "is unknown" if target is None else "comes twice"
-            raise StarError(
-                f"{name}: weights and model config do not fit each other ({key[:80]!a} {what}); "
-                "get both from the same release"
-            )
+            raise misfit(name, f"{key[:80]!a} {'is unknown' if target is None else 'comes twice'}")
         renamed[target] = value
     if heads:
         logger.info(f"{name}: its heads are not used ({', '.join(sorted(heads))[:80]!a})")
     return renamed
 
 
-def _is_head(key: str) -> bool:
-    return key.startswith(HEADS) or key in XVECTOR_HEAD
-
-
-# fairseq's dropouts under HuggingFace's names.
-DROPOUTS = {
-    "dropout": "hidden_dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "dropout_input": "feat_proj_dropout",
-}
-
-
 def dropouts(config: Section) -> dict[str, float]:
-    """The dropouts of a ``config.json`` under fairseq's names; transformers' defaults where it says nothing."""
+    """Return the dropouts of a ``config.json`` under fairseq's names, with transformers' defaults."""
     defaults = {"dropout_input": 0.0}
     return {name: config.share(theirs, defaults.get(name, 0.1)) for name, theirs in DROPOUTS.items()}
 
@@ -205,10 +191,12 @@ class HuggingFace(Target):
         from safetensors.torch import save
 
         path.mkdir()
-        (path / WEIGHT_FILES[0]).write_bytes(save(_weights(student), metadata={"format": "pt"}))
+        weights = huggingface_weights(student) | {"masked_spec_embed": student.mask_or_zeros()}
+        weights = {TO_PARAMETRIZED.get(key, key): value.contiguous() for key, value in weights.items()}
+        (path / WEIGHT_FILES[0]).write_bytes(save(weights, metadata={"format": "pt"}))
         (path / CONFIG).write_text(json.dumps(_config(student), indent=2) + "\n")
         preprocessor = {
-            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_extractor_type": EXTRACTOR_TYPE,
             "do_normalize": student.normalize,
             "feature_size": 1,
             "padding_side": "right",
@@ -224,14 +212,14 @@ class HuggingFace(Target):
         from transformers import AutoFeatureExtractor, AutoModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # of a load that takes a tenth of a second
+        logging.disable_progress_bar()  # loading takes a tenth of a second
         model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
         if unmatched := [key for keys in loading.values() for key in keys]:
-            raise StarError(f"export: transformers does not match {unmatched[0]!a} of the folder it was given")
+            raise StarError(f"export: transformers does not match {unmatched[0]!a} of the written folder")
         model.eval()
         extractor = AutoFeatureExtractor.from_pretrained(path)
         utterances = []
-        for batch in [list(sources)] if padded else [[source] for source in sources]:
+        for batch in in_batches(sources, padded):
             inputs = extractor(
                 [source.numpy() for source in batch],
                 sampling_rate=extractor.sampling_rate,
@@ -241,7 +229,7 @@ class HuggingFace(Target):
             output = model(**inputs, output_hidden_states=True)
             states = [*output.hidden_states[:-1], output.last_hidden_state]
             lengths = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(1))
-            utterances += [[state[number, :length] for state in states] for number, length in enumerate(lengths)]
+            utterances += valid_frames(states, lengths)
         return utterances
 
     def next_step(self, path: Path) -> str:
@@ -254,26 +242,6 @@ class HuggingFace(Target):
         )
 
 
-def _weights(student: Student) -> dict[str, Tensor]:
-    """All weights under HuggingFace's names.
-
-    Raises:
-        StarError: a weight that the table has no name for.
-    """
-    pairs = table(layer_norm_extractor=student.config.extractor_mode == "layer_norm")
-    width, renamed = student.config.embed_dim, {}
-    for key, value in student.weights().items():
-        target = to_huggingface(key, pairs)
-        if target is None:
-            raise StarError(f"export: {key} of {student.origin} has no name in HuggingFace's HuBERT")
-        renamed[TO_PARAMETRIZED.get(target, target)] = value.contiguous()
-    if not student.config.projection:
-        renamed["feature_projection.projection.weight"] = torch.eye(width)
-        renamed["feature_projection.projection.bias"] = torch.zeros(width)
-    renamed["masked_spec_embed"] = student.mask_or_zeros()
-    return renamed
-
-
 def _config(student: Student) -> dict:
     config = student.config
     config.check_uniform("transformers' HuBERT")
@@ -282,10 +250,7 @@ def _config(student: Student) -> dict:
         "architectures": ["HubertModel"],
         "model_type": "hubert",
         "dtype": "float32",
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.ffn_embed_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{theirs: getattr(config, own) for own, theirs in SIZES.items()},
         "hidden_act": config.activation_fn,
         "conv_dim": channels,
         "conv_kernel": kernels,
@@ -295,7 +260,6 @@ def _config(student: Student) -> dict:
         "feat_extract_activation": "gelu",
         "feat_proj_layer_norm": True,
         "num_conv_pos_embeddings": config.conv_pos,
-        "num_conv_pos_embedding_groups": config.conv_pos_groups,
         "do_stable_layer_norm": config.layer_norm_first,
         "layer_norm_eps": config.layer_norm_eps,
         "layerdrop": 0.0,
@@ -322,7 +286,7 @@ def _card(student: Student) -> str:
             "batched with. Run utterances one by one, or batch equal lengths, for the features the model was trained "
             "with.\n"
         )
-    normalize = "zero mean and unit variance (the preprocessor sees to it)" if student.normalize else "as it is"
+    normalize = "zero mean and unit variance (the preprocessor does it)" if student.normalize else "as it is"
     return f"""---
 library_name: transformers
 pipeline_tag: feature-extraction

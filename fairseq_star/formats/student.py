@@ -1,4 +1,4 @@
-"""This project's own checkpoints, read and written; a student, its audio format and what it is built from."""
+"""This project's own checkpoints, read and written: a student with its audio format and training settings."""
 
 import os
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +14,7 @@ from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.checkpoint import read_checkpoint
-from fairseq_star.formats.fairseq_config import encoder_config, sections
-from fairseq_star.formats.fields import EXTRACTOR_MODES, Section
+from fairseq_star.formats.config import EXTRACTOR_MODES, Section, encoder_config, sections
 from fairseq_star.models import starhubert
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 
@@ -27,27 +26,28 @@ ARCHITECTURES = {
     "starhubert_stream": starhubert.StarHubertStreamConfig,
 }
 MASK = "mask_emb"
-TEACHER = "teacher_digest"  # in task_state; checkpoints of before this record have none
-"""The vector that stood for hidden frames in training: of use to whoever trains a student on, to nobody else."""
+"""The vector that replaced masked frames in training; of use in further training only."""
+TEACHER = "teacher_digest"
+"""The key of the teacher's digest in ``task_state``; older checkpoints have none."""
 
 
 def recognises(state: dict) -> bool:
-    """Whether a checkpoint's config names one of this project's architectures."""
+    """Return whether a checkpoint's config names one of this project's architectures."""
     registered = sections(state.get("cfg"))[0].get("_name")
     return isinstance(registered, str) and registered in ARCHITECTURES
 
 
 def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
-    """The student in ``state``; its audio format is what its own teacher's was (``task_state``).
+    """Return the student in ``state``, frozen; its audio format is that of its teacher (``task_state``).
 
     Raises:
-        StarError: config and weights do not fit each other, or the audio format is lacking.
+        StarError: config and weights do not fit each other, or the audio format is missing.
     """
     model, task = sections(state["cfg"])
     weights, recorded = state.get("model"), state.get("task_state")
     if not isinstance(weights, dict):
         raise StarError(f"{name} lacks the weights 'model'; give a checkpoint_best.pt or checkpoint_last.pt of a run")
-    # What was recorded in training comes before what was asked for, which may be "as the teacher".
+    # The format recorded in training takes precedence over the option, which may be "as the teacher".
     audio = Section({**task, **recorded} if isinstance(recorded, dict) else task, name)
     for key in ("sample_rate", "normalize"):
         if audio.values.get(key) is None:
@@ -57,22 +57,21 @@ def read_encoder(state: dict, *, name: str, valid_group_norm: bool = True) -> Fr
         weights,
         family=f"{model['_name']} (this project)",
         name=name,
-        sample_rate=audio.whole("sample_rate", at_most=1_000_000),
-        normalize=audio.flag("normalize"),
         ignored=(MASK,),
         valid_group_norm=valid_group_norm,
+        **audio.audio(),
     )
 
 
 def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
-    """The encoder that a run's ``model`` options make, those left out being the architecture's own.
+    """Return the encoder that a run's ``model`` options define, with the architecture's defaults for the others.
 
     Args:
         model: ``_name``, one of :data:`ARCHITECTURES`, and any of its options.
-        name: what they are of, for messages.
+        name: the file or option that they come from, for messages.
 
     Raises:
-        StarError: a value that cannot be.
+        StarError: an impossible value.
     """
     architecture = ARCHITECTURES[model["_name"]]()
     defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
@@ -91,25 +90,25 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
             f"{name} is a streaming student of extractor_mode={config.extractor_mode}, as they were before 29 November "
             "2026; train it again with running_norm"
         )
-    context = {key: values.count(key) for key in ("left_context_frames", "right_context_frames")}
-    return replace(config, chunk_frames=tuple(values.counts("chunk_frames")), **context)
+    context = {key: values.whole(key, at_least=0) for key in ("left_context_frames", "right_context_frames")}
+    return replace(config, chunk_frames=tuple(values.wholes("chunk_frames", at_least=0)), **context)
 
 
 @dataclass
 class Student(Hearer):
-    """A finished student, frozen and in eval mode.
+    """A trained student, frozen and in eval mode.
 
-    ``model`` takes the statistics of its group norm over an utterance's own samples; :meth:`padded` gives the same
+    ``model`` takes the statistics of its group norm over an utterance's own samples; :meth:`padded` returns the same
     weights with the statistics over the padded batch, as all other libraries take them.
     """
 
     model: StarHubertModel
-    dropouts: dict[str, float]  # of training, for whoever trains it on: fairseq's names, DROPOUTS
+    dropouts: dict[str, float]  # of its training, under fairseq's names (DROPOUTS)
     sample_rate: int  # Hz
-    normalize: bool  # whether it hears audio of zero mean and unit variance
+    normalize: bool  # whether its input has zero mean and unit variance
     name: str  # the architecture it is registered by, such as starhubert
     origin: str  # the file it was read from
-    mask_embedding: Tensor | None = None  # D; of a student that was trained with hidden frames
+    mask_embedding: Tensor | None = None  # D; of a student that was trained with masked frames
 
     @property
     def config(self) -> EncoderConfig:
@@ -117,21 +116,21 @@ class Student(Hearer):
         return self.model.config
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights under fairseq's names, detached, without the mask embedding."""
+        """Return the weights under fairseq's names, detached, without the mask embedding."""
         return {key: value.detach() for key, value in self.model.state_dict().items()}
 
     def mask_or_zeros(self) -> Tensor:
-        """What other libraries put in place of masked frames in fine-tuning (D): zeros, which is what a student sees
-        where audio is padded, for one that never learned anything else."""
+        """Return the vector (D) with which other libraries replace masked frames in fine-tuning: zeros, the student's
+        input where audio is padded, for one that was trained without masks."""
         return torch.zeros(self.config.embed_dim) if self.mask_embedding is None else self.mask_embedding.float()
 
     def padded(self) -> StarHubertModel:
-        """The same model with group norm over the padded batch."""
+        """Return the same model with group norm over the padded batch."""
         return _build(self.config, self.dropouts, self.name, self.weights(), padded_group_norm=True)
 
 
 def load_student(path: str | os.PathLike, option: str = "load_student") -> Student:
-    """Read a checkpoint of this project: one of a ``star_distillation`` run, or what ``import`` wrote.
+    """Read a checkpoint of this project: of a ``star_distillation`` run, or written by ``import``.
 
     >>> import torch
     >>> from fairseq_star import load_student
@@ -143,7 +142,7 @@ def load_student(path: str | os.PathLike, option: str = "load_student") -> Stude
 
     Args:
         path: the file.
-        option: what the user calls it, for messages.
+        option: the option that names it, for messages.
 
     Raises:
         StarError: the file cannot be read, is unsafe, or is no student of this project.
@@ -152,8 +151,8 @@ def load_student(path: str | os.PathLike, option: str = "load_student") -> Stude
     state, name = read_checkpoint(path, option), f"{option}: {path}"
     if not recognises(state):
         raise StarError(
-            f"{name} holds no student of this project; give a checkpoint of a star_distillation run, or bring another "
-            "format in with fairseq-star import"
+            f"{name} holds no student of this project; give a checkpoint of a star_distillation run, or import another "
+            "format with fairseq-star import"
         )
     model = Section(sections(state["cfg"])[0], name)
     return student_of(
@@ -173,9 +172,9 @@ def student_of(
     origin: str,
     mask_embedding: Tensor | None = None,
 ) -> Student:
-    """A checked encoder, from whichever format, as a student.
+    """Turn an encoder of any format into a student.
 
-    A projection of its own width, which HuggingFace's HuBERT must have, goes if it is the identity.
+    A square projection, which HuggingFace's HuBERT must have, is dropped if it is the identity.
 
     Raises:
         StarError: an encoder of a kind that ``starhubert`` is not.
@@ -193,8 +192,8 @@ def student_of(
         "an epsilon of its norms other than 1e-5": config.layer_norm_eps != 1e-5,
         "a projection of its own width": config.projection and config.conv_layers[-1].channels == config.embed_dim,
     }
-    for what, found in unlike.items():
-        if found:
+    for what, is_so in unlike.items():
+        if is_so:
             raise StarError(f"{origin}: an encoder with {what} is no student of this project and cannot become one")
     if mask_embedding is not None and tuple(mask_embedding.shape) != (config.embed_dim,):
         raise StarError(f"{origin}: its {MASK} is {tuple(mask_embedding.shape)} instead of ({config.embed_dim},)")
@@ -212,31 +211,41 @@ def student_of(
 def write_student(student: Student, path: Path) -> None:
     """Write ``student`` as a checkpoint of this project: plain values and tensors, no optimizer state.
 
-    It loads wherever a run's own checkpoint does: as ``task.teacher``, as ``checkpoint.finetune_from_model`` of further
+    It loads wherever a run's checkpoint does: as ``task.teacher``, as ``checkpoint.finetune_from_model`` of further
     distillation, for export, and by fairseq's ``load_model_ensemble_and_task`` with this plugin.
     """
-    config = {"_name": student.name, **student_values(student.config, student.dropouts), "padded_group_norm": False}
-    state = {
+    model = {"_name": student.name, **student_values(student.config, student.dropouts), "padded_group_norm": False}
+    audio = {"sample_rate": student.sample_rate, "normalize": student.normalize}
+    weights = {key: value.clone() for key, value in student.weights().items()}
+    if student.mask_embedding is not None:
+        weights[MASK] = student.mask_embedding
+    task = {"_name": "star_distillation", "data": "", "teacher": None, **audio}
+    torch.save(fairseq_state(model, task, weights, criterion="StarTgmCriterion", task_state=audio), path)
+
+
+def fairseq_state(
+    model: dict, task: dict, weights: dict[str, Tensor], *, criterion: str, task_state: dict
+) -> dict[str, Any]:
+    """Return a checkpoint for fairseq of configs and weights, with the entries it expects in whatever it restores."""
+    history = {
+        "criterion_name": criterion,
+        "optimizer_name": "FairseqAdam",
+        "lr_scheduler_state": {},
+        "num_updates": 0,
+    }
+    return {
         "args": None,
-        "cfg": {
-            "model": config,
-            "task": {"_name": "star_distillation", "data": "", "teacher": None,
-                     "sample_rate": student.sample_rate, "normalize": student.normalize},
-        },
-        "model": {key: value.clone() for key, value in student.weights().items()}
-        | ({} if student.mask_embedding is None else {MASK: student.mask_embedding}),
+        "cfg": {"model": model, "task": task},
+        "model": weights,
         "criterion": None,
-        # fairseq takes these for granted in whatever it restores from.
-        "optimizer_history": [{"criterion_name": "StarTgmCriterion", "optimizer_name": "FairseqAdam",
-                               "lr_scheduler_state": {}, "num_updates": 0}],
+        "optimizer_history": [history],
         "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-        "task_state": {"sample_rate": student.sample_rate, "normalize": student.normalize},
-    }  # fmt: skip
-    torch.save(state, path)
+        "task_state": task_state,
+    }
 
 
 def model_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
-    """The architecture under fairseq's names, as far as fairseq has it.
+    """Return the architecture under fairseq's names, as far as fairseq has it.
 
     Raises:
         StarError: its layers differ.
@@ -246,7 +255,7 @@ def model_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
 
 
 def student_values(config: EncoderConfig, dropouts: dict[str, float]) -> dict:
-    """The architecture under the names of ``StarHubertConfig``."""
+    """Return the architecture under the names of ``StarHubertConfig``."""
     return {**config.student_settings(), **dropouts}
 
 

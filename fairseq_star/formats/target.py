@@ -1,4 +1,4 @@
-"""What every export does: write, load with the target's own library, compare all hidden states, and only then appear.
+"""Exports: each is written, loaded with the target's own library, compared by all hidden states, and only then appears.
 
 Shapes: B utterances, n_b valid frames of utterance b, D width, L layers.
 """
@@ -27,22 +27,24 @@ ODD_CHUNK = 7  # frames
 
 
 class Target(ABC):
-    """A format to write students in. Options of a target (such as int8) are arguments of its constructor
-    and lie in ``names.TARGET_OPTIONS``."""
+    """A format to write students in.
+
+    Options of a target (such as int8) are arguments of its constructor and listed in ``names.TARGET_OPTIONS``.
+    """
 
     title: ClassVar[str]  # for people, such as "HuggingFace folder"
-    requires: ClassVar[dict[str, str]] = {}  # module -> how to install it, of the library that loads the export
-    tolerance: float = 1e-5  # greatest difference of any hidden state that passes, see `difference`
-    measure: str = "largest difference"  # what `difference` gives, for people
+    requires: ClassVar[dict[str, str]] = {}  # the library that loads the export -> how to install it
+    tolerance: float = 1e-5  # greatest accepted difference of any hidden state, see `difference`
+    measure: str = "largest difference"  # the meaning of `difference`, for people
     is_folder: ClassVar[bool] = False
     padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
-    streams: ClassVar[bool] = False  # whether it can hold a streaming student
-    remedy: str = "please report the student's config"  # what to do about a file that differs too much
-    chunk_frames: int = 0  # frames of the chunks that a streaming student's states are asked for in; 0: of another's
+    streams: ClassVar[bool] = False  # whether it supports streaming students
+    remedy: str = "please report the student's config"  # advice for a file that differs too much
+    chunk_frames: int = 0  # frames a chunk in the comparison of a streaming student; 0: no chunks
 
     @abstractmethod
     def write(self, student: Student, path: Path) -> None:
-        """Write ``student`` at ``path``, which is not there yet: one file, or a folder where ``is_folder``.
+        """Write ``student`` at ``path``, which does not exist yet: one file, or a folder where ``is_folder``.
 
         Raises:
             StarError: the target cannot express this student.
@@ -50,10 +52,10 @@ class Target(ABC):
 
     @abstractmethod
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
-        """Load what was written, with the target's own library, and run it.
+        """Load a written file with the target's own library and run it.
 
         Args:
-            path: what :meth:`write` wrote, or a copy of it.
+            path: a file or folder that :meth:`write` wrote, or a copy of it.
             sources: raw audio, 1-D float32 of different lengths; where the student is normalized, the target's library
                 or else this method normalizes each.
             padded: all in one batch, padded with zeros to the longest; else each by itself.
@@ -64,25 +66,25 @@ class Target(ABC):
         """
 
     def frame_lengths(self, geometry: FrameGeometry, num_samples: Sequence[int]) -> list[int]:
-        """Frames that the target counts as valid in a padded batch; by the convolutions' lengths unless it differs."""
+        """Return the numbers of frames that the target counts as valid in a padded batch."""
         return [geometry.num_frames(number) for number in num_samples]
 
     def sources(self) -> list[Tensor]:
-        """Raw audio (1-D) that what was written is compared on; asked for after :meth:`write`."""
+        """Return the raw audio (1-D) for the comparison; called after :meth:`write`."""
         return check_sources()
 
     def difference(self, got: Tensor, expected: Tensor) -> float:
-        """How far apart two hidden states (n_b x D) are: largest difference, relative where states exceed 1."""
+        """Return the largest difference of two hidden states (n_b x D), relative where states exceed 1."""
         return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
 
     @abstractmethod
     def next_step(self, path: Path) -> str:
-        """The next command a user would type, on one or more lines."""
+        """Return the next command a user would type, on one or more lines."""
 
 
 @dataclass
 class Exported:
-    """What an export left."""
+    """A written export."""
 
     path: Path
     num_bytes: int
@@ -91,7 +93,7 @@ class Exported:
 
 
 def need(library: str, option: str, install: str) -> None:
-    """See that a library is installed.
+    """Check that a library is installed.
 
     Raises:
         StarError: it is not.
@@ -101,20 +103,20 @@ def need(library: str, option: str, install: str) -> None:
 
 
 def export(student: Student, target: Target, out: str | os.PathLike, *, force: bool = False) -> Exported:
-    """Write ``student`` for ``target`` at ``out``, unless what was written fails the comparison.
+    """Write ``student`` for ``target`` at ``out``, if the target's library computes the student's hidden states of it.
 
-    Until it has passed, it lies in a hidden temporary folder beside ``out``, which is removed in any event.
+    Until it has passed, it is in a hidden temporary folder next to ``out``, which is removed in any case.
 
     Args:
         out: file or folder; an existing one is an error without ``force``.
 
     Raises:
-        StarError: ``out`` is taken or cannot be written, the target cannot express the student, or what the target's
-            library computes differs from the student by more than the target's tolerance.
+        StarError: ``out`` exists already or cannot be written, the target cannot express the student, or its library's
+            hidden states differ from the student's by more than the target's tolerance.
     """
     if student.config.chunk_frames and not target.streams:
         raise StarError(
-            f"export: no {target.title} can hold chunked attention or a norm of what was heard so far, as "
+            f"export: no {target.title} can hold chunked attention or a running norm, as "
             f"{student.origin} has them; take --to onnx or --to pt2"
         )
     out = Path(out)
@@ -131,50 +133,49 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
 
 
 def compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
-    """The largest difference of any hidden state: of utterances by themselves, and of a ragged padded batch.
+    """Return the largest difference of any hidden state: of utterances by themselves, and of a ragged padded batch.
 
     A streaming student is compared in chunks of all its sizes and an odd one, whole utterances as a single chunk.
 
     Raises:
-        StarError: ``target`` gives states of another number or shape than the student.
+        StarError: ``target`` returns states of another number or shape than the student.
     """
     if not student.config.chunk_frames:
         return _compare(student, target, written)
-    in_use, found = student.model.chunk_frames, []
+    in_use, differences = student.model.chunk_frames, []
     try:
         for size in dict.fromkeys([*student.config.chunk_frames, ODD_CHUNK]):
             student.use_chunks(size)
             longest = max(map(len, target.sources()))
             target.chunk_frames = size or student.model.geometry.num_frames(longest)
-            found.append(torch.tensor(_compare(student, target, written)))
+            differences.append(torch.tensor(_compare(student, target, written)))
     finally:
         student.use_chunks(in_use)
-    alone, batched = torch.stack(found).amax(0).tolist()  # a nan stays a nan
+    alone, batched = torch.stack(differences).amax(0).tolist()  # a nan stays a nan
     return alone, batched
 
 
 def _compare(student: Student, target: Target, written: Path) -> tuple[float, float]:
-    # Normalizers add different epsilons to the variance (fairseq 1e-5, transformers 1e-7), nothing beside that of loud
-    # audio. Without a normalizer, the audio is as loud as it is.
+    # Normalizers add different epsilons to the variance (fairseq 1e-5, transformers 1e-7), negligible in loud audio.
     sources = [source * (30 if student.normalize else 1) for source in target.sources()]
     differences = []
     for padded in (False, True):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries warn of what they themselves use
+            warnings.simplefilter("ignore")  # libraries warn about their own code
             expected = student_states(student, sources, target if padded else None)
             got = target.hidden_states(written, sources, padded=padded)
         worst = [torch.zeros(())]
         for ours, theirs in zip(expected, got, strict=True):
             if [state.shape for state in ours] != [state.shape for state in theirs]:
                 shapes = [f"{len(states)} of {tuple(states[0].shape)}" for states in (theirs, ours)]
-                raise StarError(f"export: {target.title} gives {shapes[0]} hidden states, the student {shapes[1]}")
+                raise StarError(f"export: {target.title} returns {shapes[0]} hidden states, the student {shapes[1]}")
             worst += [torch.tensor(target.difference(b, a)) for a, b in zip(ours, theirs, strict=True)]
         differences.append(float(torch.stack(worst).max()))  # a nan stays a nan, which Python's max would lose
     return differences[0], differences[1]
 
 
 def check_sources() -> list[Tensor]:
-    """Three ragged utterances of swelling noise, the same every time: parts of other loudness tell norms apart."""
+    """Return three ragged utterances of swelling noise, always the same: norms differ where the loudness changes."""
     generator = torch.Generator().manual_seed(0)
     sources = []
     for number, num_samples in enumerate(CHECK_SAMPLES):
@@ -183,26 +184,31 @@ def check_sources() -> list[Tensor]:
     return sources
 
 
+def in_batches(sources: Sequence[Tensor], padded: bool) -> list[list[Tensor]]:
+    """Return all ``sources`` in one batch if ``padded``, else each in a batch of its own."""
+    return [list(sources)] if padded else [[source] for source in sources]
+
+
 def batches(sources: Sequence[Tensor], *, padded: bool, normalize: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B x samples, num_samples) of all ``sources`` in one zero-padded batch, or of each by itself."""
+    """Yield (B x samples, num_samples) of all ``sources`` in one zero-padded batch, or of each by itself."""
     if normalize:
         sources = [F.layer_norm(source, source.shape) for source in sources]
-    for batch in [list(sources)] if padded else [[source] for source in sources]:
+    for batch in in_batches(sources, padded):
         num_samples = torch.tensor([len(source) for source in batch])
         yield torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), num_samples
 
 
 def valid_frames(states: Sequence[Tensor], frame_lengths: Tensor) -> list[list[Tensor]]:
-    """The L+1 ``states`` (each B x T x D) by utterance, each n_b x D."""
+    """Split L+1 ``states`` (each B x T x D) by utterance; each is n_b x D."""
     return [[state[number, :length] for state in states] for number, length in enumerate(frame_lengths.tolist())]
 
 
 @torch.no_grad()
 def student_states(student: Student, sources: Sequence[Tensor], target: Target | None = None) -> list[list[Tensor]]:
-    """The student's own hidden states, as :meth:`Target.hidden_states` gives them.
+    """Return the student's own hidden states in the form of :meth:`Target.hidden_states`.
 
-    Each utterance by itself; with ``target`` in one padded batch, the group norm and the valid frames as the target
-    takes them.
+    Each utterance is computed by itself; with ``target`` all are, in one padded batch, with the target's group norm and
+    numbers of valid frames.
     """
     if target is None:
         return [student.hidden_states([source], student.sample_rate)[0] for source in sources]

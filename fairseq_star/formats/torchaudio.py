@@ -1,17 +1,17 @@
-"""torchaudio's wav2vec 2.0 models: its own state dicts and what is exported here to read, an export to write.
+"""torchaudio's wav2vec 2.0 models: its own state dicts and the exports of this project to read, an export to write.
 
     saved = torch.load("student.pt", weights_only=True)
     model = torchaudio.models.wav2vec2_model(**saved["arguments"]).eval()
     model.load_state_dict(saved["state_dict"])
     layers, frame_lengths = model.extract_features(waveforms, num_samples)      # B x samples, B
 
-``layers`` are the L layers' outputs; torchaudio does not give out what enters the first layer. Its group norm runs
-over the padded batch, so utterances of one batch should be of like length. ``saved["sample_rate"]`` is in Hz; where
+``layers`` are the L layers' outputs; torchaudio does not return the first layer's input. Its group norm runs over the
+padded batch, so utterances of one batch should be of similar length. ``saved["sample_rate"]`` is in Hz; where
 ``saved["normalize"]`` is true, each waveform must be brought to zero mean and unit variance first. Where the student
 has no projection, torchaudio's is the identity. Names are HuggingFace's under other parents.
 
-A state dict alone, as torchaudio's pipelines download it, says neither strides nor heads; it is read where its width
-and depth are of a model that torchaudio publishes, all of which share their convolutions.
+A state dict alone, as torchaudio's pipelines download it, states neither strides nor heads; it is read if its width and
+depth are those of a model that torchaudio publishes, all of which share their convolutions.
 
 A student whose layers differ has a list of heads and of feed-forward units, one a layer, and ``encoder_head_dim`` among
 its arguments, as DPHuBERT's files have. torchaudio's function takes no lists: :func:`build_model` builds its layers one
@@ -34,8 +34,8 @@ from fairseq_star.encoder.frames import ConvLayer
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
-from fairseq_star.formats.fields import MAX_LAYERS, MAX_WIDTH, Section, check_divides
-from fairseq_star.formats.hf_keys import Table, table, to_fairseq, to_huggingface
+from fairseq_star.formats.config import Section, check_divides
+from fairseq_star.formats.hf_keys import huggingface_weights, table, to_fairseq
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, valid_frames
 from fairseq_star.manifest import SAMPLE_RATE
@@ -46,10 +46,11 @@ logger = logging.getLogger(__name__)
 INSTALL = "pip install the torchaudio of your torch release"
 # HuggingFace's parents of a weight -> torchaudio's.
 PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
+TO_HUGGINGFACE = tuple((theirs, own) for own, theirs in PARENTS)
 LAYER = re.compile(r"encoder\.transformer\.layers\.(\d+)\.")
-HEAD = "aux."  # of a model fine-tuned with CTC
+HEAD = "aux."  # of a model that was fine-tuned with CTC
 EXTRACTOR_MODES = {"group_norm": "default", "layer_norm": "layer_norm"}
-# Fields of EncoderConfig under torchaudio's names, then fairseq's dropouts.
+# Fields of EncoderConfig and fairseq's dropouts -> torchaudio's names.
 SIZES = {
     "embed_dim": "encoder_embed_dim",
     "ffn_embed_dim": "encoder_ff_interm_features",
@@ -66,75 +67,63 @@ DROPOUTS = {
     "activation_dropout": "encoder_ff_interm_dropout",
     "dropout_input": "encoder_projection_dropout",
 }
-# (width, layers) of torchaudio's published models -> heads, width of the feed-forward layers.
+# (width, layers) of torchaudio's published models -> heads, feed-forward width.
 PUBLISHED = {(768, 12): (12, 3072), (1024, 24): (16, 4096), (1280, 48): (16, 5120), (1920, 48): (16, 7680)}
 
 
 def has_torchaudio_keys(weights: Any) -> bool:
-    """Whether ``weights`` are named as torchaudio names them."""
+    """Return whether ``weights`` have torchaudio's names."""
     return isinstance(weights, dict) and any(isinstance(key, str) and LAYER.match(key) for key in weights)
 
 
 def recognises(state: Mapping) -> bool:
-    """Whether a checkpoint is an export for torchaudio, or a state dict of torchaudio's."""
+    """Return whether a checkpoint is an export for torchaudio, or a state dict of torchaudio's."""
     exported = isinstance(state.get("arguments"), dict) and has_torchaudio_keys(state.get("state_dict"))
     return exported or has_torchaudio_keys(state)
 
 
 def read_encoder(state: Mapping, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
-    """The encoder in a file of torchaudio's layout, frozen, every key accounted for.
+    """Return the encoder in a file of torchaudio's layout, frozen.
 
     Raises:
-        StarError: arguments and weights do not fit each other, or the weights alone do not tell their architecture.
+        StarError: arguments and weights do not fit each other, or weights alone are of no published size.
     """
     if "arguments" not in state:
         return published(state, name=name, valid_group_norm=valid_group_norm)
-    audio = Section(state, name)
-    return frozen_of(
-        encoder_config(Section(state["arguments"], name)),
-        state["state_dict"],
-        name=name,
-        sample_rate=audio.whole("sample_rate", SAMPLE_RATE, at_most=1_000_000),
-        normalize=audio.flag("normalize"),
-        valid_group_norm=valid_group_norm,
-    )
+    config, audio = encoder_config(Section(state["arguments"], name)), Section(state, name).audio()
+    return frozen_of(config, state["state_dict"], name=name, valid_group_norm=valid_group_norm, **audio)
 
 
 def dropouts(state: Mapping, name: str) -> dict[str, float]:
-    """The dropouts among torchaudio's arguments under fairseq's names, 0 where there are none.
-
-    Raises:
-        StarError: a value that is no share.
-    """
+    """Return the dropouts among torchaudio's arguments under fairseq's names, 0 where there are none."""
     values = Section(state.get("arguments", {}), name)
     return {own: values.share(theirs, 0.0) for own, theirs in DROPOUTS.items()}
 
 
 def encoder_config(arguments: Section) -> EncoderConfig:
-    """What torchaudio's ``wav2vec2_model`` builds of ``arguments``.
+    """Return the encoder that torchaudio's ``wav2vec2_model`` builds of ``arguments``.
 
     Raises:
-        StarError: a value that is lacking or cannot be.
+        StarError: a missing or impossible value.
     """
-    mode = arguments.choice("extractor_mode", None, tuple(EXTRACTOR_MODES))
-    most = {"num_layers": MAX_LAYERS}
+    by_layer = {
+        own: tuple(arguments.wholes(theirs))
+        for own, theirs in SIZES.items()
+        if own in BY_LAYER and isinstance(arguments.values.get(theirs), list | tuple)
+    }
     config = EncoderConfig(
-        conv_layers=conv_layers(arguments),
-        extractor_mode=EXTRACTOR_MODES[mode],
-        **{
-            own: tuple(arguments.wholes(theirs))
-            if own in BY_LAYER and isinstance(arguments.values.get(theirs), list | tuple)
-            else arguments.whole(theirs, at_most=most.get(own, MAX_WIDTH))
-            for own, theirs in SIZES.items()
-        },
+        conv_layers=_conv_layers(arguments),
+        extractor_mode=EXTRACTOR_MODES[arguments.choice("extractor_mode", None, tuple(EXTRACTOR_MODES))],
+        **arguments.sizes({own: theirs for own, theirs in SIZES.items() if own not in by_layer}),
+        **by_layer,
         head_dim=None if arguments.values.get(HEAD_DIM) is None else arguments.whole(HEAD_DIM),
         **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
     )
     return check_divides(config, arguments.name)
 
 
-def conv_layers(arguments: Section) -> list[ConvLayer]:
-    """``extractor_conv_layer_config``: triples of channels, kernel and stride; None for HuBERT's own."""
+def _conv_layers(arguments: Section) -> list[ConvLayer]:
+    """Return the triples of channels, kernel and stride in the arguments; None there stands for HuBERT's own."""
     key = "extractor_conv_layer_config"
     value = arguments.values.get(key)
     if value is None:
@@ -151,7 +140,7 @@ def conv_layers(arguments: Section) -> list[ConvLayer]:
 
 
 def published(weights: Mapping, *, name: str, valid_group_norm: bool = True) -> FrozenEncoder:
-    """The encoder of a state dict that says no more than its weights.
+    """Return the encoder of a state dict without arguments, with those of torchaudio's published model of its size.
 
     Raises:
         StarError: it is WavLM's, or of no width and depth that torchaudio publishes.
@@ -163,10 +152,10 @@ def published(weights: Mapping, *, name: str, valid_group_norm: bool = True) -> 
         )
     norm = weights.get("encoder.transformer.layer_norm.weight")
     width = norm.numel() if isinstance(norm, Tensor) else 0
-    layers = {found[1] for key in weights if isinstance(key, str) and (found := LAYER.match(key))}
+    layers = {layer[1] for key in weights if isinstance(key, str) and (layer := LAYER.match(key))}
     if (width, len(layers)) not in PUBLISHED:
         raise StarError(
-            f"{name} has torchaudio's weights alone ({len(layers)} layers of {width}), which say neither strides nor "
+            f"{name} has torchaudio's weights alone ({len(layers)} layers of {width}), which state neither strides nor "
             "heads, and is of no size that torchaudio publishes; save it as {'arguments': ..., 'state_dict': ..., "
             "'normalize': ...} with the arguments that torchaudio.models.wav2vec2_model got"
         )
@@ -184,7 +173,7 @@ def published(weights: Mapping, *, name: str, valid_group_norm: bool = True) -> 
         num_heads=heads,
         extractor_mode="layer_norm" if layer_norm else "default",
         conv_bias="feature_extractor.conv_layers.0.conv.bias" in weights,
-        layer_norm_first=layer_norm,  # so in each of them
+        layer_norm_first=layer_norm,  # as in all published models
     )
     return frozen_of(
         config, weights, name=name, sample_rate=SAMPLE_RATE, normalize=layer_norm, valid_group_norm=valid_group_norm
@@ -192,11 +181,7 @@ def published(weights: Mapping, *, name: str, valid_group_norm: bool = True) -> 
 
 
 def frozen_of(config: EncoderConfig, weights: Mapping, *, name: str, family="torchaudio", **audio) -> FrozenEncoder:
-    """:func:`build_frozen` of weights under torchaudio's names; a CTC head goes.
-
-    Raises:
-        StarError: weights and config do not fit each other.
-    """
+    """Build the encoder of weights under torchaudio's names, as :func:`build_frozen` does; a CTC head is dropped."""
     pairs = table(
         layer_norm_extractor=config.extractor_mode == "layer_norm", wavlm=config.relative_position is not None
     )
@@ -204,23 +189,23 @@ def frozen_of(config: EncoderConfig, weights: Mapping, *, name: str, family="tor
     for key, value in weights.items():
         if isinstance(key, str) and key.startswith(HEAD):
             continue
-        own = to_fairseq(_huggingface_name(key), pairs) if isinstance(key, str) else None
-        # What is unknown or comes twice keeps its name, under which build_frozen refuses it.
+        own = to_fairseq(_moved(key, TO_HUGGINGFACE), pairs) if isinstance(key, str) else None
+        # An unknown or repeated key stays under its name, so that build_frozen refuses it.
         renamed[key if own is None or own in renamed else own] = value
     kind = "WavLM" if config.relative_position is not None else "HuBERT or wav2vec 2.0"
     return build_frozen(config, renamed, family=f"{kind} ({family})", name=name, **audio)
 
 
-def _huggingface_name(key: str) -> str:
-    """HuggingFace's name of torchaudio's ``key``."""
-    for parent, other in PARENTS:
-        if key.startswith(other):
-            return parent + key.removeprefix(other)
+def _moved(key: str, parents: tuple[tuple[str, str], ...]) -> str:
+    """Return ``key`` under its new parent, where its parent is one of the pairs (old, new)."""
+    for old, new in parents:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
     return key
 
 
 class Torchaudio(Target):
-    """A dict of ``arguments``, ``state_dict``, ``sample_rate`` and ``normalize``; plain values and tensors."""
+    """A file with a dict of ``arguments``, ``state_dict``, ``sample_rate`` and ``normalize``."""
 
     title = "torchaudio file"
     requires: ClassVar = {"torchaudio": INSTALL}
@@ -232,7 +217,7 @@ class Torchaudio(Target):
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
         saved = torch.load(path, weights_only=True)
         model = build_model(saved)
-        first = []  # torchaudio keeps the first layer's input to itself
+        first = []  # the first layer's input, which torchaudio does not return
         model.encoder.transformer.layers[0].register_forward_pre_hook(lambda _, inputs: first.append(inputs[0]))
         utterances = []
         for source, num_samples in batches(sources, padded=padded, normalize=saved["normalize"]):
@@ -252,7 +237,7 @@ class Torchaudio(Target):
 
 
 def torchaudio_state(student: Student) -> dict:
-    """``student`` as :class:`Torchaudio` writes it.
+    """Return ``student`` as :class:`Torchaudio` writes it.
 
     Raises:
         StarError: an activation other than GELU, which torchaudio does not have, or a weight of unknown name.
@@ -275,32 +260,16 @@ def torchaudio_state(student: Student) -> dict:
         "encoder_layer_drop": 0.0,
         "aux_num_out": None,
     }
-    pairs = table(layer_norm_extractor=config.extractor_mode == "layer_norm")
-    weights = {_torchaudio_name(key, pairs): value.clone() for key, value in student.weights().items()}
-    if not config.projection:
-        weights["encoder.feature_projection.projection.weight"] = torch.eye(config.embed_dim)
-        weights["encoder.feature_projection.projection.bias"] = torch.zeros(config.embed_dim)
     return {
         "arguments": arguments,
-        "state_dict": weights,
+        "state_dict": {_moved(key, PARENTS): value.clone() for key, value in huggingface_weights(student).items()},
         "sample_rate": student.sample_rate,
         "normalize": student.normalize,
     }
 
 
-def _torchaudio_name(key: str, pairs: Table) -> str:
-    """torchaudio's name of fairseq's ``key``."""
-    name = to_huggingface(key, pairs)
-    if name is None:
-        raise StarError(f"export: torchaudio's model has no place for the weight {key}; please report it")
-    for parent, other in PARENTS:
-        if name.startswith(parent):
-            return other + name.removeprefix(parent)
-    return name
-
-
 def build_model(saved: dict) -> torch.nn.Module:
-    """torchaudio's ``Wav2Vec2Model`` from what :func:`torchaudio_state` gives, in eval mode; strict about its keys."""
+    """Return torchaudio's ``Wav2Vec2Model`` of a :func:`torchaudio_state`, frozen and in eval mode."""
     wav2vec2 = import_torchaudio().models.wav2vec2
     arguments = dict(saved["arguments"])
     width, num_layers = arguments["encoder_embed_dim"], arguments["encoder_num_layers"]

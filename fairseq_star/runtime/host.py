@@ -2,7 +2,7 @@
 
 **Memory.** oneDNN caches every convolution it has generated code for, with its scratch memory, up to 1,024 of them. A
 speech batch is as long as its longest utterance, so nearly every batch brings new ones: gigabytes, for a student of a
-million parameters. glibc maps each block above its threshold (32 MiB at most) anew and unmaps it when it is freed. The
+million parameters. glibc maps each block above its threshold (32 MiB at most) and unmaps it when it is freed. The
 activations of a training step are such blocks, hundreds of them a step, and the system zeroes each of their pages every
 time. What that costs: benchmarks/README.md, "The whole step".
 
@@ -28,7 +28,7 @@ import torch
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 STEP = 64 * 2**20  # bytes by which the heap grows
 PRIMITIVES = 8
-"""Convolutions in oneDNN's cache; making one anew costs little next to running it on seconds of audio."""
+"""Convolutions in oneDNN's cache; making one again costs little next to running it on seconds of audio."""
 
 BUSY, IDLE = 0.10, 0.04
 """Share of the time its threads want to run in which the process waits for a CPU: above the first the machine counts as

@@ -10,35 +10,25 @@ PHONE, KEYWORD, SPEAKER = PROBE_TASKS = ("phone", "keyword", "speaker")
 # Libraries that `export` writes for; the class of each: ``fairseq_star.deploy.targets``.
 TARGETS = ("s3prl", "fairseq", "huggingface", "torchaudio", "torchscript", "onnx", "pt2")
 # Options of targets -> argparse's settings of each. An option is an argument of the target's class.
+_FLAG = {"action": "store_true", "default": False}
 TARGET_OPTIONS = {
-    "torchscript": {
-        "int8": {
-            "action": "store_true",
-            "default": False,
-            "help": "linear layers in 8 bit: smaller, for CPUs, less exact",
-        }
-    },
+    "torchscript": {"int8": {**_FLAG, "help": "quantize linear layers to int8: smaller, for CPUs, less exact"}},
     "onnx": {
-        "dynamo": {
-            "action": "store_true",
-            "default": False,
-            "help": "write by torch's present exporter, in half a minute (a streaming student always is)",
-        },
+        "dynamo": {**_FLAG, "help": "use torch's newer exporter, in half a minute (streaming students always do)"},
         "int8": {
-            "action": "store_true",
-            "default": False,
-            "help": "linear layers in 8 bit, other weights stored in 16: a third of the size or less, less exact",
+            **_FLAG,
+            "help": "quantize linear layers to int8, store other weights in 16 bits: a third of the size or less, less "
+            "exact",
         },
         "calibration": {
             "metavar": "MANIFEST",
             "default": None,
-            "help": "with --int8: take the range of what comes into each layer from this manifest's speech, once and "
-            "for all, instead of from each utterance as it comes; the file is judged by other speech of it",
+            "help": "with --int8: fix each layer's input range by speech of this manifest, instead of measuring it in "
+            "each utterance; the file is then checked on other speech of it",
         },
         "int4": {
-            "action": "store_true",
-            "default": False,
-            "help": "weights of linear layers in 4 bit, others stored in 16: smaller still, less exact still",
+            **_FLAG,
+            "help": "quantize weights of linear layers to int4, store others in 16 bits: even smaller, even less exact",
         },
     },
 }

@@ -21,7 +21,7 @@ from fairseq_star.deploy.targets import TARGETS, load_target
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.hubert_ctc import check_pretrained
 from fairseq_star.fairseq_hooks.preflight import GPU_PRECISIONS, LAST, LEAST, RESETS, check_options, starting_point
-from fairseq_star.formats.overrides import override
+from fairseq_star.formats.fairseq import override
 from fairseq_star.tasks.star_distillation import StarDistillationConfig
 from tests.support import tiny
 from tests.support.steps import build, dataset_of

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
-from fairseq_star.formats.fairseq_config import encoder_config
-from fairseq_star.formats.fields import Section
+from fairseq_star.formats.config import Section, encoder_config
 from tests.support.teacher_files import JSON_VALUES, WEIGHTS, hf_config, hf_folder, loads_or_is_refused, refused
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fairseq_star.errors import StarError
 from fairseq_star.formats import huggingface, load_teacher, teacher_files
 from fairseq_star.formats import huggingface as convert
-from fairseq_star.formats.fields import Section
-from fairseq_star.formats.hf_audio import audio_format
+from fairseq_star.formats.config import Section
+from fairseq_star.formats.hf_folder import audio_format
 from fairseq_star.formats.hf_keys import table
 from tests.support import tiny, tiny_teachers
 from tests.support.teacher_files import hf_folder
@@ -168,7 +168,7 @@ def test_heads_of_every_model_of_transformers_go(model_type, name, prefixed):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     data2vec = model_type == "data2vec-audio"
     pairs = table(layer_norm_extractor=data2vec, positional_stack=data2vec, wavlm=model_type == "wavlm")
-    renamed = huggingface._renamed(weights, huggingface.FAMILIES[model_type].prefix, pairs, "teacher")
+    renamed = huggingface._renamed(weights, model_type.replace("-", "_") + ".", pairs, "teacher")
     assert len(renamed) == len(encoder)
 
 

@@ -61,9 +61,9 @@ def fine_tuned(state: dict, **model) -> dict:
 CODE = "[(16,10,5)] + list(open({!r}, 'w'))"
 # What a checkpoint file holds, made of a good state s and a marker m that must not be written -> part of the sentence.
 CHECKPOINTS = {
-    "os.system in cfg": (lambda s, m: changed(s, "cfg", "model", to=Hostile(m)), r"asks for \w*\.?system"),
-    "os.system in args": (lambda s, m: {"args": argparse.Namespace(a=Hostile(m)), "model": {}}, "asks for"),
-    "os.system in WavLM": (lambda s, m: {"cfg": {"encoder_layers": Hostile(m)}, "model": {}}, "asks for"),
+    "os.system in cfg": (lambda s, m: changed(s, "cfg", "model", to=Hostile(m)), r"contains \w*\.?system"),
+    "os.system in args": (lambda s, m: {"args": argparse.Namespace(a=Hostile(m)), "model": {}}, "contains"),
+    "os.system in WavLM": (lambda s, m: {"cfg": {"encoder_layers": Hostile(m)}, "model": {}}, "contains"),
     "code": (lambda s, m: changed(
         s, "cfg", "model", "conv_feature_layers", to=CODE.format(str(m))), "conv_feature_layers"),
     "code in WavLM": (lambda s, m: wavlm_state(
@@ -199,10 +199,10 @@ FOLDERS = {
         folder, "processor_config.json", b'{"feature_extractor": [1]}'), "holds a list where its feature extractor's"),
     "spectrograms": (lambda folder: unpacked(
         folder, "preprocessor_config.json", b'{"feature_extractor_type": "WhisperFeatureExtractor"}'),
-        "goes through a 'WhisperFeatureExtractor', where a teacher hears waveforms"),
+        "goes through a 'WhisperFeatureExtractor', where a teacher.s input is waveforms"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "but no weights"),
     "a hostile pickle": (
-        lambda folder: torch.save({"a": Hostile(folder / "ran")}, folder / WEIGHTS), "pytorch_model.bin asks for"),
+        lambda folder: torch.save({"a": Hostile(folder / "ran")}, folder / WEIGHTS), "pytorch_model.bin contains"),
     "a truncated pickle": (
         lambda folder: unpacked(folder, WEIGHTS, (folder / WEIGHTS).read_bytes()[:9000]), "is truncated or damaged"),
     "empty safetensors": (lambda folder: with_safetensors(folder, b""), "is an empty file"),

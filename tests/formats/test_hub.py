@@ -441,4 +441,4 @@ def test_workers_wait_for_one_of_each_machine(hub, environment, tmp_path):
     assert len(set(absent)) == len(set(half)) == 1
     assert "no model acme/absent" in absent[0]
     assert len([line for line in hub.log if "absent" in line]) == 1
-    assert "acme/half is there for some workers only" in half[0]
+    assert "acme/half exists for some workers only" in half[0]

@@ -78,7 +78,7 @@ def test_every_export_with_named_weights_comes_back_and_teaches(name, kind, tmp_
 def test_programs_are_named_with_the_way_to_their_student(name, kind, student, tmp_path):
     path = tmp_path / RELEASE
     load_target(name)().write(student, path)
-    named(str(path), f"is {kind}, .* give the checkpoint it was exported from, or bring in another export")
+    named(str(path), f"is {kind}, .* give the checkpoint it was exported from, or import another export")
 
 
 def test_a_program_of_torch_export_is_named_likewise(tmp_path):
@@ -177,7 +177,7 @@ def test_torchaudios_state_dicts(layer_norm, tmp_path, monkeypatch, caplog):
     with torch.no_grad():
         expected = model.extract_features(source)[0]
     path = saved(tmp_path, model.state_dict())
-    named(path, r"torchaudio's weights alone \(2 layers of 32\), which say neither strides nor heads")
+    named(path, r"torchaudio's weights alone \(2 layers of 32\), which state neither strides nor heads")
     monkeypatch.setitem(layout.PUBLISHED, (32, 2), (4, 48))
     teacher = load_teacher(path)
     assert "taking the strides and 4 heads of its published model" in caplog.text
@@ -338,7 +338,7 @@ def test_any_value_in_dphuberts_config(key, value, per_layer, tmp_path):
 def test_a_lightning_checkpoint_as_a_teacher(student, tmp_path):
     """The authors' releases hold an object of s3prl's: they are no file to get from their authors again."""
     path = str(convert_cases.write_release(tmp_path, student))
-    message = "is a Lightning checkpoint; bring its student in with fairseq-star import .*released.ckpt' --config YAML"
+    message = "is a Lightning checkpoint; import its student with fairseq-star import .*released.ckpt' --config YAML"
     spaced = tmp_path / "with space" / "released.ckpt"
     spaced.parent.mkdir()
     spaced.write_bytes(Path(path).read_bytes())

@@ -26,6 +26,6 @@ def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads that begin from here on take this number over
     try:
-        yield from in_order(function, items, num_threads, held=num_threads + 1)
+        yield from in_order(function, items, num_threads, max_pending=num_threads + 1)
     finally:
         torch.set_num_threads(num_threads)
