@@ -118,18 +118,22 @@ def encoder_config(arguments: Section) -> EncoderConfig:
     """
     mode = arguments.choice("extractor_mode", None, tuple(EXTRACTOR_MODES))
     most = {"num_layers": MAX_LAYERS}
-    config = EncoderConfig(
-        conv_layers=conv_layers(arguments),
-        extractor_mode=EXTRACTOR_MODES[mode],
-        **{
-            own: tuple(arguments.wholes(theirs))
-            if own in BY_LAYER and isinstance(arguments.values.get(theirs), list | tuple)
-            else arguments.whole(theirs, at_most=most.get(own, MAX_WIDTH))
-            for own, theirs in SIZES.items()
-        },
-        head_dim=None if arguments.values.get(HEAD_DIM) is None else arguments.whole(HEAD_DIM),
-        **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
-    )
+    sizes = {
+        own: tuple(arguments.wholes(theirs))
+        if own in BY_LAYER and isinstance(arguments.values.get(theirs), list | tuple)
+        else arguments.whole(theirs, at_most=most.get(own, MAX_WIDTH))
+        for own, theirs in SIZES.items()
+    }
+    try:
+        config = EncoderConfig(
+            conv_layers=conv_layers(arguments),
+            extractor_mode=EXTRACTOR_MODES[mode],
+            **sizes,
+            head_dim=None if arguments.values.get(HEAD_DIM) is None else arguments.whole(HEAD_DIM),
+            **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
+        )
+    except StarError as error:
+        raise error if str(error).startswith(arguments.name) else StarError(f"{arguments.name}: {error}") from error
     return check_divides(config, arguments.name)
 
 
