@@ -16,7 +16,7 @@ class TeacherInfo:
     family: str
     num_layers: int
     embed_dim: int
-    num_heads: int
+    num_heads: int | tuple[int, ...]
     num_parameters: int
     normalize: bool
     sample_rate: int  # Hz

@@ -132,8 +132,8 @@ class FrozenEncoder(Hearer, nn.Module):
         return self.config.embed_dim
 
     @property
-    def num_heads(self) -> int:
-        """Attention heads of a layer."""
+    def num_heads(self) -> int | tuple[int, ...]:
+        """Attention heads of a layer, one number a layer where they differ."""
         return self.config.num_heads
 
     def train(self, mode: bool = True) -> "FrozenEncoder":

@@ -111,14 +111,17 @@ def encoder_config(arguments: Section) -> EncoderConfig:
         for own, theirs in SIZES.items()
         if own in BY_LAYER and isinstance(arguments.values.get(theirs), list | tuple)
     }
-    config = EncoderConfig(
-        conv_layers=_conv_layers(arguments),
-        extractor_mode=EXTRACTOR_MODES[arguments.choice("extractor_mode", None, tuple(EXTRACTOR_MODES))],
-        **arguments.sizes({own: theirs for own, theirs in SIZES.items() if own not in by_layer}),
-        **by_layer,
-        head_dim=None if arguments.values.get(HEAD_DIM) is None else arguments.whole(HEAD_DIM),
-        **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
-    )
+    try:
+        config = EncoderConfig(
+            conv_layers=_conv_layers(arguments),
+            extractor_mode=EXTRACTOR_MODES[arguments.choice("extractor_mode", None, tuple(EXTRACTOR_MODES))],
+            **arguments.sizes({own: theirs for own, theirs in SIZES.items() if own not in by_layer}),
+            **by_layer,
+            head_dim=None if arguments.values.get(HEAD_DIM) is None else arguments.whole(HEAD_DIM),
+            **{own: arguments.flag(theirs) for own, theirs in FLAGS.items()},
+        )
+    except StarError as error:
+        raise error if str(error).startswith(arguments.name) else StarError(f"{arguments.name}: {error}") from error
     return check_divides(config, arguments.name)
 
 

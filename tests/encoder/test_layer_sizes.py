@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fairseq_star.formats.importing import import_student
 
 from fairseq_star.deploy.targets import load_target
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.macs import encoder_macs, macs_of_sizes
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.formats import export, load_student, load_teacher
+from fairseq_star.formats import export, import_student, load_student, load_teacher
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 from fairseq_star.slicing.shapes import check_fits, count_parameters, student_shape
 from tests.support import convert_cases, tiny

@@ -304,16 +304,42 @@ def test_dphuberts_wavlm(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("heads", "units"), [([4, 2], [48, 48]), ([2, 2], [48, 48]), ([4, 4], [48, 7]), ([1, 6], [9, 64])]
+)
+def test_layers_that_pruning_left_of_different_sizes(heads, units, tmp_path):
+    sizes = {"encoder_num_heads": heads, "encoder_ff_interm_features": units}
+    state = dphubert_state(**sizes)
+    arguments, _ = torchaudio_model(aux_num_out=None, extractor_conv_layer_config=NARROW)
+    weights = dict(state["state_dict"])
+    for key, value in weights.items():
+        found = re.search(r"layers\.(\d+)\.(attention|feed_forward)\.(\w+)\.(\w+)$", key)
+        if found:
+            inner = 8 * heads[int(found[1])] if found[2] == "attention" else units[int(found[1])]
+            narrow = found[3] in ("out_proj", "output_dense")  # which reads what differs
+            shape = list(value.shape)
+            if not narrow:
+                shape[0] = inner
+            elif found[4] == "weight":
+                shape[1] = inner
+            weights[key] = torch.randn(shape, generator=torch.Generator().manual_seed(len(key))) / 8
+    saved_arguments = {**arguments, **sizes, "encoder_head_dim": 8}
+    model = layout.build_model({"arguments": saved_arguments, "state_dict": weights})
+    source = ragged([4_000])
+    with torch.no_grad():
+        expected = model.extract_features(source)[0]
+    teacher = load_teacher(saved(tmp_path, {**state, "state_dict": weights}))
+    assert (teacher.config.layer_heads, teacher.config.layer_ffn_dims) == (tuple(heads), tuple(units))
+    torch.testing.assert_close(teacher(source, [4_000]).hidden_states[1:], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder_num_heads": [4, 2]}, "2 to 4 attention heads"),
-        ({"encoder_num_heads": [2, 2]}, "2 heads of 8 in a width of 32"),
-        ({"encoder_ff_interm_features": [48, 7]}, "7 to 48 feed-forward units"),
         ({"encoder_use_attention": [True, False]}, "attention in 1 of them"),
         ({"encoder_use_feed_forward": [False, False]}, "no feed-forward parts"),
     ],
 )
-def test_layers_that_pruning_left_of_different_sizes_are_named(changes, message, tmp_path):
+def test_layers_that_pruning_took_a_part_of_are_named(changes, message, tmp_path):
     path = saved(tmp_path, dphubert_state(**changes))
     named(path, rf"a model of DPHuBERT's that pruning left layers of their own sizes \({message}\)")
 
