@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.analysis.profile import measure_speed
 from fairseq_star.deploy import key_attention, onnx
 from fairseq_star.deploy.inference_module import InferenceStudent
 from fairseq_star.deploy.key_attention import BLOCK, BlockAttention, KeyAttention, ProductAttention
