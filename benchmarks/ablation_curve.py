@@ -21,8 +21,8 @@ from benchmarks.ablation_methods import STAR, Method
 from benchmarks.ablation_training import train, updates_of
 from benchmarks.measure import environment, heading, pyplot_or_none
 from fairseq_star.analysis.probe.features import EncoderFeatures
-from fairseq_star.analysis.probe.interval import Bootstrap, interval
 from fairseq_star.analysis.probe.labels import PHONE
+from fairseq_star.analysis.probe.result import Bootstrap, interval
 from fairseq_star.analysis.probe.run import TEACHER, probe_features
 from fairseq_star.formats import load_teacher
 from fairseq_star.manifest import write_lines

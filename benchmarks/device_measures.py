@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from benchmarks.device_files import File
 from benchmarks.measure import Timing, alternate
-from fairseq_star.analysis.probe.interval import Bootstrap, interval
 from fairseq_star.analysis.probe.labels import PHONE, read_task
+from fairseq_star.analysis.probe.result import Bootstrap, interval
 from fairseq_star.analysis.probe.run import probe_features
-from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.analysis.profile import measure_speed
 from fairseq_star.deploy.onnx import Onnx
 from fairseq_star.deploy.programs import Run, streams_of
 from fairseq_star.encoder.frames import FrameGeometry

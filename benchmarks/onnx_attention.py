@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.measure import ROOT, alternate, environment, heading, write_result
 from benchmarks.models import write_student
-from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.analysis.profile import measure_speed
 from fairseq_star.deploy.attention import attention_by_blocks, attention_by_products
 from fairseq_star.deploy.onnx import Onnx, write_whole
 from fairseq_star.deploy.onnx_quantized import to_int8

@@ -25,11 +25,10 @@ from fairseq_star.formats import export, load_student
 from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb.corpora import read_description
 from fairseq_star.superb.programs.tied import end_with
-from fairseq_star.superb.published import COLUMNS
+from fairseq_star.superb.scores import COLUMNS
 from fairseq_star.superb.sweep import Sweep, task_numbers
 from fairseq_star.superb.tasks import TASKS
-from fairseq_star.superb.toolkit import Environment, Toolkit, source_package
-from fairseq_star.superb.upstream import LOCAL, Upstream, exported, named
+from fairseq_star.superb.toolkit import LOCAL, Environment, Toolkit, Upstream, exported, named, source_package
 from manifests.preparing import run_script
 
 FIRST = "student, first weights"

@@ -24,7 +24,7 @@ from benchmarks.measure import MEBIBYTE, ROOT, environment, heading, write_resul
 from fairseq_star.analysis.probe.features import SpectralFeatures, read_samples
 from fairseq_star.analysis.probe.labels import Utterance
 from fairseq_star.analysis.units import kmeans
-from fairseq_star.analysis.units.quality import Quality
+from fairseq_star.analysis.units.kmeans import Quality
 from fairseq_star.analysis.units.run import measure, states_of_layer, utterances_of
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher

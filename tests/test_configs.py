@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import fairseq_star.tasks.registration  # noqa: F401
 from benchmarks.recipes import read_recipe
-from fairseq_star.analysis.plan.config import run_config
+from fairseq_star.analysis.plan.plan import run_config
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.slicing.shapes import count_parameters, superb_macs

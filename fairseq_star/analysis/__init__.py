@@ -1,1 +1,1 @@
-"""What a finished run is worth: its losses beside an untrained student's, and the report's page."""
+"""Analysis of runs and models: losses, report, probes, cost, plan, units."""

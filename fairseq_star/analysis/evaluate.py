@@ -1,4 +1,4 @@
-"""How close a student is to its teacher, before and after training, on a manifest."""
+"""Losses of a student on a manifest, before and after training."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from fairseq_star.losses.terms import MEANINGS
 
 @dataclass
 class Evaluation:
-    """Mean losses over the utterances of a manifest, of the student at its initialization and as trained."""
+    """Mean losses over the utterances of a manifest, of the student before and after training."""
 
     checkpoint: str
     num_updates: int
@@ -45,19 +45,19 @@ def evaluate(
     teacher: str | None = None,
     chunk_frames: int | None = None,
 ) -> Evaluation:
-    """Measure a student checkpoint of this project with the criterion it was trained with.
+    """Measure a student checkpoint with the criterion of its training.
 
-    The student before training is rebuilt from the run's own seed and config, the way fairseq built it.
+    The student before training is rebuilt from the run's own seed and config, as fairseq built it.
 
     Args:
         checkpoint: written by a ``star_distillation`` run.
-        data, teacher: where manifests and teacher are now, if not where they were in training.
+        data, teacher: current places of manifests and teacher, if not those of the training.
         split: manifest to use.
-        chunk_frames: that a streaming student hears in, 0 for whole utterances; the size in use when None.
+        chunk_frames: chunk size of a streaming student, 0 for whole utterances; the model's current one when None.
 
     Raises:
-        StarError: the checkpoint cannot be read or is not one of a distillation run, or chunks for a student that hears
-            whole utterances only.
+        StarError: the checkpoint cannot be read or is not one of a distillation run, or chunks for a student without
+            chunked attention.
     """
     run = load_run(checkpoint, data=data, teacher=teacher, option="evaluate")
     if chunk_frames is not None:

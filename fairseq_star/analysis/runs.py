@@ -20,19 +20,19 @@ from fairseq_star.teacher.cache.settings import leave_cache_out
 
 @dataclass
 class Run:
-    """What :func:`load_run` gives."""
+    """Result of :func:`load_run`."""
 
     checkpoint: str
     cfg: DictConfig  # the run's whole configuration
     task: StarDistillationTask  # its teacher loaded
-    model: BaseFairseqModel  # the student as the run began with it; `load_trained` makes it the trained one
+    model: BaseFairseqModel  # the student before training, until `load_trained`
     criterion: FairseqCriterion
     num_updates: int
     trained: dict  # the student's state dict in the checkpoint
-    trained_criterion: dict  # the criterion's likewise, empty where it has no weights
+    trained_criterion: dict  # the criterion's, empty where it has no weights
 
     def load_trained(self) -> None:
-        """Give the student its trained weights, and the criterion those of its heads, if it has any."""
+        """Load the trained weights into the student, and those of its heads into the criterion, if it has any."""
         self.model.load_state_dict(self.trained, strict=True)
         self.criterion.load_state_dict(self.trained_criterion, strict=True)
 
@@ -40,12 +40,12 @@ class Run:
 def load_run(
     checkpoint: str, *, data: str | None = None, teacher: str | None = None, option: str = "checkpoint"
 ) -> Run:
-    """Rebuild a run from a checkpoint of it, the untrained student from the run's own seed, the way fairseq built it.
+    """Rebuild a run from one of its checkpoints, the untrained student from the run's own seed, as fairseq built it.
 
     Args:
         checkpoint: written by a ``star_distillation`` run.
-        data, teacher: where manifests and teacher are now, if not where they were in training.
-        option: what the user calls the checkpoint, for messages.
+        data, teacher: current places of manifests and teacher, if not those of the training.
+        option: the user's name of the checkpoint, for messages.
 
     Raises:
         StarError: the checkpoint cannot be read or is not one of a distillation run, or manifests or teacher are not
@@ -57,14 +57,14 @@ def load_run(
         raise StarError(f"{option}: {checkpoint} was not written by a star_distillation run")
     cfg.task.data = data or locate(checkpoint, cfg, "data", option)
     cfg.task.teacher = teacher or locate(checkpoint, cfg, "teacher", option)
-    leave_cache_out(cfg.task)  # a pass or two over one manifest are not worth its disk space
-    cfg.task.save_dir = None  # nothing goes on from there
+    leave_cache_out(cfg.task)  # not worth its disk space for a pass or two over one manifest
+    cfg.task.save_dir = None  # nothing resumes from there
 
     register_all()
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task, from_checkpoint=True)  # whose options may be an older version's
-    task.first_weights_folder = os.path.dirname(os.path.abspath(checkpoint))  # where the run kept them
+    task.first_weights_folder = os.path.dirname(os.path.abspath(checkpoint))  # where the run saved them
     model = task.build_model(cfg.model)
     cfg.task.teacher = task.cfg.teacher  # with the commit of a HuggingFace id
     return Run(
@@ -80,19 +80,19 @@ def load_run(
 
 
 def locate(checkpoint: str, cfg: DictConfig, name: str, option: str) -> str | None:
-    """``task.data`` or ``task.teacher`` of the run that wrote ``checkpoint``, as a path from here.
+    """Return ``task.data`` or ``task.teacher`` of the run that wrote ``checkpoint``, as a path from here.
 
-    A relative one is looked for in the current folder, then in the one the run was started in, which the checkpoint's
-    own place tells as long as it lies in ``checkpoint.save_dir``.
+    A relative one is looked up in the current folder, then in the one the run was started in, which follows from the
+    checkpoint's place as long as it lies in ``checkpoint.save_dir``.
 
     Args:
         checkpoint: the file.
-        cfg: the whole configuration in it.
-        name: ``data`` or ``teacher``, also of the command's option.
-        option: what the user calls the checkpoint, for messages.
+        cfg: its whole configuration.
+        name: ``data`` or ``teacher``, in the config and as the command's option.
+        option: the user's name of the checkpoint, for messages.
 
     Raises:
-        StarError: it is in neither.
+        StarError: it is in neither folder.
     """
     path = cfg.task.get(name)
     if not path or os.path.exists(path):
@@ -106,6 +106,6 @@ def locate(checkpoint: str, cfg: DictConfig, name: str, option: str) -> str | No
     if name == "teacher" and hub.is_id(path):
         return path
     raise StarError(
-        f"{option}: {checkpoint} was trained with task.{name}={path}, which is not there; name where it is now with "
-        f"--{name}"
+        f"{option}: {checkpoint} was trained with task.{name}={path}, which is not there; name its current place "
+        f"with --{name}"
     )

@@ -1,4 +1,4 @@
-"""``fairseq-star teacher``: what a checkpoint is, as this project reads it, and how a student would learn from it."""
+"""``fairseq-star teacher``: facts on a checkpoint as a run would load it, and the layers a student would learn from."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from fairseq_star.losses.layer_plan import match_layers
 
 @dataclass
 class TeacherInfo:
-    """A teacher in figures; ``str()`` of it is what the command prints."""
+    """Facts on a teacher; the command prints its ``str()``."""
 
     path: str
     family: str
@@ -23,7 +23,7 @@ class TeacherInfo:
     frame_rate: float  # Hz
     receptive_field: int  # samples
     architecture: str
-    layer_map: list[int] | StarError  # the teacher's layer (1-based) for each of the student's, or why there is none
+    layer_map: list[int] | StarError  # the teacher's layer (1-based) for each of the student's, or the error
 
     def __str__(self) -> str:
         audio = "zero mean and unit variance" if self.normalize else "as it is"
@@ -47,7 +47,7 @@ class TeacherInfo:
 
 
 def teacher_info(path: str, architecture: str = "starhubert") -> TeacherInfo:
-    """Load the teacher at ``path`` (a HuggingFace id too) as a run would, and match its layers with ``architecture``'s.
+    """Load the teacher at ``path`` or HuggingFace id as a run would, and match its layers with ``architecture``'s.
 
     Raises:
         StarError: an unknown architecture, or a teacher that cannot be loaded.

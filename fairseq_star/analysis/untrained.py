@@ -1,4 +1,4 @@
-"""Encoders with random weights: what training is compared with, and what cost is measured on."""
+"""Encoders with random weights, for comparison with trained ones and for measuring cost."""
 
 import torch
 
@@ -9,9 +9,9 @@ from fairseq_star.manifest import SAMPLE_RATE
 
 
 def untrained(config: EncoderConfig, *, seed: int = 0, normalize: bool = False) -> FrozenEncoder:
-    """An encoder of ``config`` with the first, random weights that fairseq gives it; ``seed`` decides them.
+    """Build an encoder of ``config`` with fairseq's random initial weights from ``seed``.
 
-    The caller's random numbers are left as they are.
+    The caller's random state is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""``fairseq-star``: all that is not training. A command is a module of ``fairseq_star.cli``."""
+"""``fairseq-star``: everything but training. A command is a module of ``fairseq_star.cli``."""
 
 import argparse
 import importlib
@@ -15,13 +15,13 @@ COMMANDS = {
     "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript, ONNX or torch.export, checked there",
     "import": "a student from another toolkit's file, or from the authors' .ckpt and .yaml",
     "plan": "how long a run will take and whether it fits, from a few steps of it on this machine",
-    "probe": "what a student's features know of phones, keywords and speakers, beside its teacher's",
+    "probe": "how well a student's features predict phones, keywords and speakers, compared with its teacher's",
     "profile": "parameters, multiply-accumulates, speed and memory of models",
-    "report": "a page on a run: losses, relation maps of teacher and student, likeness of layers, cost",
+    "report": "a page on a run: losses, relation maps of teacher and student, similarity of layers, cost",
     "slice": "a student whose first weights are sliced out of its teacher, in a minute and without training",
     "stream": "frames of a streaming student, printed as the audio arrives",
     "superb": "a student on the eleven tasks of SUPERB, through s3prl, in one table",
-    "teacher": "what a checkpoint is, and which layers a student would learn from",
+    "teacher": "facts on a checkpoint, and the layers that a student would learn from",
     "units": "k-means centroids of a teacher layer, whose units a student can learn to predict",
 }
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"  # fairseq's
@@ -34,27 +34,27 @@ def main(argv: list[str] | None = None) -> None:
     listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="fairseq-star",
-        description="All that is not training; `fairseq-star COMMAND --help` tells a command's options.",
+        description="Everything but training; `fairseq-star COMMAND --help` lists a command's options.",
         epilog=f"commands:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     name = parser.parse_args(argv[:1]).command
 
-    # What torch and fairseq have to say about each other is nothing that whoever types a command could act on.
+    # Users of a command cannot act on the warnings of torch and fairseq about each other.
     warnings.filterwarnings("ignore", module=r"(torch|fairseq)\.")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S")
     command = importlib.import_module(f"fairseq_star.cli.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(prog=f"fairseq-star {name}", description=COMMANDS[name])
     command.add_arguments(parser)
     arguments = parser.parse_args(argv[1:])
-    logging.getLogger().setLevel(logging.WARNING)  # where fairseq is imported already, it has set it lower
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq, if imported already, has set it lower
     with told_in_one_line():
         try:
             command.run(arguments)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has what it wanted, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
+        except BrokenPipeError:  # the reader of the output has stopped, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would print an error at exit
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print("\nfairseq-star: interrupted", file=sys.stderr)

@@ -4,14 +4,14 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
     parser.add_argument("--data", help="folder of manifests, if not the run's own")
     parser.add_argument("--split", default="valid", help="manifest to measure on (default: valid)")
     parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument(
         "--chunk-frames", type=int, metavar="N",
-        help="that a streaming student hears in, 0 for whole utterances (default: the first of its sizes)",
+        help="chunk size of a streaming student, 0 for whole utterances (default: the first of its sizes)",
     )  # fmt: skip
 
 

@@ -7,11 +7,11 @@ from fairseq_star.runtime.names import TARGET_OPTIONS, TARGETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command, and those of each target."""
+    """Add the options of the command, and those of each target."""
     parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
     parser.add_argument("--to", required=True, choices=TARGETS, help="the toolkit to write for")
     parser.add_argument("--out", required=True, help="file to write (for huggingface a folder)")
-    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.conflict_handler = "resolve"  # two targets may have an option of the same name
     for target, options in TARGET_OPTIONS.items():
         group = parser.add_argument_group(f"options of --to {target}")
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export ``arguments.checkpoint`` and tell what was written, how exact it is, and what to do next."""
+    """Export ``arguments.checkpoint`` and print the file, its accuracy, and the next step."""
     from fairseq_star.deploy.targets import load_target
     from fairseq_star.formats import export, load_student
 

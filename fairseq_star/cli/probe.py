@@ -11,14 +11,16 @@ from fairseq_star.runtime.names import PROBE_TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
-        "student", metavar="checkpoint", help="checkpoint of a distillation run, or whatever else task.teacher takes"
+        "student",
+        metavar="checkpoint",
+        help="checkpoint of a distillation run, or anything else that task.teacher takes",
     )
     parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument(
         "--data",
-        help="folder of train.tsv and valid.tsv with .phn, .keyword, .speaker beside them, line by line; a task's own "
+        help="folder of train.tsv and valid.tsv with .phn, .keyword, .speaker next to them, line by line; a task's own "
         "subfolder (keyword/ ...) is preferred (default: the run's task.data)",
     )
     parser.add_argument("--tasks", nargs="+", choices=PROBE_TASKS, default=list(PROBE_TASKS), help="default: all")
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="for the features (default: cuda where there is one)")
     parser.add_argument(
         "--chunk-frames", type=int, metavar="N",
-        help="that a streaming student hears in, 0 for whole utterances (default: the first of its sizes)",
+        help="chunk size of a streaming student, 0 for whole utterances (default: the first of its sizes)",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="PNG", help="draw the learned layer weights")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -35,15 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the features of ``arguments.student`` know.
+    """Print the probe of ``arguments.student``.
 
     Raises:
-        StarError: ``--out`` names a place in no folder.
+        StarError: the folder of ``--out`` does not exist.
     """
     options = vars(arguments)
     out, plot, as_json = (options.pop(name) for name in ("out", "plot", "json"))
     if out and not os.path.isdir(os.path.dirname(out) or "."):
-        raise StarError(f"--out {out}: its folder is not there; make it first")
+        raise StarError(f"--out {out}: its folder does not exist; make it first")
     from fairseq_star.analysis.probe import run_probe
     from fairseq_star.runtime.host import settle_on_host
 

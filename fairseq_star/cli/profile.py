@@ -7,13 +7,15 @@ from fairseq_star.runtime.names import ARCHITECTURES, HUBERT_BASE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
         help=f"architecture ({', '.join([HUBERT_BASE, *ARCHITECTURES])}), checkpoint, HuggingFace folder or id, or "
         "exported TorchScript or ONNX file",
     )  # fmt: skip
-    parser.add_argument("--teacher", default=HUBERT_BASE, help="what ratios refer to, likewise (default: %(default)s)")
+    parser.add_argument(
+        "--teacher", default=HUBERT_BASE, help="the model that ratios refer to, likewise (default: %(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of audio in the measured utterance (default: 10)")
     parser.add_argument(
         "--no-speed", dest="speed", action="store_false", help="count only; measure neither time nor memory"
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table of ``arguments.models``."""
+    """Print the profile of ``arguments.models``."""
     from fairseq_star.analysis.profile import profile
 
     options = vars(arguments)

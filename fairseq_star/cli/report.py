@@ -4,7 +4,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument("run_dir", help="folder of a distillation run's checkpoints, such as demo/run")
     parser.add_argument("--out", metavar="FILE.html", help="default: report.html in the run's folder")
     parser.add_argument("--data", help="folder of manifests, if not the run's own")
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the report of ``arguments.run_dir`` and say where it is."""
+    """Write the report of ``arguments.run_dir`` and print its path."""
     from fairseq_star.analysis.report.report import report
     from fairseq_star.runtime.host import settle_on_host
 

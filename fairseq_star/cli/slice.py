@@ -7,7 +7,7 @@ from fairseq_star.errors import StarError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument("teacher", help="the teacher, as task.teacher takes it")
     parser.add_argument("--data", required=True, help="folder of the manifests, {split}.tsv")
     parser.add_argument("--out", help="file to write the student to, such as student.pt")
@@ -18,20 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", type=float, nargs="+", metavar="N", help="instead of a file: a table of several --params"
     )
-    parser.add_argument("--layers", type=int, help="of the student, a divisor of the teacher's (default: as many)")
+    parser.add_argument(
+        "--layers", type=int, help="the student's layers, a divisor of the teacher's (default: as many)"
+    )
     parser.add_argument(
         "--arch", default="starhubert", choices=["starhubert", "starhubert_stream"], help="default: starhubert"
     )
     parser.add_argument("--split", default="train", help="manifest of the utterances it is computed from")
     parser.add_argument("--test-split", default="valid", help="manifest that the loss is measured on")
     parser.add_argument("--utterances", type=int, default=64, help="how many (default: 64)")
-    parser.add_argument("--seed", type=int, default=1, help="chooses them (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of their choice (default: 1)")
     parser.add_argument("--force", action="store_true", help="replace OUT")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Slice a student, or several, and print what came of it.
+    """Slice a student, or several, and print the outcome.
 
     Raises:
         StarError: neither or both of ``--out`` and ``--sizes``.
@@ -42,18 +44,12 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.out is None) == (arguments.sizes is None):
         raise StarError("slice: give --out FILE for one student, or --sizes for a table of several")
     if arguments.sizes and (arguments.params or arguments.macs):
-        raise StarError("slice: --params and --macs are of one student with --out; leave them out with --sizes")
+        raise StarError("slice: --params and --macs apply to one student with --out; leave them out with --sizes")
     settle_on_host()
     request = Request(
-        arguments.teacher,
-        arguments.data,
-        split=arguments.split,
-        held_out=arguments.test_split,
-        layers=arguments.layers,
-        architecture=arguments.arch,
-        utterances=arguments.utterances,
-        seed=arguments.seed,
-    )
+        arguments.teacher, arguments.data, split=arguments.split, held_out=arguments.test_split,
+        layers=arguments.layers, architecture=arguments.arch, utterances=arguments.utterances, seed=arguments.seed,
+    )  # fmt: skip
     if arguments.sizes:
         teacher, sizes = slice_sizes(request, arguments.sizes)
         print(

@@ -5,35 +5,29 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument("checkpoint", help="checkpoint of a streaming student's run (model.chunk_frames)")
     parser.add_argument(
         "audio", help="a file, or - for raw samples through standard input, at the student's rate (16 kHz)"
     )
     parser.add_argument(
         "--chunk-frames", type=int, metavar="N",
-        help="frames of a chunk, 20 ms each: 4, 8, 16, 32 ... (default: the first of the student's)",
+        help="frames of a chunk, 20 ms each: 4, 8, 16, 32 ... (default: the first of the student's sizes)",
     )  # fmt: skip
     parser.add_argument(
-        "--format", default="s16le", choices=["s16le", "s16be", "s32le", "f32le", "f32be"],
+        "--format", dest="raw_format", default="s16le", choices=["s16le", "s16be", "s32le", "f32le", "f32be"],
         help="of raw samples, as ffmpeg names it (default: s16le)",
     )  # fmt: skip
     parser.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples, interleaved (default: 1)")
-    parser.add_argument("--values", type=int, default=4, metavar="N", help="values to print of a frame (-1: all)")
+    parser.add_argument(
+        "--values", dest="num_values", type=int, default=4, metavar="N", help="values to print of a frame (-1: all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print frames as audio arrives, and at the end, on standard error, what the stream was."""
+    """Print frames as audio arrives, and at the end a summary on standard error."""
     from fairseq_star.deploy.streaming.live import stream
     from fairseq_star.runtime.host import settle_on_host
 
     settle_on_host()
-    summary = stream(
-        arguments.checkpoint,
-        arguments.audio,
-        chunk_frames=arguments.chunk_frames,
-        num_values=arguments.values,
-        raw_format=arguments.format,
-        channels=arguments.channels,
-    )
-    print(summary, file=sys.stderr)
+    print(stream(**vars(arguments)), file=sys.stderr)

@@ -18,19 +18,19 @@ ACTIONS = (RUN, "check", "plan", "table")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        "what WHAT may be:\n"
+        "WHAT is one of:\n"
         "  STUDENT  a checkpoint: export it, run s3prl on every task, write the table\n"
-        "  nothing  the same, of the upstream that -u names\n"
-        "  check    look at the corpora and at s3prl's environment alone\n"
-        "  plan     tell steps and disk, with --measure hours\n"
-        "  table    the table of what is done so far\n"
-        "docs/superb.md has the whole way."
+        "  nothing  the same, for the upstream that -u names\n"
+        "  check    check the corpora and s3prl's environment only\n"
+        "  plan     print steps and disk, with --measure hours\n"
+        "  table    print the table of the results so far\n"
+        "See docs/superb.md."
     )
     parser.add_argument("what", metavar="WHAT", nargs="?", default=RUN, help="see below")
-    parser.add_argument("--corpora", type=Path, required=True, help="superb.yaml: where each corpus lies")
+    parser.add_argument("--corpora", type=Path, required=True, help="superb.yaml: the place of each corpus")
     parser.add_argument("--tasks", nargs="+", choices=SUPERB_TASKS, default=list(SUPERB_TASKS), metavar="TASK",
                         help=f"which tasks (default: {' '.join(SUPERB_TASKS)})")  # fmt: skip
     parser.add_argument(
@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--student", help="the checkpoint, for plan and table")
     parser.add_argument("-u", "--upstream", help="an upstream of s3prl's instead, such as hubert_base or fbank")
-    parser.add_argument("-k", "--upstream-file", type=Path, help="its file, where it takes one")
-    parser.add_argument("--name", help="of the model in the table (default: the checkpoint's)")
+    parser.add_argument("-k", "--upstream-file", type=Path, help="its file, if it takes one")
+    parser.add_argument("--name", help="name in the table (default: the checkpoint's)")
     parser.add_argument(
-        "--s3prl", type=Path, metavar="CLONE", help="clone of s3prl (default: the package beside --python)"
+        "--s3prl", type=Path, metavar="CLONE", help="clone of s3prl (default: the package in --python's environment)"
     )
     parser.add_argument("--python", type=Path, help="interpreter of s3prl's environment (default: .venv-superb's)")
     parser.add_argument("--convention", choices=("paper", "s3prl"), default="paper",
@@ -50,22 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", default=[], metavar="TASK.SETTING=VALUE", help="change a setting of s3prl's"
     )
     parser.add_argument("--lr", choices=("auto",), help="auto: try a grid of rates for each task, choose on dev")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where s3prl's environment sees a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where s3prl's environment has a GPU")
     parser.add_argument("--seed", type=int, default=1337, help="s3prl's (default: %(default)s)")
     parser.add_argument(
-        "--measure", type=int, default=0, metavar="STEPS", help="plan: train so many steps of each task"
+        "--measure", type=int, default=0, metavar="STEPS", help="plan: train this many steps of each task"
     )
-    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment alone, such as er-fold1")
+    parser.add_argument("--only", metavar="EXPERIMENT", help="only one experiment, such as er-fold1")
     parser.add_argument("--slurm", action="store_true", help="write a job array instead of running")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, plan, run or tell, as ``arguments.what`` says.
+    """Check, plan, run or print the table, by ``arguments.what``.
 
     Raises:
-        StarError: an option that does not fit, a corpus or s3prl's environment at fault, or an experiment that failed.
+        StarError: an option that does not fit, a faulty corpus or s3prl environment, or an experiment that failed.
     """
-    from fairseq_star.superb import plan, scorers, slurm, table
+    from fairseq_star.superb import plan, scorers, table
     from fairseq_star.superb.corpora import corpus_faults, count_files, read_description
     from fairseq_star.superb.tasks import TASKS
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.what != "table":
         faults = [fault for name in corpora for fault in corpus_faults(name, description)]
         if faults:
-            raise StarError("\n".join(faults) + f"\n{len(faults)} to mend before anything is trained")
+            raise StarError("\n".join(faults) + f"\n{len(faults)} to fix before anything is trained")
     if arguments.what == "check":
         for name in corpora:
             files = ", ".join(f"{part or name} {count:,}" for part, count in count_files(name, description).items())
@@ -82,19 +82,18 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = _sweep(arguments, description)
     if arguments.what != "table":
         sweep.check()
-        for told in scorers.lacks(arguments.tasks, description, sweep.toolkit.environment):
-            print(told, file=sys.stderr)
+        for sentence in scorers.missing_scorers(arguments.tasks, description, sweep.toolkit.environment):
+            print(sentence, file=sys.stderr)
     if arguments.what == "check":
-        print(f"{sweep.toolkit.environment.python}: {sweep.toolkit.version}, {sweep.device}; all is there")
+        print(f"{sweep.toolkit.environment.python}: {sweep.toolkit.version}, {sweep.device}; nothing is missing")
         return
     if arguments.what == "plan":
         print(plan.plan(sweep, arguments.measure))
         return
     if arguments.slurm:
         command = [argument for argument in sys.argv[1:] if argument != "--slurm"]
-        print(
-            f"{slurm.write_array(sweep, ['fairseq-star', *command])}: sbatch it; then `fairseq-star superb table ...`"
-        )
+        path = plan.write_array(sweep, ["fairseq-star", *command])
+        print(f"{path}: sbatch it; then `fairseq-star superb table ...`")
         return
     results, failed = sweep.results() if arguments.what == "table" else sweep.perform()
     if arguments.only is None:
@@ -105,18 +104,18 @@ def run(arguments: argparse.Namespace) -> None:
         )
         print(outcome.to_markdown())
         print("\n".join(map(str, table.write(outcome, sweep.out))))
-        print(table.submission(sweep, results, sweep.toolkit))
+        print(table.submission(sweep, results))
     if failed and arguments.what != "table":
-        raise StarError(f"{len(failed)} without a result: {', '.join(failed)}; the same command tries them again")
+        raise StarError(f"{len(failed)} without a result: {', '.join(failed)}; repeat the command to try them again")
 
 
 def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep":
-    """The sweep, its student exported and s3prl copied.
+    """Export the student, copy s3prl and return the sweep.
 
     Raises:
         StarError: no upstream, or two; the folder cannot be made.
     """
-    from fairseq_star.superb import toolkit, upstream
+    from fairseq_star.superb import toolkit
     from fairseq_star.superb.settings import RATE_GRID, parse_changes
     from fairseq_star.superb.sweep import Sweep
     from fairseq_star.superb.tasks import TASKS
@@ -135,9 +134,9 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
     copy = toolkit.Toolkit(environment, source, out / "code")
     copy.copy()
     if student is not None:
-        chosen = upstream.exported(student, arguments.name or student, out)
+        chosen = toolkit.exported(student, arguments.name or student, out)
     else:
-        chosen = upstream.named(arguments.upstream or "fbank", arguments.upstream_file)
+        chosen = toolkit.named(arguments.upstream or "fbank", arguments.upstream_file)
     return Sweep(
         out, chosen, copy, description, arguments.tasks, arguments.convention, changes,
         RATE_GRID if arguments.lr else (), arguments.device or environment.device, arguments.seed, arguments.only,

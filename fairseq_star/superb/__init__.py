@@ -1,6 +1,6 @@
-"""SUPERB through s3prl's own, unedited ``run_downstream.py``: settings, corpora, a sweep that survives, one table.
+"""SUPERB through s3prl's own, unedited ``run_downstream.py``: settings, corpora, a resumable sweep, one table.
 
-``recipes`` and ``tasks`` say what is run, ``corpora`` and ``preparing`` on what, ``toolkit`` and ``launch`` by which
-s3prl; ``sweep`` runs it, ``parsing`` reads what s3prl printed, ``scores`` and ``table`` tell it beside ``published``
-rows.
+``recipes.yaml``, ``settings`` and ``tasks`` define experiments, ``corpora`` and ``preparing`` their data, ``toolkit``
+and ``programs`` run s3prl; ``sweep`` runs all experiments, ``parsing`` and ``scorers`` read their numbers, ``scores``
+and ``table`` compare them with published ones.
 """

@@ -1,9 +1,9 @@
-"""``superb.yaml`` (which corpus lies where) and a look at each corpus before anything is trained on it.
+"""``superb.yaml`` (the place of each corpus), and a check of each corpus before anything is trained on it.
 
 corpora:
   librispeech: /data/LibriSpeech
   speech_commands: {train: /data/speech_commands_v0.01, test: /data/speech_commands_test_set_v0.01}
-sizes: any            # corpora need not have the published numbers of files
+sizes: any            # corpora of other than the published numbers of files
 settings:             # changes of s3prl's settings, by task; "all" for every task
   asr: {optimizer.lr: 1.0e-4}
 """
@@ -29,25 +29,21 @@ LIST = "wav.scp"  # Kaldi's, in place of a folder of audio
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of a corpus: where it is, which files are its audio, how many there were when it was published."""
+    """Folder of a corpus."""
 
     folder: str
-    pattern: str
-    published: int | None = None
+    pattern: str  # of its audio files
+    published: int | None = None  # number of files
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set as s3prl reads it.
-
-    home: where it is to be had.
-    files: what must lie in it beside the audio.
-    """
+    """Corpus as s3prl reads it."""
 
     title: str
-    home: str
+    home: str  # its source
     parts: tuple[Part, ...]
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # required besides the audio
     sample_rate: int = SAMPLE_RATE
 
 
@@ -98,38 +94,37 @@ CORPORA = {
               for part, count in (("trainset_28spk", 11_572), ("testset", 824))),
     ),
 }  # fmt: skip
-# Corpora whose parts s3prl looks for in a folder each, not below one.
+# Corpora whose parts s3prl reads from a folder each, not below one root.
 IN_PARTS = ("speech_commands", "librimix", "voicebank")
-# Other names of a corpus's folders, as its archives unpack to.
+# Other names of folders, as archives unpack to.
 ALIASES = {"train": ("speech_commands_v0.01",), "test": ("speech_commands_test_set_v0.01",)}
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a ``superb.yaml`` says."""
+    """Content of a ``superb.yaml``."""
 
-    places: dict[str, dict[str, Path]]  # corpus -> folder of each part, and of the whole under ""
+    places: dict[str, dict[str, Path]]  # corpus -> folder of each part, and "": its root
     any_size: bool = False
     settings: dict[str, dict[str, object]] = field(default_factory=dict)  # task -> dotted path -> value
 
     def folder(self, corpus: str) -> Path:
-        """The root of a corpus."""
         return self.places[corpus][""]
 
     def part(self, corpus: str, name: str) -> Path:
-        """A part of a corpus: where the file says, or by its name or an alias below the root."""
+        """Return the folder of a part: the one in the file, or by its name or an alias below the root."""
         places = self.places[corpus]
         if name in places:
             return places[name]
-        found = [places[""] / alias for alias in ALIASES.get(name, ()) if (places[""] / alias).is_dir()]
-        return found[0] if found else places[""] / name
+        aliases = (places[""] / alias for alias in ALIASES.get(name, ()))
+        return next((folder for folder in aliases if folder.is_dir()), places[""] / name)
 
 
 def read_description(path: Path) -> Description:
     """Read a ``superb.yaml``.
 
     Raises:
-        StarError: missing, no YAML, or holds something that is not known.
+        StarError: missing, no YAML, or with an unknown name.
     """
     try:
         content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
@@ -168,21 +163,21 @@ def _places(path: Path, name: str, value: object) -> dict[str, Path]:
             where = f"a folder, or one for each of {', '.join(parts)}" if parts else "one folder, as s3prl reads it"
             raise StarError(f"{path}: corpora.{name}.{part}: must be {where}; correct it")
     base = path.parent.absolute()
-    found = {part: Path(os.path.normpath(base / Path(place).expanduser())) for part, place in places.items()}
-    return {"": next(iter(found.values())).parent, **found}
+    folders = {part: Path(os.path.normpath(base / Path(place).expanduser())) for part, place in places.items()}
+    return {"": next(iter(folders.values())).parent, **folders}
 
 
 def corpus_faults(name: str, description: Description) -> Iterator[str]:
-    """A sentence on each fault of a corpus: what is missing and where it is to be had, counts, one file that cannot be
-    read."""
+    """Yield a sentence on each fault of a corpus: missing files and their source, counts, an unreadable file."""
     corpus = CORPORA[name]
+    source = f"get {corpus.title} from: {corpus.home}"
     if name not in description.places:
-        yield f"{name} is not in superb.yaml; {corpus.title} is to be had: {corpus.home}"
+        yield f"{name} is not in superb.yaml; {source}"
         return
     missing = [str(folder) for folder in _needed(name, description) if not folder.exists()]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        yield f"{name}: {missing[0]} is not there{others}; {corpus.title} is to be had: {corpus.home}"
+        yield f"{name}: {missing[0]} is not there{others}; {source}"
         return
     for part in corpus.parts:
         folder = description.part(name, part.folder)
@@ -196,7 +191,7 @@ def corpus_faults(name: str, description: Description) -> Iterator[str]:
         if part.published not in (None, len(files)) and not description.any_size:
             yield (
                 f"{name}: {folder} has {len(files):,} files, published were {part.published:,}; unpack it again, "
-                "or say 'sizes: any' in superb.yaml for a corpus of your own"
+                "or set 'sizes: any' in superb.yaml for a corpus of your own"
             )
         yield from _unreadable(files[len(files) // 2], corpus.sample_rate)
 
@@ -212,7 +207,7 @@ def _kaldi_faults(name: str, folder: Path) -> Iterator[str]:
     places = _listed(folder)
     if not places:
         yield f"{name}: {folder / LIST} lists nothing; prepare it again"
-    elif not places[0].endswith("|"):  # a command, which is run by s3prl alone
+    elif not places[0].endswith("|"):  # "|" ends a command, which only s3prl runs
         yield from _unreadable(Path(places[len(places) // 2]), SAMPLE_RATE)
 
 
@@ -229,10 +224,9 @@ def _unreadable(path: Path, sample_rate: int) -> Iterator[str]:
 
 
 def count_files(name: str, description: Description) -> dict[str, int]:
-    """Files in each part of a corpus, lines for one that is listed."""
-    counts: dict[str, int] = {}
-    for part in CORPORA[name].parts:
-        folder = description.part(name, part.folder)
-        found = _listed(folder) if part.pattern == LIST else folder.glob(part.pattern)
-        counts[part.folder] = sum(1 for _ in found)
-    return counts
+    """Count the files in each part of a corpus, or the lines of its list."""
+    folders = {part: description.part(name, part.folder) for part in CORPORA[name].parts}
+    return {
+        part.folder: len(_listed(folder) if part.pattern == LIST else list(folder.glob(part.pattern)))
+        for part, folder in folders.items()
+    }

@@ -1,4 +1,4 @@
-"""One experiment: s3prl trains, s3prl evaluates, its numbers are read; resumed where it was broken off."""
+"""One experiment: s3prl trains and evaluates, its numbers are read; an interrupted one resumes."""
 
 import fcntl
 import json
@@ -19,23 +19,22 @@ from fairseq_star.manifest import write_lines
 from fairseq_star.superb import parsing, scorers
 from fairseq_star.superb.settings import differences, flat
 from fairseq_star.superb.tasks import Experiment
-from fairseq_star.superb.toolkit import Toolkit
-from fairseq_star.superb.upstream import Upstream
+from fairseq_star.superb.toolkit import Toolkit, Upstream
 
 Watch = Callable[[str, subprocess.Popen, Path], None]
 RESULT = "result.json"
 
 
 class BusyError(Exception):
-    """Another process is at this experiment."""
+    """Another process is running this experiment."""
 
 
 @dataclass
 class Run:
-    """An experiment in its folder.
+    """Experiment in its folder.
 
-    ``train.out``, ``train.err`` and so on are what s3prl printed; ``train.done`` says that a phase has ended;
-    ``s3prl/`` is s3prl's ``expdir``; ``result.json`` is the end.
+    ``train.out``, ``train.err`` and so on are s3prl's output; ``train.done`` marks a finished phase; ``s3prl/`` is
+    s3prl's ``expdir``; ``result.json`` marks a finished experiment.
     """
 
     experiment: Experiment
@@ -51,28 +50,26 @@ class Run:
 
     @property
     def expdir(self) -> Path:
-        """s3prl's folder."""
         return self.folder / "s3prl"
 
     @property
     def result(self) -> dict | None:
-        """The result, where there is one."""
         path = self.folder / RESULT
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def perform(self, *, evaluate: bool = True) -> dict:
-        """All phases that are not done yet; the result.
+        """Run all unfinished phases and return the result.
 
         Args:
-            evaluate: False to end after the training, as ``--lr auto`` does for rates that lose.
+            evaluate: False to stop after training, as ``--lr auto`` does for rates that are not the best.
 
         Raises:
-            BusyError: another process is at it.
+            BusyError: another process is running it.
             StarError: a phase failed, or the folder is another experiment's.
         """
-        if (found := self.result) is not None:
+        if (result := self.result) is not None:
             self._check_same()
-            return found
+            return result
         self.folder.mkdir(parents=True, exist_ok=True)
         with _alone(self.folder):
             self._check_same()
@@ -93,20 +90,22 @@ class Run:
         }
 
     def _check_same(self) -> None:
-        """Write what this experiment is, or refuse to go on from another."""
+        """Write this experiment's description, or refuse to continue another's."""
         path, own = self.folder / "experiment.json", json.loads(json.dumps(self._described()))
         if not path.is_file():
             write_lines(self.folder / "settings.yaml", [yaml.safe_dump(self.config, sort_keys=False)])
-            _write(path, own)  # last, as it is what is looked for
+            _write(path, own)  # last, since its existence is checked
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         for key in own:
             if known.get(key) != own[key]:
                 difference = _difference(key, known.get(key), own[key])
-                raise StarError(f"{self.folder}: was begun with {difference}; give back what it had, or another --out")
+                raise StarError(
+                    f"{self.folder}: was begun with {difference}; restore what it had, or name another --out"
+                )
 
     def _phase(self, name: str, arguments: list[str]) -> str:
-        """Run s3prl, unless this phase is done; what it printed."""
+        """Run s3prl, unless this phase is done, and return its output."""
         out, err, done = (self.folder / f"{name}.{kind}" for kind in ("out", "err", "done"))
         if not done.is_file():
             began = time.monotonic()
@@ -115,7 +114,7 @@ class Run:
         return parsing.read([out])
 
     def _process(self, name: str, command: list[str], out: Path, err: Path) -> None:
-        mode = "ab" if name == "train" else "wb"  # a resumed training goes on
+        mode = "ab" if name == "train" else "wb"  # a resumed training appends
         with out.open(mode) as stdout, err.open(mode) as stderr:
             process = subprocess.Popen(command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL,
                                        **self.toolkit.process_options())  # fmt: skip
@@ -146,31 +145,37 @@ class Run:
         self._phase("train", arguments)
 
     def _fresh(self, expdir: Path) -> list[str]:
-        task, settings = self.experiment.task, str(self.folder / "settings.yaml")
-        told = ["-d", task.downstream, "-c", settings, "-p", str(expdir), "--seed", str(self.seed)]
-        return [*self.upstream.arguments, *told]
+        downstream, settings = self.experiment.task.downstream, str(self.folder / "settings.yaml")
+        return [
+            *self.upstream.arguments, "-d", downstream, "-c", settings, "-p", str(expdir), "--seed", str(self.seed)
+        ]  # fmt: skip
 
     def _newest(self) -> Path | None:
-        """The checkpoint to go on from; one that a kill cut short is removed, and said."""
+        """The checkpoint to resume from; one that a kill cut short is removed."""
         for path in self.expdir.glob("*.ckpt"):
             if not zipfile.is_zipfile(path):  # torch writes a zip's directory at its end
                 print(f"{self.experiment.name}: {path.name} was cut short while it was written; it is removed")
                 path.unlink()
         return max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
 
+    def _checkpoints(self) -> list[Path]:
+        found = sorted(self.expdir.glob("states-*.ckpt"), key=_step)
+        if not found:
+            raise StarError(
+                f"{self.experiment.name}: s3prl kept no checkpoint; set runner.save_step to at most its total_steps"
+            )
+        return found
+
     def _checkpoint(self) -> Path:
-        """What is evaluated."""
+        """The checkpoint to evaluate."""
         task = self.experiment.task
         best = self.expdir / str(task.best)
         if best.is_file():
             return best
-        self.notes.append(f"no score on dev was above the worst there is: the last checkpoint, for want of {task.best}")
-        newest = max(self.expdir.glob("states-*.ckpt"), key=_step, default=None)
-        if newest is None:
-            raise StarError(
-                f"{self.experiment.name}: s3prl kept no checkpoint; set runner.save_step to at most its total_steps"
-            )
-        return newest
+        self.notes.append(
+            f"no score on dev was above the lowest possible: the last checkpoint, for want of {task.best}"
+        )
+        return self._checkpoints()[-1]
 
     def _evaluate(self) -> dict[str, float]:
         task = self.experiment.task
@@ -184,23 +189,19 @@ class Run:
         return metrics
 
     def _verify(self) -> dict[str, float]:
-        """The lowest EER of all checkpoints, as s3prl's ``sv_voxceleb1/test_expdir.sh`` takes it."""
+        """The lowest EER of all checkpoints, as in s3prl's ``sv_voxceleb1/test_expdir.sh``."""
         task, found = self.experiment.task, {}
-        for path in sorted(self.expdir.glob("states-*.ckpt"), key=_step):
+        for path in self._checkpoints():
             place = self.expdir / path.stem
             arguments = ["-m", "evaluate", "-t", task.split, "-e", str(path), "-o", f"args.expdir={place}"]
             found[path] = parsing.metrics_of(task, self._phase(f"evaluate-{_step(path)}", arguments))["eer"]
-        if not found:
-            raise StarError("asv: s3prl kept no checkpoint; set runner.save_step to at most its total_steps")
         best = min(found, key=found.get)
         shutil.copy2(self.expdir / best.stem / "test_predict.txt", self.expdir / "test_predict.txt")
-        self.notes.append(
-            f"lowest EER on the test's trials of {len(found)} checkpoints ({best.stem}), as SUPERB has it"
-        )
+        self.notes.append(f"lowest EER on the test's trials of {len(found)} checkpoints ({best.stem}), as in SUPERB")
         return {"eer": found[best]}
 
     def _query(self) -> dict[str, float]:
-        """The layer that is best on dev, on the test's queries."""
+        """MTWV on the test's queries, of the layer that is best on dev."""
         root = Path(self.config["downstream_expert"]["datarc"]["dataset_root"])
         scores = {}
         for layer in range(self.layers) if self.layers > 1 else ():
@@ -254,7 +255,7 @@ def _difference(key: str, known: object, own: object) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder; it is let go however this process ends."""
+    """Lock a folder until this process ends, however it does."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

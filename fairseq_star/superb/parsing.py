@@ -1,6 +1,6 @@
-"""Numbers out of what s3prl printed or wrote: its downstream experts print one line a metric.
+"""Numbers from s3prl's output, whose downstream experts print one line a metric.
 
-``tests/superb/printed`` holds lines that s3prl printed in runs of this project.
+``tests/superb/printed`` holds output of s3prl in runs of this project.
 """
 
 import re
@@ -11,7 +11,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.superb.tasks import Task
 
 _NUMBER = r"(-?[\d.]+(?:[eE][-+]?\d+)?|nan|inf)"
-# Metric -> where its line is found in what `-m evaluate` prints.
+# Metric -> its line in the output of `-m evaluate`.
 _LINES = {
     "acc": r"^{split} acc: " + _NUMBER,
     "per": r"^{split} per: " + _NUMBER,
@@ -30,25 +30,23 @@ _STEPS = re.compile(r"overall:[^\r\n]*?(\d+)/(\d+) \[([\d:]+)<")
 _TWV = re.compile(r"maxTWV:\s+" + _NUMBER)
 
 
-def printed(text: str, metric: str, split: str) -> float:
-    """The last value of a metric in what an evaluation printed, in s3prl's own unit.
+def metrics_of(task: Task, text: str) -> dict[str, float]:
+    """Read the last value of each metric of a task from an evaluation's output, in the table's units.
 
     Raises:
-        StarError: it is not there.
+        StarError: one is missing.
     """
-    found = re.findall(_LINES[metric].format(split=re.escape(split)), text, re.MULTILINE)
-    if not found:
-        raise StarError(f"s3prl printed no {metric} of {split}; look into what it printed")
-    return float(found[-1])
-
-
-def metrics_of(task: Task, text: str) -> dict[str, float]:
-    """All metrics of a task, scaled to the table's units; raises as :func:`printed`."""
-    return {metric.name: metric.scale * printed(text, metric.name, task.split) for metric in task.metrics}
+    metrics = {}
+    for metric in task.metrics:
+        found = re.findall(_LINES[metric.name].format(split=re.escape(task.split)), text, re.MULTILINE)
+        if not found:
+            raise StarError(f"s3prl printed no {metric.name} of {task.split}; look into its output")
+        metrics[metric.name] = metric.scale * float(found[-1])
+    return metrics
 
 
 def best_on_dev(text: str, line: str, lower: bool) -> float:
-    """The best value that a training printed for ``Task.dev``'s line.
+    """Read the best value that a training printed on the line of ``Task.dev``.
 
     Raises:
         StarError: it printed none.
@@ -63,7 +61,7 @@ def best_on_dev(text: str, line: str, lower: bool) -> float:
 
 
 def steps_done(text: str) -> tuple[int, int, int] | None:
-    """Steps done, steps in all and seconds so far, of s3prl's progress bar; None where it has none yet."""
+    """Read steps done, total steps and seconds so far from s3prl's progress bar; None before the first."""
     found = _STEPS.findall(text)
     if not found:
         return None
@@ -75,10 +73,10 @@ def steps_done(text: str) -> tuple[int, int, int] | None:
 
 
 def twv(text: str) -> float:
-    """The maximum term weighted value that QUESST's scorer wrote to ``score.out``.
+    """Read the maximum term weighted value that QUESST's scorer wrote to ``score.out``.
 
     Raises:
-        StarError: it is not there.
+        StarError: it is missing.
     """
     found = _TWV.search(text)
     if not found:
@@ -87,12 +85,12 @@ def twv(text: str) -> float:
 
 
 def stand_ins(text: str) -> list[str]:
-    """What ``launch.py`` said it had put in the place of something missing."""
+    """Read what ``launch.py`` replaced because it was missing."""
     return re.findall(r"^stand-in: (.+)$", text, re.MULTILINE)
 
 
 def last_error(text: str) -> str:
-    """The last line of a traceback, or the last line at all; without progress bars."""
+    """Return the last line of a traceback, or else the last line, progress bars left out."""
     lines = [
         line for line in re.split(r"[\r\n]+", text) if line.strip() and "it/s]" not in line and "s/it]" not in line
     ]
@@ -101,5 +99,5 @@ def last_error(text: str) -> str:
 
 
 def read(paths: Iterable[Path]) -> str:
-    """The text of files that are there, one after another."""
+    """Read those of the files that exist, one after another."""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file())

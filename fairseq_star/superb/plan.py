@@ -1,22 +1,38 @@
-"""What a sweep will take: steps and disk at once, hours after a few measured steps of each task."""
+"""Before a sweep: its steps, disk and (from a few measured steps of each task) hours, or a SLURM job array of it."""
 
 import copy
+import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 from fairseq_star.errors import StarError
+from fairseq_star.manifest import write_lines
 from fairseq_star.superb import parsing
 from fairseq_star.superb.experiment import Run
 from fairseq_star.superb.sweep import Sweep, disk, work
 from fairseq_star.superb.tasks import Experiment
-from fairseq_star.superb.upstream import look_into
+from fairseq_star.superb.toolkit import look_into
+
+_SCRIPT = """#!/bin/bash
+#SBATCH --job-name=superb
+#SBATCH --array=0-{last}
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --output={out}/slurm-%A_%a.log
+# An index an experiment; finished ones are skipped, so the whole array may be submitted again.
+# Partition, account and time are your cluster's: sbatch --partition=... --time=... {script}
+experiments=({names})
+cd {here}
+{command} --only "${{experiments[$SLURM_ARRAY_TASK_ID]}}"
+"""
 
 
 def plan(sweep: Sweep, measure: int) -> str:
-    """A table of all experiments.
+    """Return a table of all experiments.
 
     Args:
-        measure: steps that each task is trained to tell its hours; 0 for none. What it writes is removed.
+        measure: steps to train each task for its hours, 0 for none. Files of that are removed.
     """
     seconds: dict[str, float | str] = {}
     if measure:
@@ -24,28 +40,28 @@ def plan(sweep: Sweep, measure: int) -> str:
         for one in sweep.experiments():
             if one.task.needs_training and one.task.name not in seconds:
                 seconds[one.task.name] = _measure(sweep, one, measure, layers)
-    lines = ["| experiment | steps | utterances heard | disk GB | hours of training |", "|---|--:|--:|--:|--:|"]
+    lines = ["| experiment | steps | utterances | disk GB | hours of training |", "|---|--:|--:|--:|--:|"]
     total_disk, hours = 0, 0.0
     for one in sweep.experiments():
         config = sweep.config(one)
         steps = config["runner"].get("total_steps", 0)
         took = seconds.get(one.task.name)
-        told = f"{took * steps / 3600:.1f}" if isinstance(took, float) else took or "–"
+        time = f"{took * steps / 3600:.1f}" if isinstance(took, float) else took or "–"
         hours += took * steps / 3600 if isinstance(took, float) else 0
         total_disk += disk(one, config)
-        heard = f"{work(config):,}" if steps else "–"
-        lines.append(f"| {one.name} | {steps:,} | {heard} | {disk(one, config) / 1e9:.1f} | {told} |")
+        utterances = f"{work(config):,}" if steps else "–"
+        lines.append(f"| {one.name} | {steps:,} | {utterances} | {disk(one, config) / 1e9:.1f} | {time} |")
     lines.append(f"| all | | | {total_disk / 1e9:.1f} | {f'{hours:.1f}' if measure else '–'} |")
     lines.append(
-        "\nDisk: checkpoints of heads of the published sizes. Hours: training alone, on this machine as busy as it is; "
-        "evaluations on dev, which s3prl runs in between, come on top."
-        + ("" if measure else " `--measure 20` trains so many steps of each task to tell them.")
+        "\nDisk: checkpoints of heads of the published sizes. Hours: training alone, on this machine under its present "
+        "load, without s3prl's evaluations on dev in between."
+        + ("" if measure else " `--measure 20` trains 20 steps of each task to estimate them.")
     )
     return "\n".join(lines)
 
 
 def _measure(sweep: Sweep, experiment: Experiment, steps: int, layers: int) -> float | str:
-    """Seconds a step; why not, where it failed."""
+    """Seconds a step, or the error."""
     folder = sweep.out / "plan" / experiment.name
     shutil.rmtree(folder, ignore_errors=True)
     config = copy.deepcopy(sweep.config(experiment))
@@ -63,3 +79,19 @@ def _measure(sweep: Sweep, experiment: Experiment, steps: int, layers: int) -> f
 
 def _wait(phase: str, process: subprocess.Popen, err: object) -> None:
     process.wait()
+
+
+def write_array(sweep: Sweep, command: list[str]) -> Path:
+    """Write a SLURM job array to ``out/array.sbatch``, an index an experiment, and return its path.
+
+    Args:
+        command: this sweep's, without ``--slurm``.
+    """
+    names = list(dict.fromkeys(one.group for one in sweep.experiments()))
+    path = sweep.out / "array.sbatch"
+    text = _SCRIPT.format(
+        last=len(names) - 1, out=shlex.quote(str(sweep.out)), script=shlex.quote(str(path)), names=" ".join(names),
+        here=shlex.quote(str(Path.cwd())), command=shlex.join(command),
+    )  # fmt: skip
+    write_lines(path, [text])
+    return path

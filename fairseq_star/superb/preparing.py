@@ -1,6 +1,6 @@
-"""What s3prl wants beside a corpus: paths in its configuration, and lists that its own scripts would make.
+"""A corpus's paths in s3prl's configuration, and lists that s3prl's own scripts would make.
 
-The lists lie in the sweep's folder, so that corpora stay as they are and two sweeps do not share them.
+The lists lie in the sweep's folder, so that corpora are not changed and two sweeps do not share lists.
 """
 
 import json
@@ -21,15 +21,15 @@ Paths = dict[str, object]
 
 
 def fill_in(task: str, variant: str, config: dict, description: Description, *, lists: Path, package: Path) -> dict:
-    """``config`` with the places of the task's corpus; lists that s3prl needs are made in ``lists``.
+    """Set the paths of the task's corpus in ``config``, and make the lists that s3prl needs in ``lists``.
 
-    What the user's settings name already stays as it is.
+    Paths of the user's settings win.
 
     Args:
-        package: s3prl's, whose own lists are taken where it has them.
+        package: s3prl's package, whose own lists are used where it has them.
 
     Raises:
-        StarError: the corpus has not what a list is made of.
+        StarError: the corpus lacks the files of a list.
     """
     known = dict(flat(config))
     for path, value in _PATHS[task](description, lists, package).items():
@@ -42,7 +42,7 @@ def fill_in(task: str, variant: str, config: dict, description: Description, *, 
 
 
 def needed_files(config: dict, package: Path) -> Iterator[Path]:
-    """Files and folders that a configuration names and s3prl reads; relative ones are s3prl's own."""
+    """Yield files and folders that s3prl reads by its configuration; relative ones are s3prl's own."""
     for path, value in flat(config):
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str) and ("/" in one or path.endswith(("_file", "_path", "meta_data"))):
@@ -50,7 +50,7 @@ def needed_files(config: dict, package: Path) -> Iterator[Path]:
 
 
 def _librispeech_lengths(root: Path, folder: Path, splits: tuple[str, ...]) -> None:
-    """Lengths of all utterances, longest first, as s3prl's ``preprocess/generate_len_for_bucket.py`` writes them."""
+    """Write lists of all utterances, longest first, as s3prl's ``preprocess/generate_len_for_bucket.py``."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in splits:
         if (folder / f"{split}.csv").exists():
@@ -71,7 +71,7 @@ def _asr(description: Description, lists: Path, package: Path) -> Paths:
 
 
 def _se(description: Description, lists: Path, package: Path) -> Paths:
-    """Kaldi lists, as s3prl's ``enhancement_stft/scripts/Voicebank/data_prepare.py`` writes them."""
+    """Write Kaldi lists as s3prl's ``enhancement_stft/scripts/Voicebank/data_prepare.py``."""
     for part in ("train", "dev", "test"):
         for kind in ("clean", "noisy"):
             source = "testset" if part == "test" else "trainset_28spk"
@@ -86,7 +86,7 @@ def _se(description: Description, lists: Path, package: Path) -> Paths:
 
 
 def _er(description: Description, lists: Path, package: Path) -> Paths:
-    """The lists of utterances and emotions in s3prl's clone; without it, made as its ``IEMOCAP_preprocess.py`` does."""
+    """Use the lists of utterances and emotions in s3prl's clone, or write them as its ``IEMOCAP_preprocess.py``."""
     root, folder = description.folder("iemocap"), lists / "iemocap"
     if (package / "downstream" / "emotion" / "meta_data").is_dir():
         return {"datarc.root": str(root)}
@@ -104,7 +104,7 @@ def _er(description: Description, lists: Path, package: Path) -> Paths:
 
 
 def _emotions(root: Path, session: int) -> list[dict]:
-    """Utterances of a session whose emotion is one of the four; excited is happy."""
+    """Utterances of a session with one of the four emotions; excited counts as happy."""
     base = root / f"Session{session}"
     wavs = {path.stem: path for path in sorted((base / "sentences" / "wav").rglob("*.wav"))}
     found = []

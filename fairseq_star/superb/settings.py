@@ -1,7 +1,7 @@
-"""Which settings an experiment runs with: s3prl's, the paper's changes, the user's; and what differs from s3prl's.
+"""Settings of an experiment: s3prl's, the paper's changes, the user's; and the differences from s3prl's.
 
-Settings are named by dotted paths, ``optimizer.lr`` or ``downstream_expert.datarc.batch_size``, as s3prl's override
-has them without its ``config.``.
+Dotted paths name them, ``optimizer.lr`` or ``downstream_expert.datarc.batch_size``, as in s3prl's override without its
+``config.``.
 """
 
 import copy
@@ -21,22 +21,22 @@ SCHEDULER = {
     task: {"name": "linear_schedule_with_warmup", "num_warmup_steps": steps}
     for task, steps in _PUBLISHED["warmup"].items()
 }
-# STaR's experiments: SID at ten times s3prl's rate, the schedulers on that s3prl's files hold commented out.
+# STaR's experiments: SID at ten times s3prl's rate, with the schedulers that s3prl's files have commented out.
 PAPER_SID_LR = 1e-3
-# s3prl removes the last checkpoint before it has written the next: one more, and a kill between costs no run.
+# s3prl removes the last checkpoint before it writes the next: with one more, a kill in between costs no run.
 KEPT_CHECKPOINTS = 2
 RATE_GRID = (1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def settings(task: str, *, convention: str, own: Mapping[str, object]) -> dict:
-    """s3prl's configuration of ``task``, changed; paths of corpora are not in it yet.
+    """Return s3prl's configuration of ``task`` with changes; paths of corpora are not in it yet.
 
     Args:
         convention: ``paper`` (STaR's changes: scheduler on, SID at ten times the rate) or ``s3prl``.
         own: the user's changes, dotted path -> value; they win.
 
     Raises:
-        StarError: a path leads through something that is no group of settings.
+        StarError: a path leads through a value that is no group of settings.
     """
     config = copy.deepcopy(RECIPES[task])
     if config["runner"].get("max_keep") == 1:
@@ -50,22 +50,22 @@ def settings(task: str, *, convention: str, own: Mapping[str, object]) -> dict:
     return config
 
 
-def put(config: dict, path: str, value: object, told: str) -> None:
-    """Set what a dotted path names; groups that are not there are made.
+def put(config: dict, path: str, value: object, option: str) -> None:
+    """Set the value at a dotted path, making missing groups; ``option`` is its name in messages.
 
     Raises:
-        StarError: a path leads through something that is no group.
+        StarError: a path leads through a value that is no group.
     """
     *groups, last = path.split(".")
     for group in groups:
         if not isinstance(config.setdefault(group, {}), dict):
-            raise StarError(f"{told}: {group} is a value, not a group of settings; correct the name")
+            raise StarError(f"{option}: {group} is a value, not a group of settings; correct the name")
         config = config[group]
     config[last] = value
 
 
 def flat(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted paths and values."""
+    """Yield dotted paths and values."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -74,7 +74,7 @@ def flat(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def differences(task: str, config: Mapping) -> dict[str, tuple[object, object]]:
-    """Where ``config`` is not s3prl's: path -> (s3prl's value, this one); None for what one of them lacks."""
+    """Return differences from s3prl's configuration: path -> (s3prl's value, this one), None for a missing one."""
     theirs, ours = dict(flat(RECIPES[task])), dict(flat(config))
     return {
         path: (theirs.get(path), ours.get(path))
@@ -84,10 +84,10 @@ def differences(task: str, config: Mapping) -> dict[str, tuple[object, object]]:
 
 
 def parse_changes(changes: list[str]) -> dict[str, dict[str, object]]:
-    """``--set TASK.PATH=VALUE`` by tasks; a value is read as YAML, ``1e-4`` as the number it is.
+    """Read ``--set TASK.PATH=VALUE`` by task; a value is YAML, with ``1e-4`` as a number.
 
     Raises:
-        StarError: one that is not of that form.
+        StarError: a change of another form.
     """
     found: dict[str, dict[str, object]] = {}
     for change in changes:
@@ -99,7 +99,7 @@ def parse_changes(changes: list[str]) -> dict[str, dict[str, object]]:
     return found
 
 
-def value_of(text: str, told: str) -> object:
+def value_of(text: str, change: str) -> object:
     """Return a setting's value as OmegaConf reads YAML: ``1e-4`` is a number.
 
     Raises:
@@ -108,4 +108,4 @@ def value_of(text: str, told: str) -> object:
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise StarError(f"--set {told}: the value is no YAML ({str(error).splitlines()[0]}); correct it") from error
+        raise StarError(f"--set {change}: the value is no YAML ({str(error).splitlines()[0]}); correct it") from error

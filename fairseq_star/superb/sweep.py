@@ -1,4 +1,4 @@
-"""All experiments of one upstream, one after another: none is done twice, and a failed one does not stop the rest."""
+"""All experiments of one upstream, one after another: none runs twice, and a failed one does not stop the rest."""
 
 import shutil
 import subprocess
@@ -13,17 +13,15 @@ from fairseq_star.superb.corpora import ALL, Description
 from fairseq_star.superb.experiment import BusyError, Run
 from fairseq_star.superb.settings import settings
 from fairseq_star.superb.tasks import TASKS, Experiment, experiments
-from fairseq_star.superb.toolkit import Toolkit
-from fairseq_star.superb.upstream import Upstream, look_into
+from fairseq_star.superb.toolkit import Toolkit, Upstream, look_into
 
-# Of a checkpoint: weights and Adam's two moments, each of four bytes.
-BYTES_A_PARAMETER = 12
+BYTES_A_PARAMETER = 12  # of a checkpoint: weight and Adam's two moments, four bytes each
 POLL = 1.0  # seconds
 
 
 @dataclass
 class Sweep:
-    """What is run, on what, with which settings; ``out`` has a folder of each experiment."""
+    """Upstream, corpora and settings of a sweep; ``out`` has a folder for each experiment."""
 
     out: Path
     upstream: Upstream
@@ -39,7 +37,7 @@ class Sweep:
     _configs: dict[Experiment, dict] = field(default_factory=dict)
 
     def experiments(self) -> list[Experiment]:
-        """In the order they are run.
+        """Return the experiments in the order they run.
 
         Raises:
             StarError: ``only`` is none of them.
@@ -52,7 +50,7 @@ class Sweep:
         return chosen
 
     def config(self, experiment: Experiment) -> dict:
-        """s3prl's configuration of an experiment, whole; lists that it names are made."""
+        """Return s3prl's whole configuration of an experiment; lists that it names are made."""
         if experiment not in self._configs:
             self._configs[experiment] = self._make_config(experiment)
         return self._configs[experiment]
@@ -73,10 +71,10 @@ class Sweep:
         )
 
     def check(self) -> None:
-        """Look at all that can be known before hours are spent.
+        """Check files and disk space before hours are spent.
 
         Raises:
-            StarError: a file that s3prl reads is not there, or the disk has no room.
+            StarError: a file that s3prl reads is missing, or the disk has no room.
         """
         needed = 0
         for experiment in self.experiments():
@@ -84,8 +82,8 @@ class Sweep:
             for path in preparing.needed_files(config, self.toolkit.package):
                 if not path.exists():
                     theirs = path.is_relative_to(self.toolkit.package)
-                    mend = "s3prl's clone has it: --s3prl CLONE" if theirs else "correct superb.yaml"
-                    raise StarError(f"{experiment.task.name}: {path} is not there; {mend}, or --set another")
+                    fix = "s3prl's clone has it: --s3prl CLONE" if theirs else "correct superb.yaml"
+                    raise StarError(f"{experiment.task.name}: {path} is not there; {fix}, or --set another")
             needed += disk(experiment, config)
         free = shutil.disk_usage(self.out).free
         if free < needed:
@@ -95,7 +93,7 @@ class Sweep:
             )
 
     def perform(self) -> tuple[list[dict], dict[str, str]]:
-        """Run what is not done; results, and why others have none.
+        """Run unfinished experiments; return results, and the error of each experiment without one.
 
         Raises:
             StarError: s3prl cannot load the upstream.
@@ -110,28 +108,28 @@ class Sweep:
                 runs = [self._run(one, layers, progress) for one in group]
                 try:
                     results.append(runs[0].perform() if len(runs) == 1 else _best(runs))
-                    progress.tell(f"{name}: {_told(results[-1])}")
+                    progress.write(f"{name}: {_summary(results[-1])}")
                 except BusyError:
-                    failed[name] = "another process is at it"
+                    failed[name] = "another process is running it"
                 except StarError as error:
                     failed[name] = str(error)
-                    progress.tell(str(error))
+                    progress.write(str(error))
                 for one in group:
-                    progress.done(one.name)
+                    progress.reach(one.name, 1.0)
         return results, failed
 
     def results(self) -> tuple[list[dict], dict[str, str]]:
-        """What is there, nothing run."""
-        found, failed = [], {}
+        """Return the results so far, without running anything."""
+        results, failed = [], {}
         for name, group in _groups(self.experiments()).items():
             done = [run for one in group if (run := self._run(one, 1, None)).result]
             try:
-                found += [run.perform() for run in done]  # which looks whether it is of these settings, no more
+                results += [run.perform() for run in done]  # only checks that they are of these settings
             except StarError as error:
                 failed[name] = str(error)
             if not done:
                 failed[name] = "not done yet"
-        return found, failed
+        return results, failed
 
     def _run(self, experiment: Experiment, layers: int, progress: "Progress | None") -> Run:
         return Run(
@@ -141,14 +139,13 @@ class Sweep:
 
 
 def _groups(todo: list[Experiment]) -> dict[str, list[Experiment]]:
-    """Experiments by group."""
     by_name: dict[str, list[Experiment]] = {}
     for one in todo:
         by_name.setdefault(one.group, []).append(one)
     return by_name
 
 
-def _told(result: dict) -> str:
+def _summary(result: dict) -> str:
     numbers = [
         f"{metric.title} {result['metrics'][metric.name]:.{metric.digits}f} {metric.unit}".rstrip()
         for metric in TASKS[result["task"]].metrics
@@ -158,7 +155,7 @@ def _told(result: dict) -> str:
 
 
 def _best(runs: list[Run]) -> dict:
-    """Train all, evaluate the one that was best on dev."""
+    """Train all, and evaluate the one that is best on dev."""
     line, lower = runs[0].experiment.task.dev
     scores = {}
     for index, run in enumerate(runs):
@@ -171,24 +168,18 @@ def _best(runs: list[Run]) -> dict:
 
 
 def work(config: dict) -> int:
-    """Utterances that a training hears, by which its share of the time is guessed; a thousand where none is trained."""
+    """Return the utterances of a training, an estimate of its share of the time; 1000 without training."""
     runner, expert = config["runner"], config["downstream_expert"]
     if not runner:
         return 1000
-    batch = next(
-        (
-            group[name]
-            for group in (expert.get("datarc", {}), expert.get("loaderrc", {}), expert.get("corpus", {}))
-            for name in ("train_batch_size", "train_batchsize", "batch_size")
-            if name in group
-        ),
-        1,
-    )
-    return runner["total_steps"] * runner["gradient_accumulate_steps"] * batch
+    groups = [expert.get(name, {}) for name in ("datarc", "loaderrc", "corpus")]
+    names = ("train_batch_size", "train_batchsize", "batch_size")
+    sizes = [group[name] for group in groups for name in names if name in group]
+    return runner["total_steps"] * runner["gradient_accumulate_steps"] * (sizes[0] if sizes else 1)
 
 
 def disk(experiment: Experiment, config: dict) -> int:
-    """Bytes of the checkpoints that a training keeps, about: those of the published head, whatever the settings."""
+    """Estimate the bytes of a training's checkpoints, from the published head whatever the settings."""
     runner = config["runner"]
     if not runner:
         return 0
@@ -197,7 +188,7 @@ def disk(experiment: Experiment, config: dict) -> int:
 
 
 class Progress:
-    """A bar over all experiments, with the time left by what was done so far; what fails is told above it."""
+    """Progress bar over all experiments, with the time left; messages appear above it."""
 
     def __init__(self, shares: dict[str, int]):
         from tqdm import tqdm
@@ -216,21 +207,17 @@ class Progress:
         name = err.parent.name
         while process.poll() is None:
             steps = parsing.steps_done(_tail(err)) if phase == "train" else None
-            told = f"{name} {phase}" + (f" {steps[0]:,}/{steps[1]:,}" if steps else "")
-            self.bar.set_description(told)
+            self.bar.set_description(f"{name} {phase}" + (f" {steps[0]:,}/{steps[1]:,}" if steps else ""))
             if steps:
-                self._reach(name, steps[0] / steps[1])
+                self.reach(name, steps[0] / steps[1])
             time.sleep(POLL)
 
-    def done(self, name: str) -> None:
-        """An experiment has ended, one way or the other."""
-        self._reach(name, 1.0)
-
-    def tell(self, sentence: str) -> None:
+    def write(self, line: str) -> None:
         """Print a line above the bar."""
-        self.bar.write(sentence)
+        self.bar.write(line)
 
-    def _reach(self, name: str, share: float) -> None:
+    def reach(self, name: str, share: float) -> None:
+        """Set the finished share of an experiment."""
         self.bar.update(int((share - self.reached[name]) * self.shares[name]))
         self.reached[name] = share
 
@@ -242,7 +229,7 @@ def _tail(path: Path, size: int = 4096) -> str:
 
 
 def task_numbers(results: list[dict]) -> dict[str, dict[str, float]]:
-    """Metrics by task: of one with variants the mean, once all are there."""
+    """Return metrics by task, of one with variants their mean, once all have results."""
     grouped: dict[str, list[dict]] = {}
     for result in results:
         if result["metrics"]:

@@ -1,4 +1,4 @@
-"""The result: one table in Markdown and JSON, a picture, and what s3prl's ``submit.py`` makes of the predictions."""
+"""Results of a sweep: a table in Markdown and JSON, a picture, and a submission by s3prl's ``submit.py``."""
 
 import json
 import subprocess
@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING
 
 from fairseq_star.files import replacing
 from fairseq_star.manifest import write_lines
-from fairseq_star.superb.published import COLUMNS, HUBERT, PUBLISHED, Numbers, Row
-from fairseq_star.superb.scores import COUNTED, generalizability, overall, position
+from fairseq_star.superb.scores import (
+    COLUMNS,
+    COUNTED,
+    HUBERT,
+    PUBLISHED,
+    Numbers,
+    Row,
+    generalizability,
+    overall,
+    position,
+)
 from fairseq_star.superb.sweep import Sweep, task_numbers
-from fairseq_star.superb.tasks import TASKS, Metric
-from fairseq_star.superb.toolkit import Toolkit
+from fairseq_star.superb.tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,26 +31,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A sweep's results as they are told.
-
-    counts: files of each part of the corpora; failed: why an experiment has no result.
-    """
+    """Results of a sweep with everything that the table shows."""
 
     title: str
     cost: dict
     results: list[dict]
-    failed: dict[str, str]
-    counts: dict[str, dict[str, int]]
+    failed: dict[str, str]  # errors of experiments without a result
+    counts: dict[str, dict[str, int]]  # corpus -> part -> number of files
     is_published_size: bool
     made_with: dict[str, str] = field(default_factory=dict)
 
     @property
     def numbers(self) -> Numbers:
-        """Task -> metric -> value."""
         return task_numbers(self.results)
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON."""
         return {
             "upstream": self.title,
             "cost": self.cost,
@@ -56,13 +59,11 @@ class Outcome:
         }
 
     def to_markdown(self) -> str:
-        """The table, what the numbers are, what differs from s3prl's settings, what went wrong."""
+        """Return the table, its legend, differences from s3prl's settings, and errors."""
         lines = [f"# SUPERB: {self.title}", "", *(f"* {key}: {value}" for key, value in self.made_with.items())]
         if not self.is_published_size:
-            lines += [
-                "",
-                "**The corpora are not the published ones (`sizes: any`): no number here compares with theirs.**",
-            ]
+            warning = "**The corpora are not the published ones (`sizes: any`): no number here compares with theirs.**"
+            lines += ["", warning]
         lines += ["", *self._table(), "", *_LEGEND, ""]
         if self.failed:
             lines += ["## Without a number", "", *(f"* `{name}`: {why}" for name, why in self.failed.items()), ""]
@@ -70,7 +71,7 @@ class Outcome:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        metrics = [_metric(task, name) for task, name in COLUMNS]
+        metrics = [TASKS[task].metric(name) for task, name in COLUMNS]
         head = [f"{task.upper() if task != 'qbe' else 'QbE'} {metric.title}" for (task, _), metric in
                 zip(COLUMNS, metrics, strict=True)]  # fmt: skip
         millions = self.cost.get("parameters")
@@ -96,9 +97,8 @@ class Outcome:
             for note in result["notes"]:
                 notes.setdefault(note, []).append(result["experiment"])
             for name in result["stand_ins"]:
-                notes.setdefault(f"stand-in for what s3prl's environment lacks: {name}", []).append(
-                    result["experiment"]
-                )
+                note = f"stand-in for what s3prl's environment lacks: {name}"
+                notes.setdefault(note, []).append(result["experiment"])
         if not notes:
             return []
         return ["## Notes", "", *(f"* {', '.join(names)}: {note}" for note, names in notes.items()), ""]
@@ -125,10 +125,6 @@ _LEGEND = (
 )
 
 
-def _metric(task: str, name: str) -> Metric:
-    return next(metric for metric in TASKS[task].metrics if metric.name == name)
-
-
 def _text(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -143,7 +139,7 @@ def _short(value: object) -> str:
 
 
 def write(outcome: Outcome, out: Path) -> list[Path]:
-    """Write ``superb.md``, ``superb.json`` and, where matplotlib is there, ``superb.png``."""
+    """Write ``superb.md``, ``superb.json`` and, where matplotlib is installed, ``superb.png``; return their paths."""
     content = {"superb.md": outcome.to_markdown(), "superb.json": json.dumps(outcome.to_dict(), indent=1) + "\n"}
     written = []
     for name, text in content.items():
@@ -161,12 +157,12 @@ def write(outcome: Outcome, out: Path) -> list[Path]:
 
 
 def draw(outcome: Outcome, theme: "Theme") -> "Figure":
-    """Each metric's place between FBANK (0) and WavLM Large (1): the upstream beside HuBERT Base."""
+    """Draw each metric between FBANK (0) and WavLM Large (1), for the upstream and HuBERT Base."""
     from fairseq_star.plots.style import new_figure
 
     figure = new_figure(7, 4.2, layout="constrained")
     axes = figure.add_subplot()
-    names = [f"{task.upper()} {_metric(task, name).title}" for task, name in COUNTED]
+    names = [f"{task.upper()} {TASKS[task].metric(name).title}" for task, name in COUNTED]
     for numbers, label, colour, marker in (
         (HUBERT.numbers, HUBERT.name, theme.second, "o"),
         (outcome.numbers, outcome.title, theme.first, "D"),
@@ -187,37 +183,36 @@ def draw(outcome: Outcome, theme: "Theme") -> "Figure":
     return figure
 
 
-def submission(sweep: Sweep, results: list[dict], toolkit: Toolkit) -> str:
-    """Let s3prl's ``submit.py`` gather the predictions in ``out/submission``; a sentence on what came of it."""
-    script = toolkit.package / "submit" / "submit.py"
+def submission(sweep: Sweep, results: list[dict]) -> str:
+    """Run s3prl's ``submit.py``, which collects predictions in ``out/submission``; return a sentence on the outcome."""
+    script = sweep.toolkit.package / "submit" / "submit.py"
     if not script.is_file():
         return "no submission folder: submit.py is in s3prl's clone alone (--s3prl CLONE)"
     if not results:
-        return "no submission folder: nothing is done yet"
+        return "no submission folder: no results yet"
     options = []
     for result in results:
         expdir = sweep.out / "experiments" / result["experiment"] / "s3prl"
         name = TASKS[result["task"]].submission + (f"_{result['variant']}" if result["variant"] else "")
         options += [f"--{name}", str(expdir)]
     folder = sweep.out / "submission"
-    command = toolkit.python(str(script), *options, "--output_dir", str(folder))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **toolkit.process_options())
+    command = sweep.toolkit.python(str(script), *options, "--output_dir", str(folder))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **sweep.toolkit.process_options())
     if done.returncode:
         return f"no submission folder: s3prl's submit.py failed ({(done.stderr.strip().splitlines() or [''])[-1]})"
     return f"{folder}: s3prl's submission"
 
 
 def made_with(sweep: Sweep, command: str) -> dict[str, str]:
-    """What a table was made with."""
+    """Return the command, versions and hardware of a table."""
     from fairseq_star.runtime.provenance import commit, hardware
 
-    versions = sweep.toolkit.environment.found["versions"]
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    versions = ", ".join(" ".join(one) for one in sweep.toolkit.environment.found["versions"].items())
     return {
         "date": date.today().isoformat(),
         "command": f"`{command}`",
         "commit": commit() or "none",
         "hardware": hardware(),
-        "toolkit": f"{sweep.toolkit.version}, unedited; {told}",
+        "toolkit": f"{sweep.toolkit.version}, unedited; {versions}",
         "settings": f"{sweep.convention} convention, seed {sweep.seed}",
     }

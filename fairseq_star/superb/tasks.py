@@ -1,6 +1,6 @@
-"""The eleven tasks: what s3prl calls them, what each is scored by, which checkpoint is evaluated on which split."""
+"""SUPERB's eleven tasks: their names in s3prl, metrics, checkpoints and splits of the evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq_star.errors import StarError
 from fairseq_star.runtime.names import SUPERB_TASKS
@@ -10,45 +10,36 @@ FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of the table.
-
-    ``scale`` times what s3prl prints is ``unit``; ``is_error`` says that lower is better.
-    """
+    """Metric in the table."""
 
     name: str
     title: str
-    scale: float = 100.0
+    scale: float = 100.0  # times s3prl's output is in ``unit``
     unit: str = "%"
-    is_error: bool = False
+    is_error: bool = False  # lower is better
     digits: int = 2
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of SUPERB in s3prl.
-
-    downstream: s3prl's ``-d``.
-    corpus: its name in ``superb.yaml``.
-    best: the checkpoint that s3prl keeps at the best score on dev; None where it keeps none.
-    split: what is evaluated, s3prl's ``-t``.
-    variants: experiments of the task, beside its name; one without a name for most.
-    heads: parameters of s3prl's downstream model on a width of 768, in millions: what its checkpoints weigh.
-    dev: the line on dev by which ``--lr auto`` chooses, as ``parsing.printed`` reads it, and whether lower is better.
-    """
+    """Task of SUPERB in s3prl."""
 
     name: str
     title: str
-    downstream: str
-    corpus: str
+    downstream: str  # s3prl's ``-d``
+    corpus: str  # its name in ``superb.yaml``
     metrics: tuple[Metric, ...]
-    best: str | None = "dev-best.ckpt"
-    split: str = "test"
-    variants: tuple[str, ...] = ("",)
-    heads: float = 0.2
+    best: str | None = "dev-best.ckpt"  # checkpoint of the best score on dev, if s3prl keeps one
+    split: str = "test"  # of the evaluation, s3prl's ``-t``
+    variants: tuple[str, ...] = ("",)  # experiments of the task; most have one, without a name
+    heads: float = 0.2  # parameters of s3prl's downstream model on a width of 768, in millions: size of checkpoints
     needs_training: bool = True
-    dev: tuple[str, bool] | None = ("dev acc", False)
+    dev: tuple[str, bool] | None = ("dev acc", False)  # line on dev by which ``--lr auto`` chooses; lower is better
     submission: str = ""
-    modules: tuple[str, ...] = field(default=())
+    modules: tuple[str, ...] = ()  # that it imports
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
 
 
 def _accuracy(title: str = "accuracy") -> tuple[Metric, ...]:
@@ -111,26 +102,26 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Of its folder: ``ks``, ``er-fold1``, ``asr-lr1e-04``."""
+        """Name of its folder: ``ks``, ``er-fold1``, ``asr-lr1e-04``."""
         return self.group if self.lr is None else f"{self.group}-lr{self.lr:.0e}"
 
     @property
     def group(self) -> str:
-        """The name without the learning rate: of experiments of one group the best on dev is evaluated."""
+        """Name without the learning rate; of a group the best on dev is evaluated."""
         return f"{self.task.name}-{self.variant}" if self.variant else self.task.name
 
 
 def experiments(names: list[str], rates: tuple[float, ...] = ()) -> list[Experiment]:
-    """The experiments of tasks, in the order of the table.
+    """Return the experiments of tasks, in the order of the table.
 
     Args:
-        names: of ``TASKS``.
-        rates: learning rates to try, each an experiment; empty: the setting's own.
+        names: tasks, of ``TASKS``.
+        rates: learning rates to try, each an experiment; empty: that of the settings.
 
     Raises:
-        StarError: rates for a task that has nothing to choose one by.
+        StarError: rates for a task without a score on dev to choose by.
     """
-    found = []
+    chosen = []
     for task in TASKS.values():
         if task.name not in names:
             continue
@@ -140,5 +131,5 @@ def experiments(names: list[str], rates: tuple[float, ...] = ()) -> list[Experim
                 f"{task.name}.optimizer.lr"
             )
         tried = rates if rates and task.needs_training else (None,)
-        found += [Experiment(task, variant, lr) for variant in task.variants for lr in tried]
-    return found
+        chosen += [Experiment(task, variant, lr) for variant in task.variants for lr in tried]
+    return chosen

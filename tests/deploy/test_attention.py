@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_star.analysis.profile.speed import measure_speed
+from fairseq_star.analysis.profile import measure_speed
 from fairseq_star.deploy import attention as deployed
 from fairseq_star.deploy import onnx
 from fairseq_star.deploy.attention import BLOCK, Attend, attention_by_blocks, attention_by_products

@@ -42,7 +42,7 @@ def test_corpora_at_fault_are_all_told_at_once(described):
     said = told("check", *described[:-1], "ks", "sid", "sf")
     assert "voxceleb1 is not in superb.yaml" in said
     assert "snips is not in superb.yaml" in said
-    assert said.endswith("2 to mend before anything is trained")
+    assert said.endswith("2 to fix before anything is trained")
 
 
 def test_an_upstream_is_named_once(described, an_environment, tmp_path):

@@ -48,9 +48,9 @@ def test_the_archives_own_names_and_parts_elsewhere_do(tmp_path, speech_commands
 def test_what_is_missing_is_told_with_its_home(tmp_path, speech_commands):
     description = described(tmp_path, "corpora: {speech_commands: sc, snips: nowhere}\n")
     [missing] = faults("voxceleb1", description)
-    assert "voxceleb1 is not in superb.yaml; VoxCeleb1 is to be had: robots.ox.ac.uk" in missing
+    assert "voxceleb1 is not in superb.yaml; get VoxCeleb1 from: robots.ox.ac.uk" in missing
     [missing] = faults("snips", description)
-    assert f"snips: {tmp_path / 'nowhere' / 'train'} is not there and 4 more; Audio SNIPS is to be had:" in missing
+    assert f"snips: {tmp_path / 'nowhere' / 'train'} is not there and 4 more; get Audio SNIPS from:" in missing
     counted = faults("speech_commands", description)
     assert "has 1 files, published were 64,721" in counted[0]
 

@@ -85,7 +85,7 @@ def test_runner_trains_and_evaluates_an_exported_student(keywords, tmp_path):
 
 
 def test_silence_and_rate_stand_in_for_soxs(tmp_path, capsys):
-    launch._told.clear()
+    launch._reported.clear()
     tone = 0.1 * np.sin(np.arange(8000) * 0.3)
     for gap, expected in ((8000, 16_000), (640, 16_640)):  # half a second is removed, 0.04 s is not
         soundfile.write(tmp_path / "a.wav", np.concatenate([tone, np.zeros(gap), tone]), 16_000)

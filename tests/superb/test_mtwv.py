@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_star.errors import StarError
-from fairseq_star.superb import mtwv
+from fairseq_star.superb import scorers
 
 DOCUMENTS = ["a", "b", "c", "d"]
 SCORES = st.dictionaries(
@@ -19,18 +19,18 @@ TRUTH = st.fixed_dictionaries({f"q{number}": st.sets(st.sampled_from(DOCUMENTS),
 def test_best_of_all_thresholds(scores, truth):
     if not any(truth.get(query) for query in scores):
         with pytest.raises(StarError, match="no query"):
-            mtwv.best_twv(scores, truth)
+            scorers.best_twv(scores, truth)
         return
     thresholds = {value for documents in scores.values() for value in documents.values()} | {99.0}
-    slow = max(mtwv.twv(scores, truth, threshold) for threshold in thresholds)
-    assert mtwv.best_twv(scores, truth) == pytest.approx(slow, abs=1e-12)
+    slow = max(scorers.twv(scores, truth, threshold) for threshold in thresholds)
+    assert scorers.best_twv(scores, truth) == pytest.approx(slow, abs=1e-12)
 
 
 def test_ends():
     truth = {"q": {"a"}}
-    assert mtwv.best_twv({"q": {"a": 2.0, "b": 1.0}}, truth) == 1
-    assert mtwv.best_twv({"q": {"a": 1.0, "b": 2.0}}, truth) == 0  # one false alarm costs more than the hit brings
-    assert pytest.approx(12.49) == mtwv.BETA
+    assert scorers.best_twv({"q": {"a": 2.0, "b": 1.0}}, truth) == 1
+    assert scorers.best_twv({"q": {"a": 1.0, "b": 2.0}}, truth) == 0  # one false alarm costs more than the hit brings
+    assert pytest.approx(12.49) == scorers.BETA
 
 
 def test_files(tmp_path):
@@ -39,10 +39,10 @@ def test_files(tmp_path):
         "</detected_termlist></stdlist>"
     )
     (tmp_path / "truth.rttm").write_text("SPEAKER a\nLEXEME a 1 0.0 1.0 q lex <NA> <NA>\n")
-    assert mtwv.maximum_twv(tmp_path / "found.xml", tmp_path / "truth.rttm") == 1
+    assert scorers.maximum_twv(tmp_path / "found.xml", tmp_path / "truth.rttm") == 1
     (tmp_path / "truth.rttm").write_text("LEXEME a 1\n")
     with pytest.raises(StarError, match=r"truth\.rttm:1: expected LEXEME"):
-        mtwv.read_truth(tmp_path / "truth.rttm")
+        scorers.read_truth(tmp_path / "truth.rttm")
     (tmp_path / "found.xml").write_text("<stdlist>")
     with pytest.raises(StarError, match="evaluate again"):
-        mtwv.read_detections(tmp_path / "found.xml")
+        scorers.read_detections(tmp_path / "found.xml")

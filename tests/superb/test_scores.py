@@ -1,7 +1,7 @@
 import pytest
 
 from fairseq_star.superb import scores
-from fairseq_star.superb.published import BEST, COLUMNS, FBANK, PUBLISHED
+from fairseq_star.superb.scores import BEST, COLUMNS, FBANK, PUBLISHED
 from fairseq_star.superb.tasks import TASKS
 
 ROWS = {row.name: row for row in (*PUBLISHED, BEST)}

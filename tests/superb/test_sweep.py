@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_star.errors import StarError
-from fairseq_star.superb import corpora, experiment, slurm, sweep, table, toolkit, upstream
+from fairseq_star.superb import corpora, experiment, plan, sweep, table, toolkit
 from tests.support import ROOT
 
 FAKE = ROOT / "tests" / "support" / "fake_s3prl.py"
@@ -44,7 +44,7 @@ def make(tmp_path, monkeypatch):
         places = dict.fromkeys(("speech_commands", "fluent_speech_commands", "iemocap", "voxceleb1"), folder)
         few = {"runner.total_steps": 2, "runner.save_step": 1}
         described = corpora.Description(places, settings={corpora.ALL: few})
-        return sweep.Sweep(tmp_path, upstream.named(name, None), tools, described, list(tasks), **options)
+        return sweep.Sweep(tmp_path, toolkit.named(name, None), tools, described, list(tasks), **options)
 
     return make
 
@@ -133,7 +133,7 @@ def test_another_process_is_left_alone(make):
     folder.mkdir(parents=True)
     with experiment._alone(folder):
         results, failed = made.perform()
-    assert failed == {"ks": "another process is at it"}
+    assert failed == {"ks": "another process is running it"}
     assert [result["task"] for result in results] == ["ic"]
 
 
@@ -192,13 +192,13 @@ def test_rates_are_chosen_on_dev_and_one_is_evaluated(make):
     assert result["experiment"] == "ks-lr1e-03"
     assert "learning rate 1e-03 of these" in result["notes"][0]
     assert calls(made, "ks-lr1e-04") == ["train"]
-    assert "experiments=(ks)" in slurm.write_array(made, ["fairseq-star"]).read_text()
+    assert "experiments=(ks)" in plan.write_array(made, ["fairseq-star"]).read_text()
     assert make("ks", rates=(1e-3, 1e-4), only="ks").perform() == ([result], {})
 
 
 def test_a_job_array_has_an_index_an_experiment(make):
     made = make("ks", "er")
-    text = slurm.write_array(made, ["fairseq-star", "superb", "a student.pt"]).read_text()
+    text = plan.write_array(made, ["fairseq-star", "superb", "a student.pt"]).read_text()
     assert "--array=0-5" in text
     assert "experiments=(ks er-fold1 er-fold2 er-fold3 er-fold4 er-fold5)" in text
     assert "fairseq-star superb 'a student.pt' --only \"${experiments[$SLURM_ARRAY_TASK_ID]}\"" in text

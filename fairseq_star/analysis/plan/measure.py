@@ -1,4 +1,4 @@
-"""What a few steps of a run cost on this machine: time, of which the teacher's and the data's, and memory."""
+"""Cost of a few steps of a run on this machine: time, with the teacher's and the data's shares, and memory."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,57 +25,56 @@ PREFETCH_FACTOR = 2  # batches that a data worker is ahead, torch's default and 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of the training set."""
+    """A batch of the training set."""
 
     indices: Sequence[int]
-    samples: int  # of all its utterances, their own
+    samples: int  # in all its utterances, without padding
     padded: int  # with padding
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one of them took."""
+    """Time of a training step."""
 
     batch: Batch
     seconds: float  # forward, backward, update
-    teacher: float  # seconds of these
-    data: float  # seconds of reading and padding the batch, in one process
+    teacher: float  # seconds of these in the teacher
+    data: float  # seconds to read and pad the batch, in one process
 
 
 @dataclass
 class Measured:
-    """What :func:`measure` found."""
+    """Result of :func:`measure`."""
 
     batches: list[Batch]  # of an epoch, over all workers
     steps: list[Step]
-    bytes_before: int  # held before the first step
-    peak_bytes: int  # of all steps, the one with the most samples among them, all included
-    total_bytes: int  # of the device; of the CPU what is free and what the process holds
+    bytes_before: int  # in use before the first step
+    peak_bytes: int  # over all steps, the one with the most samples among them, everything included
+    total_bytes: int  # the device's; on a CPU free memory plus the process's own
     device: str
     trainer: Trainer
 
     @property
-    def worst(self) -> Batch:
-        """The batch that needs the most memory."""
+    def largest(self) -> Batch:
         return max(self.batches, key=lambda batch: batch.padded)
 
 
 def measure(cfg: DictConfig, num_steps: int) -> Measured:
     """Build a run as fairseq does, alone and without a cache, and train it for a few steps, the largest batch first.
 
-    Nothing is written but what the task itself writes, no checkpoint is read.
+    Only the task itself writes anything; no checkpoint is read.
 
     Args:
         cfg: the whole configuration.
-        num_steps: after the first, of batches at even distances between the largest and the smallest, in an order at
-            random, as a run's: what the process keeps of freed memory grows where sizes go up and down.
+        num_steps: steps after the first. Their batches are evenly spaced by size between the largest and the smallest
+            and in random order, as a run's: freed memory that the process keeps grows where sizes go up and down.
 
     Raises:
-        StarError: the run could not begin, or its largest batch does not fit.
+        StarError: the run could not start, or its largest batch does not fit.
     """
     leave_cache_out(cfg.task)
     if cfg.model.get("init") is not None:
-        cfg.model.init = "random"  # costs the same a step, and nothing is written or waited for
+        cfg.model.init = "random"  # a step costs the same, and nothing is sliced or written
     cfg.distributed_training.distributed_world_size = 1
     np.random.seed(cfg.common.seed)
     utils.set_torch_seed(cfg.common.seed)
@@ -99,30 +98,29 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     places = np.random.default_rng(cfg.common.seed).permutation(places)
     chosen = [by_size[place] for place in places]
     read = [_seconds_to_read(trainer, batch) for batch in chosen]
-    before = _held(device)
-    # Read as in a run, beside the steps, with which data workers share the cores. The largest first; it also warms up.
+    before = _allocated(device)
+    # Read while steps run, as in training, since data workers share the cores with them. The largest also warms up.
     samples = _read_ahead(trainer, [by_size[0], *chosen])
     _step(trainer, by_size[0], next(samples), device)
     steps = [
         Step(batch, *_step(trainer, batch, next(samples), device), data)
         for batch, data in tqdm(list(zip(chosen, read, strict=True)), "plan", unit="step", disable=None)
     ]
-    for _ in samples:  # so that workers and thread end
+    for _ in samples:  # until the workers and the thread end
         pass
     return Measured(batches, steps, before, _peak(device), _total(device), device, trainer)
 
 
 def _batches(trainer: Trainer) -> list[Batch]:
-    dataset_of = trainer.cfg.dataset.train_subset
     frozen = trainer.get_train_iterator(epoch=1).frozen_batches
-    lengths = trainer.task.dataset(dataset_of).cropped_lengths()
+    lengths = trainer.task.dataset(trainer.cfg.dataset.train_subset).cropped_lengths()
     multiple = trainer.task.cfg.pad_to_multiple
-    found = []
+    batches = []
     for indices in frozen:
         own = lengths[np.asarray(indices)]
         longest = -(-int(own.max()) // multiple) * multiple
-        found.append(Batch([int(index) for index in indices], int(own.sum()), longest * len(own)))
-    return found
+        batches.append(Batch([int(index) for index in indices], int(own.sum()), longest * len(own)))
+    return batches
 
 
 def _seconds_to_read(trainer: Trainer, batch: Batch) -> float:
@@ -134,7 +132,7 @@ def _seconds_to_read(trainer: Trainer, batch: Batch) -> float:
 
 def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
     dataset, cfg = trainer.task.dataset(trainer.cfg.dataset.train_subset), trainer.cfg.dataset
-    # To the last step workers are as busy as a run's: so many more as they, thread and buffer are ahead.
+    # As many more as workers, thread and buffer read ahead, so that they are as busy as a run's up to the last step.
     more = islice(cycle(batches), PREFETCH_FACTOR * cfg.num_workers + 2)
     loader = DataLoader(
         dataset,
@@ -143,7 +141,7 @@ def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
         num_workers=cfg.num_workers,
         prefetch_factor=PREFETCH_FACTOR if cfg.num_workers else None,
     )
-    # In a thread, as a run's; one ahead, for a run reads one a step as soon as its own buffer is full.
+    # In a thread, as in a run; one ahead, since a run with a full buffer reads one batch a step.
     return iter(BufferedIterator(1, loader))
 
 
@@ -163,7 +161,7 @@ def _step(trainer: Trainer, batch: Batch, sample: dict, device: str) -> tuple[fl
     return time.perf_counter() - start, provider.seconds
 
 
-def _held(device: str) -> int:
+def _allocated(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else process_bytes("VmRSS")
 
 
@@ -177,14 +175,3 @@ def _total(device: str) -> int:
     with open("/proc/meminfo") as lines:
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     return free * 1024 + process_bytes("VmRSS")
-
-
-def check_steps(num_steps: int) -> int:
-    """``--steps`` as it is.
-
-    Raises:
-        StarError: it is below 1.
-    """
-    if num_steps < 1:
-        raise StarError(f"plan: --steps {num_steps} must be 1 or more")
-    return num_steps

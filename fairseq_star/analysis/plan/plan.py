@@ -1,26 +1,35 @@
-"""``fairseq-star plan``: how long a run will take and whether it fits, before it is begun."""
+"""Estimate of a run before it starts, measured on this machine with its own options; ``fairseq-star plan``."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from fairseq import utils
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import omegaconf_no_object_check
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fairseq_star.analysis.plan.config import run_config
-from fairseq_star.analysis.plan.measure import Measured, check_steps, measure
+from fairseq_star.analysis.plan.measure import Measured, measure
+from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.throughput import step_macs
+from fairseq_star.tasks.registration import register_all
 from fairseq_star.teacher.cache.codec import SCALE_BYTES
 from fairseq_star.teacher.cache.store import StateStore
 
-FLOAT, ADAM = 4, 2  # bytes of a weight; what Adam keeps beside each
+FLOAT, ADAM = 4, 2  # bytes of a weight; Adam's moments of each
 
 
 @dataclass
 class Plan:
-    """What :func:`plan` found. Hours are of training alone: neither saving nor validating is counted."""
+    """Estimates for a run. Hours are of training alone: neither saving nor validation is counted."""
 
     device: str
     world_size: int
@@ -29,24 +38,23 @@ class Plan:
     utterances_an_update: float
     seconds_an_update: float
     hours: float
-    hours_cached: float  # the teacher in the first epoch alone
+    hours_cached: float  # with the teacher running in the first epoch alone
     audio_seconds_a_second: float  # of all workers
-    mfu: float  # the encoders' multiplications for the utterances' own samples, of what a large product reaches here
+    mfu: float  # rate of the encoders' multiplications (without padding) relative to a large matrix product's here
     teacher_share: float  # of a step
-    data_share: float  # seconds of reading a batch, shared among the data workers, of a step's
+    data_share: float  # time to read a batch, divided among the data workers, relative to a step's
     padding: float  # share of samples
     peak_bytes: int
     total_bytes: int
-    peak_grows: bool  # for some minutes: what is freed is kept, on the CPU, in pieces of all sizes
-    batch_size_that_fits: int  # utterances as long as the longest
+    peak_grows: bool  # for some minutes: a CPU process keeps freed memory, in pieces of all sizes
+    batch_size_that_fits: int  # utterances of the longest one's duration
     checkpoint_bytes: int
-    checkpoints: int  # that lie on the disk at once
-    cache_bytes: dict[str, int] = field(default_factory=dict)  # by task.teacher_cache_compression; empty: it cannot be
+    checkpoints: int  # on the disk at once
+    cache_bytes: dict[str, int] = field(default_factory=dict)  # by compression; empty: none possible
     warnings: list[str] = field(default_factory=list)
-    sliced: bool = False  # whether the run first slices its first weights out of the teacher
+    sliced: bool = False  # the run starts by slicing its first weights out of the teacher
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -78,22 +86,23 @@ def _duration(hours: float) -> str:
 
 
 def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: int = 5) -> Plan:
-    """Measure a run that is not begun yet.
+    """Estimate a run before it starts.
 
-    A batch's time is taken as proportional to its samples, padding included, with the factor of ``steps`` batches
-    between the largest and the smallest. An update is ``optimization.update_freq`` of them. Where data workers are
-    slower than the step, their time is the update's.
+    A batch's time is assumed proportional to its samples, padding included, with the factor measured on ``steps``
+    batches between the largest and the smallest. An update is ``optimization.update_freq`` batches. Where data workers
+    are slower than the step, their time counts.
 
     Args:
-        config_dir, config_name, overrides: as of ``fairseq-hydra-train``.
-        steps: that are measured.
+        config_dir, config_name, overrides: as for ``fairseq-hydra-train``.
+        steps: how many to measure, 1 or more.
 
     Raises:
-        StarError: the options are none, or the run could not begin.
+        StarError: an invalid option, or the run could not start.
     """
-    check_steps(steps)
+    if steps < 1:
+        raise StarError(f"plan: --steps {steps} must be 1 or more")
     cfg = run_config(config_dir, config_name, overrides)
-    sliced = str(cfg.model.get("init")) == "sliced"
+    sliced = str(cfg.model.get("init")) == "sliced"  # before it is measured with random weights
     world_size = cfg.distributed_training.distributed_world_size
     measured = measure(cfg, steps)
     batches, sizes = measured.batches, [step.batch.padded for step in measured.steps]
@@ -110,7 +119,7 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
     seconds = batch_seconds * update_freq
     rate = measured.trainer.task.cfg.sample_rate
     own = sum(batch.samples for batch in batches)
-    extra = (measured.peak_bytes - measured.bytes_before) / len(measured.worst.indices)
+    extra = (measured.peak_bytes - measured.bytes_before) / len(measured.largest.indices)
     saved = cfg.checkpoint
     return Plan(
         device=measured.device,
@@ -138,17 +147,49 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
     )
 
 
+def run_config(config_dir: str, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a run's whole configuration as fairseq does before it trains.
+
+    Args:
+        config_dir: folder of the recipes.
+        config_name: a recipe's file name without ``.yaml``.
+        overrides: such as ``task.data=DIR``.
+
+    Raises:
+        StarError: there is no such recipe, it has no such option, or it trains another task.
+    """
+    if not (Path(config_dir) / f"{config_name}.yaml").is_file():
+        raise StarError(f"plan: there is no {config_name}.yaml in --config-dir {config_dir}; name a recipe of it")
+    register_all()
+    hydra_init(config_name)
+    GlobalHydra.instance().clear()
+    try:
+        with warnings.catch_warnings(), initialize_config_dir(str(Path(config_dir).resolve()), version_base="1.1"):
+            warnings.simplefilter("ignore")  # hydra's, about how fairseq names its schema
+            cfg = compose(config_name, overrides=list(overrides))
+        if OmegaConf.select(cfg, "task._name") != "star_distillation":
+            raise StarError(f"plan: {config_name} trains another task than star_distillation; name a recipe of that")
+        utils.import_user_module(cfg.common)
+        add_defaults(cfg)
+        with omegaconf_no_object_check():
+            cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise StarError(f"plan: {str(error).strip().splitlines()[0]} (options as of fairseq-hydra-train)") from error
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
 def _updates(cfg: DictConfig, an_epoch: float) -> int:
     ends = [cfg.optimization.max_update or math.inf, (cfg.optimization.max_epoch or math.inf) * math.ceil(an_epoch)]
     return int(min(ends)) if min(ends) < math.inf else math.ceil(an_epoch)
 
 
 def _flops(measured: Measured) -> float:
-    """Of the encoders over the utterances' own samples: teacher forward, student forward and twice that backward."""
+    """Operations of teacher (forward) and student (forward, and twice that backward), without padding."""
     task, model = measured.trainer.task, measured.trainer.model
     lengths = task.dataset(measured.trainer.cfg.dataset.train_subset).cropped_lengths()
-    heard = np.concatenate([lengths[step.batch.indices] for step in measured.steps])
-    return 2 * step_macs(heard, model.config, task.teacher.config)
+    num_samples = np.concatenate([lengths[step.batch.indices] for step in measured.steps])
+    return 2 * step_macs(num_samples, model.config, task.teacher.config)
 
 
 def _checkpoint_bytes(measured: Measured) -> int:
@@ -158,7 +199,7 @@ def _checkpoint_bytes(measured: Measured) -> int:
 
 
 def _cache_bytes(measured: Measured) -> dict[str, int]:
-    """Of all splits' entries, by compression; ``pca`` with a quarter of the coordinates. Empty where none is kept."""
+    """Bytes of all splits' entries by compression, ``pca`` with a quarter of the width; empty: no cache is possible."""
     trainer = measured.trainer
     task, criterion = trainer.task, trainer.criterion
     if task.cfg.padded_group_norm or criterion.attention_layers or criterion.cfg.count_padding:
@@ -175,15 +216,15 @@ def _cache_bytes(measured: Measured) -> dict[str, int]:
 
 
 def _warnings(cfg: DictConfig, measured: Measured, data: float) -> list[str]:
-    found = []
+    lines = []
     if measured.peak_bytes > 0.9 * measured.total_bytes:
-        found.append(
+        lines.append(
             "warning: the largest batch takes more than nine tenths of the memory; lower dataset.batch_size or "
             "dataset.max_tokens, crop with task.max_sample_size, or set model.checkpoint_activations=true"
         )
     if data > 1:
-        found.append(
+        lines.append(
             f"warning: {cfg.dataset.num_workers} data workers take longer to read a batch than a step takes; raise "
             "dataset.num_workers"
         )
-    return found
+    return lines

@@ -1,6 +1,6 @@
 """The trainable part of a probe: s3prl's learned sum of layers, then one linear layer.
 
-Shapes: N items (frames or utterances), L layers, D dimension, C classes.
+Shapes: N items (frames or utterances), L layers, D width, C classes.
 """
 
 import threading
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 BATCH, CHUNK = 1024, 8192
 STEPS = 600
-JUDGED_AT = (25, 50, 100, 200, 300, 400, 500, STEPS)  # small tasks are best early, large ones at the end
-LEARNING_RATE = 1e-2  # at first; it falls to 0
+EVALUATED_AT = (25, 50, 100, 200, 300, 400, 500, STEPS)  # small tasks are best early, large ones at the end
+LEARNING_RATE = 1e-2  # initial; it falls to 0
 _FIRST_WEIGHTS = threading.Lock()  # torch draws them from the one generator that all threads share
 
 
 class WeightedSumHead(nn.Module):
     """``logits = W ((h - mean) / deviation) + b`` with ``h = sum over l of softmax(w)_l x_l``.
 
-    The layers are not normalized one by one, which is s3prl's ``Featurizer`` at its defaults. Mean and deviation are
-    those that ``h`` has over the training items, for whatever ``w`` is at the moment: the head stays a linear one, but
-    learns features of any scale equally fast.
+    Layers are not normalized one by one, as in s3prl's ``Featurizer`` at its defaults. Mean and deviation are those of
+    ``h`` over the training items for the current ``w``: the head stays linear, but learns features of any scale equally
+    fast.
 
     Args:
         features: N x L x D, the training items.
@@ -47,36 +47,36 @@ class WeightedSumHead(nn.Module):
 
     @property
     def layer_weights(self) -> Tensor:
-        """The share of each layer in the sum: [L], above 0, together 1."""
+        """Softmax weights of the layers, L."""
         return self.layer_logits.softmax(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` is N x L x D; returns N x C."""
+        """Return logits, N x C, of ``x``, N x L x D."""
         weights = self.layer_weights
-        summed = torch.bmm(weights.expand(len(x), 1, -1), x.float())[:, 0]  # an einsum copies x, transposed
+        summed = torch.bmm(weights.expand(len(x), 1, -1), x.float())[:, 0]  # einsum would copy x, transposed
         variance = torch.einsum("dlm,l,m->d", self.covariance, weights, weights)
         normalized = (summed - weights @ self.mean) / (variance.clamp_min(0) + 1e-8).sqrt()
         return self.linear(normalized)
 
 
 class Trained(NamedTuple):
-    """A trained head's outcome."""
+    """Outcome of training a head."""
 
-    correct: Tensor  # N of the test items, bool
+    correct: Tensor  # N test items, bool
     layer_weights: Tensor  # L, they sum to 1
     dev_accuracy: float
-    num_steps: int  # at which it was best on dev
+    num_steps: int  # the best on dev
 
 
 def train_head(
     train: tuple[Tensor, Tensor], dev: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int, seed: int
 ) -> Trained:
-    """Train a head with Adam, keep what is best on ``dev`` at one of several steps, judge it on ``test``.
+    """Train a head with Adam, keep its best weights on ``dev`` of several steps, and test them.
 
     Args:
-        train, dev, test: features (N x L x D) and class numbers (N; -1 is never right).
+        train, dev, test: features (N x L x D) and class numbers (N; -1 is never correct).
         num_classes: C.
-        seed: of the linear layer's first weights and of the mini-batches.
+        seed: for the linear layer's initial weights and the mini-batches.
     """
     with _FIRST_WEIGHTS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -95,7 +95,7 @@ def train_head(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step in JUDGED_AT and (score := _score(head, *dev)) > best:
+        if step in EVALUATED_AT and (score := _score(head, *dev)) > best:
             best, best_step = score, step
             best_state = {name: value.clone() for name, value in head.state_dict().items()}
     head.load_state_dict(best_state)
@@ -110,7 +110,7 @@ def _correct(head: WeightedSumHead, features: Tensor, classes: Tensor) -> Tensor
 
 @torch.no_grad()
 def _score(head: WeightedSumHead, features: Tensor, classes: Tensor) -> tuple[float, float]:
-    """Accuracy, then (for small dev parts, where accuracy ties) the negative loss of those classes that are known."""
+    """Accuracy, then (for ties on small dev parts) the negative loss over known classes."""
     logits = torch.cat([head(chunk) for chunk in features.split(CHUNK)])
     loss = F.cross_entropy(logits, classes, ignore_index=-1)
     return (logits.argmax(1) == classes).float().mean().item(), -loss.item()

@@ -1,8 +1,8 @@
 """Labelled manifests: ``{split}.tsv`` and, line by line with it, ``{split}.phn``, ``.keyword`` and ``.speaker``.
 
-``.phn`` holds a label for each frame of the utterance, parted by blanks (fairseq's frame labels); the others hold one
-label a line. Phones and keywords are learned from ``train`` and tested on ``valid``; speakers are learned and tested on
-different utterances of both.
+``.phn`` holds a label for each frame of the utterance, separated by blanks (fairseq's frame labels); the others hold
+one label a line. Phones and keywords are learned from ``train`` and tested on ``valid``; speakers are learned and
+tested on different utterances of both.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ TASKS = PROBE_TASKS
 EXTENSION = {PHONE: "phn", KEYWORD: "keyword", SPEAKER: "speaker"}
 TRAIN_SPLIT, TEST_SPLIT = "train", "valid"
 DEV_SHARE = 0.1  # of the training speakers (utterances where none are known), to stop the head's training
-SPEAKER_SHARES = (0.6, 0.2)  # of a speaker's utterances: training, dev; the rest is for the test
+SPEAKER_SHARES = (0.6, 0.2)  # of a speaker's utterances: training, dev; the rest is the test part
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Utterance:
     path: str
     num_samples: int
     labels: tuple[str, ...]
-    cluster: str  # its speaker, or itself where speakers are not known: what intervals resample
-    condition: str = ""  # names what is done to its samples before they are heard, where anything is
+    cluster: str  # its speaker, or itself where speakers are unknown; intervals resample clusters
+    condition: str = ""  # names a transform of its samples, such as noise, if any
 
     @property
-    def sound(self) -> tuple[str, str]:
-        """What is heard, whatever the labels: two utterances of one sound have the same features."""
+    def key(self) -> tuple[str, str]:
+        """Identity of the audio whatever the labels: utterances of one key have the same features."""
         return self.path, self.condition
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The three parts of a task."""
+    """Training, dev and test part of a task."""
 
     task: str
     classes: list[str]  # of the training part, sorted
@@ -53,22 +53,21 @@ class TaskData:
 
     @property
     def utterances(self) -> list[Utterance]:
-        """Those of all three parts."""
         return [*self.train, *self.dev, *self.test]
 
     def class_numbers(self, utterance: Utterance) -> list[int]:
-        """A number for each label; -1 for one that training lacks, which can only be missed."""
+        """Return a number for each label; -1 for one that training lacks, which is never correct."""
         numbers = {name: number for number, name in enumerate(self.classes)}
         return [numbers.get(label, -1) for label in utterance.labels]
 
 
 def read_task(data: str | os.PathLike, task: str, geometry: FrameGeometry, limit: int | None = None) -> TaskData:
-    """Read and divide what a task needs from ``data/task/`` where that folder is there, else from ``data/``.
+    """Read a task from ``data/task/`` where that folder exists, else from ``data/``, and divide it into parts.
 
     Args:
-        geometry: of the models' frames, with which phone labels must agree.
-        limit: about so many utterances of the training manifest and of the test manifest, chosen by a hash of their
-            paths; in the speaker task so many of both together, of as many whole speakers as that makes.
+        geometry: the models' frames, which phone labels must agree with.
+        limit: take about this many utterances of each manifest, chosen by a hash of their paths; in the speaker task
+            of both together, all utterances of a speaker or none.
 
     Raises:
         StarError: a file is missing, labels do not fit their manifest or the frames, or a part would be empty.
@@ -82,25 +81,22 @@ def read_task(data: str | os.PathLike, task: str, geometry: FrameGeometry, limit
     if task == SPEAKER:
         train, dev, test = _within_speakers(splits[0] + splits[1], limit, folder)
     else:
-        held_out, test = _limited(splits[0], limit), _limited(splits[1], limit)
-        clusters = _ranked({one.cluster for one in held_out})
+        known, test = (_ranked(split)[:limit] for split in splits)
+        clusters = sorted({one.cluster for one in known}, key=_hash)
         for_dev = set(clusters[: max(1, round(DEV_SHARE * len(clusters)))])
-        train = [one for one in held_out if one.cluster not in for_dev]
-        dev = [one for one in held_out if one.cluster in for_dev]
+        train = [one for one in known if one.cluster not in for_dev]
+        dev = [one for one in known if one.cluster in for_dev]
     for name, part in (("training", train), ("dev", dev), ("test", test)):
         if not part:
             raise StarError(f"{folder}: the {name} part of the {task} probe has no utterance; label more of them")
     classes = sorted({label for one in train for label in one.labels})
-    known = {label for one in test for label in one.labels} & set(classes)
-    if len(classes) < 2 or not known:
+    shared = {label for one in test for label in one.labels} & set(classes)
+    if len(classes) < 2 or not shared:
+        some = ", ".join(classes[:3]) + (" ..." if len(classes) > 3 else "")
+        fault = f"have none in common with those of the {TEST_SPLIT} manifest"
         raise StarError(
-            f"{folder}: the {task} labels of the training part ({_some(classes)}) "
-            + (
-                "are all the same"
-                if len(classes) < 2
-                else f"have none in common with those of the {TEST_SPLIT} manifest"
-            )
-            + f"; correct {TRAIN_SPLIT}.{EXTENSION[task]}"
+            f"{folder}: the {task} labels of the training part ({some}) "
+            f"{'are all the same' if len(classes) < 2 else fault}; correct {TRAIN_SPLIT}.{EXTENSION[task]}"
         )
     return TaskData(task, classes, train, dev, test)
 
@@ -136,13 +132,13 @@ def _read_lines(path: Path, expected: int, task: str) -> list[str]:
     except OSError as error:
         raise StarError(
             f"{path}: cannot read the {task} labels ({error.strerror}); write a line for each utterance of the "
-            "manifest beside it, or leave the task out with --tasks (manifests/demo/corpus.py writes the demo corpus's)"
+            "manifest, or leave the task out with --tasks (manifests/demo/corpus.py writes the demo corpus's)"
         ) from error
     except UnicodeDecodeError as error:
-        raise StarError(f"{path}: is not UTF-8 text; write the labels anew") from error
+        raise StarError(f"{path}: is not UTF-8 text; write the labels again") from error
     if len(lines) != expected:
         raise StarError(
-            f"{path}: {len(lines)} lines, but the manifest beside it has {expected} utterances; write one line for each"
+            f"{path}: {len(lines)} lines, but the manifest next to it has {expected} utterances; write one for each"
         )
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -151,17 +147,15 @@ def _read_lines(path: Path, expected: int, task: str) -> list[str]:
 
 
 def _within_speakers(utterances: Sequence[Utterance], limit: int | None, folder: Path) -> tuple[list[Utterance], ...]:
-    """Each speaker's utterances divided into training, dev and test; speakers of fewer than three are left out."""
+    """Each speaker's utterances divided into training, dev and test part; speakers of fewer than three are left out."""
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for one in utterances:
         by_speaker[one.labels[0]].append(one)
     parts: tuple[list[Utterance], ...] = ([], [], [])
-    for speaker in _ranked(set(by_speaker)):
-        of_one = by_speaker[speaker]
-        taken = sum(map(len, parts))
-        if len(of_one) < 3 or (limit is not None and taken >= limit):
+    for speaker in sorted(by_speaker, key=_hash):
+        ranked = _ranked(by_speaker[speaker])
+        if len(ranked) < 3 or (limit is not None and sum(map(len, parts)) >= limit):
             continue
-        ranked = sorted(of_one, key=lambda one: _hash(one.path))
         num_dev = max(1, round(SPEAKER_SHARES[1] * len(ranked)))
         num_train = min(max(1, round(SPEAKER_SHARES[0] * len(ranked))), len(ranked) - num_dev - 1)
         parts[0].extend(ranked[:num_train])
@@ -174,18 +168,10 @@ def _within_speakers(utterances: Sequence[Utterance], limit: int | None, folder:
     return parts
 
 
-def _limited(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
-    return sorted(utterances, key=lambda one: _hash(one.path))[:limit]
-
-
-def _ranked(names: set[str]) -> list[str]:
-    return sorted(names, key=_hash)
+def _ranked(utterances: list[Utterance]) -> list[Utterance]:
+    return sorted(utterances, key=lambda one: _hash(one.path))
 
 
 def _hash(name: str) -> bytes:
-    # Of the last parts alone: the same corpus is divided the same way wherever it lies, converted or not.
+    # Of a path's last parts alone: a corpus is divided the same way wherever it lies, converted or not.
     return hashlib.sha256("/".join(Path(original_name(name)).parts[-3:]).encode()).digest()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

@@ -1,17 +1,57 @@
-"""Results of a probe: a table, comparisons with confidence intervals, a picture of the layer weights."""
+"""Results of a probe: a table, comparisons with bootstrap confidence intervals, a picture of the layer weights."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fairseq_star.analysis.probe.interval import DRAWS
+import numpy as np
+
 from fairseq_star.errors import StarError
 from fairseq_star.files import replacing
+
+DRAWS, LEVEL = 2000, 0.95
+
+
+class Bootstrap:
+    """95 % percentile intervals of accuracies and of functions of several of them.
+
+    A draw samples clusters, all items of a cluster together, and, independently, seeds, both with replacement. Every
+    model has the same draws, so that differences are paired.
+
+    Args:
+        clusters: cluster (speaker or utterance) of each test item.
+        num_seeds: heads trained for each model.
+    """
+
+    def __init__(self, clusters: Sequence[str], num_seeds: int):
+        names, self.members = np.unique(clusters, return_inverse=True)
+        self.num_clusters = len(names)
+        self.sizes = np.bincount(self.members, minlength=self.num_clusters)
+        rng = np.random.default_rng(0)
+        drawn = rng.integers(self.num_clusters, size=(DRAWS, self.num_clusters))
+        # How often each cluster (seed) is in each draw, rather than the draws themselves.
+        self.times = np.stack([np.bincount(of_one, minlength=self.num_clusters) for of_one in drawn])
+        drawn = rng.integers(num_seeds, size=(DRAWS, num_seeds))
+        self.seed_share = np.stack([np.bincount(of_one, minlength=num_seeds) for of_one in drawn]) / num_seeds
+
+    def draws(self, correct: np.ndarray) -> np.ndarray:
+        """Return the accuracy in each draw, from ``correct`` (seeds x items, bool)."""
+        by_cluster = np.stack([np.bincount(self.members, of_seed, self.num_clusters) for of_seed in correct])
+        accuracies = (self.times @ by_cluster.T) / (self.times @ self.sizes)[:, None]  # draws x seeds
+        return (accuracies * self.seed_share).sum(1)
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """Return low and high end of the 95 % interval."""
+    tail = (1 - LEVEL) / 2 * 100
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 @dataclass
 class ProbeRow:
-    """One task with the features of one model."""
+    """Accuracy of one model's features on one task."""
 
     task: str  # phone, keyword or speaker
     features: str  # FBANK, MFCC, "FBANK, not normalized", "random init", "student", "teacher"
@@ -36,36 +76,31 @@ class Comparison:
 
 @dataclass
 class ProbeResult:
-    """What :func:`fairseq_star.analysis.probe.run_probe` found."""
+    """Result of :func:`fairseq_star.analysis.probe.run_probe`."""
 
     rows: list[ProbeRow]
     comparisons: list[Comparison]
-    # task -> (share, low, high) of the teacher's margin over random init that the student keeps; lacking where the
+    # task -> (share, low, high) of the teacher's margin over random init that the student keeps; absent where the
     # teacher's features are not better than random ones in every draw
     margin_kept: dict[str, tuple[float, float, float]]
     num_classes: dict[str, int]
     num_test: dict[str, int]  # frames (phone) or utterances
-    num_clusters: dict[str, int]  # what the bootstrap draws: test speakers, or utterances where none are known
+    num_clusters: dict[str, int]  # of the bootstrap: test speakers, or utterances where speakers are unknown
     seeds: list[int]
-    student: str = "student"  # the features that comparisons and ``margin_kept`` are about
+    student: str = "student"  # the features in comparisons and ``margin_kept``
     settings: dict = field(default_factory=dict)  # paths and sizes, for the record
 
     def row(self, task: str, features: str) -> ProbeRow:
-        """The row of a task and a kind of features."""
         return next(row for row in self.rows if (row.task, row.features) == (task, features))
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """Tables in Markdown, and a paragraph on what was measured and how the intervals were made."""
+        """Return tables in Markdown, and a paragraph on what was measured and how."""
         tasks = list(self.num_classes)
         features = list(dict.fromkeys(row.features for row in self.rows))
-        lines = [
-            "| features | " + " | ".join(tasks) + " |",
-            "|---|" + "--:|" * len(tasks),
-        ]
+        lines = ["| features | " + " | ".join(tasks) + " |", "|---|" + "--:|" * len(tasks)]
         for name in features:
             cells = [_percent(row.accuracy, row.low, row.high) for row in (self.row(task, name) for task in tasks)]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -89,12 +124,12 @@ class ProbeResult:
             "draws of test speakers (of files where speakers are unknown) and of seeds, the same draws for all models. "
             f"Head: softmax-weighted sum of all layers, one linear layer, the best on a dev part. {sizes}. "
             "FBANK and MFCC are s3prl's and SUPERB's, of mean 0 over each utterance: a task of one label an utterance, "
-            "which sees that mean alone, finds nothing in them. FBANK, not normalized, keeps it.",
+            "whose input is that mean alone, is at chance with them. FBANK, not normalized, keeps it.",
         ]
         return "\n".join(lines)
 
     def plot_layer_weights(self, path: str | os.PathLike) -> Path:
-        """Draw the learned weights of the layers, one panel a task, to a PNG; returns its path.
+        """Draw the learned layer weights to a PNG, one panel a task, and return its path.
 
         Raises:
             StarError: matplotlib is not installed.

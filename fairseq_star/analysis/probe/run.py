@@ -1,20 +1,23 @@
-"""The probe as a whole: features of each model, heads for each task and seed, one result."""
+"""A whole probe: features of each model, heads for each task and seed, one result."""
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
-from fairseq_star.analysis.probe.cores import map_on_cores
-from fairseq_star.analysis.probe.features import EncoderFeatures, Extractor, FeatureStore, Heard, SpectralFeatures
+from fairseq_star.analysis.probe.features import (
+    EncoderFeatures,
+    Extractor,
+    FeatureStore,
+    SpectralFeatures,
+    Transform,
+    map_on_cores,
+)
 from fairseq_star.analysis.probe.head import Trained, train_head
-from fairseq_star.analysis.probe.interval import Bootstrap, interval
 from fairseq_star.analysis.probe.labels import TASKS, TaskData, read_task
-from fairseq_star.analysis.probe.result import Comparison, ProbeResult, ProbeRow
+from fairseq_star.analysis.probe.result import Bootstrap, Comparison, ProbeResult, ProbeRow, interval
 from fairseq_star.analysis.runs import locate
 from fairseq_star.analysis.untrained import untrained
 from fairseq_star.encoder.frozen import FrozenEncoder
@@ -37,20 +40,20 @@ def run_probe(
     device: str | None = None,
     chunk_frames: int | None = None,
 ) -> ProbeResult:
-    """Measure what a frozen student's features know beside FBANK, MFCC, a random-init student and the teacher.
+    """Probe a frozen student's features, compared with FBANK, MFCC, a random-init student and the teacher.
 
     Args:
-        student: checkpoint of a distillation run (or whatever else ``task.teacher`` takes).
-        teacher, data: where they are, if not where the run's own config says.
+        student: checkpoint of a distillation run (or anything else that ``task.teacher`` takes).
+        teacher, data: their places, if not those in the run's own config.
         tasks: some of :data:`TASKS`.
-        seeds: of the heads; intervals count their spread in.
-        max_utterances: take so many training and test utterances at most of each task (chosen by hash).
+        seeds: of the heads; intervals include their spread.
+        max_utterances: take at most this many training and test utterances of each task (chosen by hash).
         device: ``cpu`` or ``cuda`` for the features; CUDA where there is one when None.
-        chunk_frames: that a streaming student hears in, 0 for whole utterances; the size in use when None.
+        chunk_frames: chunk size of a streaming student, 0 for whole utterances; the model's current one when None.
 
     Raises:
         StarError: labels that do not fit their manifest, an empty split, a checkpoint that cannot be loaded, chunks for
-            a student that hears whole utterances only.
+            a student without chunked attention.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not seeds:
@@ -59,7 +62,7 @@ def run_probe(
         raise StarError(f"--max-utterances={max_utterances} must be 1 or more")
     teacher, data = _from_run(student, teacher, data)
     located = hub.locate(student, "probe")
-    teacher = teacher and hub.locate(teacher, "--teacher").name  # before hours are spent on the student
+    teacher = teacher and hub.locate(teacher, "--teacher").name  # an error here costs no hours on the student
     encoder = _in_chunks(load_encoder(located.path, option="probe"), chunk_frames)
     task_data = [read_task(data, task, encoder.geometry, max_utterances) for task in tasks]
 
@@ -92,35 +95,27 @@ def probe_features(
     task_data: Sequence[TaskData],
     seeds: Sequence[int],
     name: str = "features",
-    heard: Heard | None = None,
+    transform: Transform | None = None,
 ) -> dict[str, list[Trained]]:
-    """Heads on one kind of features: for each task, one a seed; ``heard`` as of :class:`FeatureStore`."""
-    store = FeatureStore(extract, task_data, f"features: {name}", heard)
+    """Train heads on one kind of features, for each task one a seed; ``transform`` as in :class:`FeatureStore`."""
+    store = FeatureStore(extract, task_data, f"features: {name}", transform)
+
+    def heads():
+        for task in task_data:
+            parts = [store.inputs(task, part) for part in (task.train, task.dev, task.test)]
+            yield from ((task, parts, seed) for seed in seeds)
+
+    def train(head) -> tuple[str, Trained]:
+        task, parts, seed = head
+        return task.task, train_head(*parts, len(task.classes), seed)
+
     try:
         trained: dict[str, list[Trained]] = {task.task: [] for task in task_data}
-        for name, head in map_on_cores(_train, _heads(store, task_data, seeds)):
-            trained[name].append(head)
+        for task, head in map_on_cores(train, heads()):
+            trained[task].append(head)
         return trained
     finally:
         store.close()
-
-
-class _Head(NamedTuple):
-    """What a head is trained on."""
-
-    task: TaskData
-    parts: list[tuple[Tensor, Tensor]]  # train, dev, test
-    seed: int
-
-
-def _heads(store: FeatureStore, task_data: Sequence[TaskData], seeds: Sequence[int]) -> Iterator[_Head]:
-    for task in task_data:
-        parts = [store.inputs(task, part) for part in (task.train, task.dev, task.test)]
-        yield from (_Head(task, parts, seed) for seed in seeds)
-
-
-def _train(one: _Head) -> tuple[str, Trained]:
-    return one.task.task, train_head(*one.parts, len(one.task.classes), one.seed)
 
 
 def summarize(
@@ -129,12 +124,10 @@ def summarize(
     seeds: Sequence[int],
     student: str = STUDENT,
 ) -> ProbeResult:
-    """Accuracies, comparisons and intervals of heads.
+    """Compute accuracies, comparisons and intervals.
 
     Args:
         heads: by features, then task; one for each seed.
-        task_data: the tasks.
-        seeds: which.
         student: the features that are compared with all others.
     """
     result = ProbeResult([], [], {}, {}, {}, {}, list(seeds), student=student)
@@ -167,7 +160,7 @@ def summarize(
                 result.comparisons.append(Comparison(task, other, mean[student] - mean[other], *difference))
         if {RANDOM, TEACHER} <= heads.keys():
             margins = draws[TEACHER] - draws[RANDOM]
-            if margins.min() > 0:  # else there is no margin to speak of
+            if margins.min() > 0:  # else there is no clear margin
                 kept = (mean[student] - mean[RANDOM]) / (mean[TEACHER] - mean[RANDOM])
                 result.margin_kept[task] = (kept, *interval((draws[student] - draws[RANDOM]) / margins))
     return result
@@ -176,12 +169,12 @@ def summarize(
 def _from_run(
     student: str, teacher: str | None, data: str | os.PathLike | None
 ) -> tuple[str | None, str | os.PathLike]:
-    """What is not given, from the config of the run that wrote ``student``."""
+    """Fill in ``teacher`` and ``data`` from the config of the run that wrote ``student``."""
     if (teacher is None or data is None) and os.path.isfile(student):
         cfg = OmegaConf.create(read_checkpoint(student, "probe").get("cfg") or {})
         if OmegaConf.select(cfg, "task._name") == "star_distillation":
             data = data or locate(student, cfg, "data", "probe")
             teacher = teacher or locate(student, cfg, "teacher", "probe")
     if not data:
-        raise StarError("--data: name the folder of the labelled manifests; the checkpoint does not say one")
+        raise StarError("--data: name the folder of the labelled manifests; the checkpoint names none")
     return teacher, data

@@ -1,4 +1,1 @@
-"""A run as a page to look at: losses, relation maps, likeness of layers, cost; ``fairseq-star report``.
-
-Nothing is imported here: the task draws its maps for TensorBoard with parts of this package, which must not import it.
-"""
+"""A run as an HTML page: losses, relation maps, similarity of layers, cost; ``fairseq-star report``."""

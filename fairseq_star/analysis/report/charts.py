@@ -1,4 +1,4 @@
-"""The report's charts: losses over updates, CKA of every pair of layers, agreement layer by layer."""
+"""Charts of the report: losses over updates, CKA of every pair of layers, agreement layer by layer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 4.3, 3.1  # inches
 
 
 def draw_losses(theme: Theme, losses: Losses, term: str) -> "Figure":
-    """One term's curves, the loss on a logarithmic axis where it is above 0."""
+    """Draw one term's curves, on a logarithmic axis where the range is wide."""
     figure = new_figure(WIDTH, HEIGHT, "constrained")
     axes = figure.add_subplot()
     train, valid = losses.train[term], losses.valid.get(term, {})
@@ -36,7 +36,7 @@ def draw_losses(theme: Theme, losses: Losses, term: str) -> "Figure":
 
 
 def draw_slicing(theme: Theme, unexplained: Sequence[float]) -> "Figure":
-    """Share of the kept channels' variance that a sliced student leaves unexplained, at each of the L+1 states."""
+    """Draw the share of the kept channels' variance that a sliced student leaves unexplained, at each of L+1 states."""
     figure = new_figure(WIDTH, HEIGHT, "constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(unexplained)), [100 * share for share in unexplained], color=theme.first, width=0.7)
@@ -48,7 +48,7 @@ def draw_slicing(theme: Theme, unexplained: Sequence[float]) -> "Figure":
 
 
 def draw_cka(theme: Theme, similarity: Similarity) -> "Figure":
-    """CKA of every teacher layer (down) and student layer (right); the pairs that were trained are framed."""
+    """Draw CKA of every teacher layer (down) and student layer (right), the trained pairs framed."""
     from matplotlib.patches import Rectangle
 
     values = similarity.cka
@@ -71,7 +71,7 @@ def draw_cka(theme: Theme, similarity: Similarity) -> "Figure":
 
 
 def draw_by_layer(theme: Theme, before: np.ndarray, after: np.ndarray, title: str, high_is_good: bool) -> "Figure":
-    """A value for each student layer (L), before and after training."""
+    """Draw a value for each student layer (L), before and after training."""
     figure = new_figure(WIDTH, HEIGHT, "constrained")
     axes = figure.add_subplot()
     numbers = np.arange(1, len(after) + 1)
@@ -85,7 +85,7 @@ def draw_by_layer(theme: Theme, before: np.ndarray, after: np.ndarray, title: st
 
 
 def draw_probe(theme: Theme, rows: list[dict], task: str) -> "Figure":
-    """Accuracy and 95 % interval of each kind of features on one task (``ProbeResult.rows``), the first on top."""
+    """Draw accuracy and 95 % interval of each kind of features on one task (``ProbeResult.rows``), the first on top."""
     rows = [row for row in rows if row["task"] == task][::-1]
     figure = new_figure(WIDTH, 0.9 + 0.32 * len(rows), "constrained")
     axes = figure.add_subplot()

@@ -1,11 +1,11 @@
-"""Pieces of the report's page. Everything is text in one file: styles inline, pictures and sound as data URIs."""
+"""Parts of the report's page. Everything is text in one file: styles inline, pictures and audio as data URIs."""
 
 import base64
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
-# The page may load nothing and run nothing, whatever a file name or a label in it says.
+# The page loads and runs nothing, whatever a file name or a label in it contains.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
@@ -16,7 +16,7 @@ class Pictures:
         self.files: dict[str, dict[str, bytes]] = {}
 
     def figure(self, name: str, themes: dict[str, bytes], alt: str, caption: str = "") -> str:
-        """Keep a picture, ``{name}.png``, and give the HTML that shows it; ``caption`` is HTML."""
+        """Add a picture, ``{name}.png``, and return the HTML that shows it; ``caption`` is HTML."""
         self.files[name] = themes
         below = f"<figcaption>{caption}</figcaption>" if caption else ""
         return (
@@ -30,7 +30,7 @@ def _uri(data: bytes, kind: str = "image/png") -> str:
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole page around the parts of its body."""
+    """Return a whole page around the parts of its body."""
     styles = resources.files("fairseq_star.analysis.report").joinpath("page.css").read_text(encoding="utf-8")
     parts = "\n".join(body)
     return f"""<!doctype html>
@@ -51,7 +51,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def facts(items: Sequence[tuple[str, str]]) -> str:
-    """The few numbers at the top: (number, what it is)."""
+    """Return the key numbers at the top, each (number, description)."""
     shown = "".join(
         f'<div class="fact"><b>{escape(number)}</b><span>{escape(what)}</span></div>' for number, what in items
     )
@@ -59,32 +59,32 @@ def facts(items: Sequence[tuple[str, str]]) -> str:
 
 
 def look(text: str) -> str:
-    """What a reader should look for; ``text`` is HTML."""
+    """Return a hint on what to look for; ``text`` is HTML."""
     return f'<p class="look">{text}</p>'
 
 
 def pictures(figures: Sequence[str], maps: bool = False) -> str:
-    """Figures side by side where there is room."""
+    """Return figures side by side where there is room."""
     return f'<div class="pictures{" maps" if maps else ""}">{"".join(figures)}</div>'
 
 
 def folded(summary: str, content: str, is_open: bool = False) -> str:
-    """Content under a line that opens and shuts it; ``content`` is HTML."""
+    """Return ``content`` (HTML) under a line that unfolds it."""
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, the first column of words, the others of numbers."""
+    """Return a table, the first column of words, the others of numbers."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def audio(wav: bytes) -> str:
-    """A player."""
+    """Return an audio player."""
     return f'<audio controls src="{_uri(wav, "audio/wav")}"></audio>'
 
 
 def plain(text: str) -> str:
-    """Lines as they are, such as a config."""
+    """Return preformatted text, such as a config."""
     return f"<pre>{escape(text)}</pre>"

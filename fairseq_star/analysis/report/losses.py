@@ -17,28 +17,25 @@ Curve = dict[int, float]  # number of updates -> mean over utterances
 
 @dataclass
 class Losses:
-    """Curves by name of the term: ``loss``, ``layerwise``, ...; an update logged twice counts as it was logged last."""
+    """Curves by loss term, ``loss``, ``layerwise``, ...; of an update logged twice the last value."""
 
-    source: str  # where they were found, for people
+    source: str  # for the reader: the file or folder they are from
     train: dict[str, Curve] = field(default_factory=dict)
     valid: dict[str, Curve] = field(default_factory=dict)
 
     def terms(self) -> list[str]:
-        """Those of ``MEANINGS`` that training logged."""
+        """Return the terms of ``MEANINGS`` that training logged."""
         return [term for term in MEANINGS if term in self.train]
 
 
 def read_losses(run_dir: Path, tensorboard_logdir: str | None) -> Losses | None:
     """Find and read a run's curves.
 
-    Looked for are event files in ``run_dir`` and in ``tensorboard_logdir`` (the run's own setting), then, in
-    ``run_dir``, a ``*.log`` with fairseq's output (``log_format`` ``json`` or ``simple``), the newest first.
-
-    Returns:
-        None where there is neither.
+    Sources are event files in ``run_dir`` and in ``tensorboard_logdir`` (the run's own setting), then a ``*.log`` in
+    ``run_dir`` with fairseq's output (``log_format`` ``json`` or ``simple``), the newest first; None without either.
 
     Raises:
-        StarError: there are event files but no TensorBoard to read them, or no losses in them; a log is unreadable.
+        StarError: event files without TensorBoard to read them, or without losses; an unreadable log.
     """
     folders = [run_dir / "tensorboard", run_dir, *([Path(tensorboard_logdir)] if tensorboard_logdir else [])]
     for folder in folders:
@@ -55,7 +52,7 @@ def read_events(folder: Path) -> Losses:
     """Read the event files that fairseq's TensorBoard logging writes: ``train_inner``, ``train``, ``valid``.
 
     Raises:
-        StarError: there is no TensorBoard to read them with.
+        StarError: TensorBoard is not installed.
     """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -79,7 +76,7 @@ _PAIR = re.compile(r"(?:^|[ ,|])(\w+)[= ]([-+\d.e]+)(?=[,| ]|$)")
 
 
 def read_log(path: Path) -> Losses:
-    """Read what fairseq printed, of ``common.log_format`` ``json`` or ``simple``; other lines are passed over.
+    """Read fairseq's output of ``common.log_format`` ``json`` or ``simple``; other lines are ignored.
 
     Raises:
         StarError: the file cannot be read.
@@ -99,7 +96,7 @@ def read_log(path: Path) -> Losses:
 
 
 def _values(name: str, text: str) -> dict[str, float]:
-    """The numbers of one line, names without the prefix that JSON has (``valid_loss``)."""
+    """Numbers of one line, by name without JSON's prefix (``valid_loss``)."""
     if text.startswith("{"):
         try:
             pairs = json.loads(text).items()

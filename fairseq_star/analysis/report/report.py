@@ -1,4 +1,4 @@
-"""``fairseq-star report``: one page on a distillation run, for people who have not seen the code."""
+"""``fairseq-star report``: one page on a distillation run, for readers who have not seen the code."""
 
 import os
 import shlex
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fairseq_star.analysis.report import html, results, sections
-from fairseq_star.analysis.report.compare import Students, compare
+from fairseq_star.analysis.report import html, sections
+from fairseq_star.analysis.report.compare import Students, compare, utterance_maps
 from fairseq_star.analysis.report.losses import read_losses
-from fairseq_star.analysis.report.utterance import utterance_maps
 from fairseq_star.analysis.runs import load_run
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.sliced import read_report
@@ -30,22 +29,19 @@ def report(
     utterance: str | None = None,
     layers: list[int] | None = None,
 ) -> Path:
-    """Write the report of a run: one HTML file that needs no other, and its pictures as PNGs in a folder beside it.
+    """Write the report of a run, a self-contained HTML file and its pictures as PNGs in a folder; return its path.
 
     Args:
-        run_dir: ``checkpoint.save_dir`` of a finished or unfinished run. What it holds of ``profile.json`` and
-            ``probe.json`` (``fairseq-star profile`` and ``probe`` with ``--json``) goes into the report.
+        run_dir: ``checkpoint.save_dir`` of a run. Its ``profile.json`` and ``probe.json`` (``fairseq-star profile`` and
+            ``probe`` with ``--json``), where there, go into the report.
         out: the HTML file; ``report.html`` in ``run_dir`` when None.
-        data, teacher: where manifests and teacher are now, if not where they were in training.
+        data, teacher: current places of manifests and teacher, if not those of the training.
         split: manifest to compare teacher and student on.
-        utterance: file name of the utterance to draw; one of a fitting length when None.
+        utterance: file name of the utterance to draw; one of about 2.5 s when None.
         layers: student layers (1-based) to draw; the first, the middle and the last when None.
 
-    Returns:
-        The HTML file.
-
     Raises:
-        StarError: no run there, a log or result that cannot be read, a layer or utterance that is not there.
+        StarError: no run there, a log or result that cannot be read, a layer or utterance that does not exist.
     """
     require_matplotlib()
     run_dir = Path(run_dir)
@@ -54,14 +50,14 @@ def report(
     checkpoint = find_checkpoint(run_dir)
     run = load_run(str(checkpoint), data=data, teacher=teacher, option="report")
     losses = read_losses(run_dir, run.cfg.common.tensorboard_logdir)
-    probe = results.read_probe(run_dir)
+    probe = sections.read_probe(run_dir)
     chosen = choose_layers(len(run.criterion.teacher_layers), layers)
     run.task.cfg.max_sample_size = None  # whole utterances, so that pictures fit their labels
     run.task.load_dataset(split)
     dataset = run.task.dataset(split)
     students = Students.of(run, "cuda" if torch.cuda.is_available() else "cpu")
     maps = utterance_maps(run, students, dataset, split, utterance, chosen)
-    profile = results.read_profile(run_dir, str(checkpoint), run.cfg.task.teacher)
+    profile = sections.read_profile(run_dir, str(checkpoint), run.cfg.task.teacher)
     similarity = compare(run, students, dataset)
 
     options = {"out": out, "data": data, "teacher": teacher, "utterance": utterance}
@@ -69,27 +65,27 @@ def report(
     command = ["fairseq-star", "report", str(run_dir)]
     command += [part for option, value in options.items() if value for part in (f"--{option}", str(value))]
     command += ["--layers", *map(str, layers)] if layers else []
-    kept = html.Pictures()
+    pictures = html.Pictures()
     name = "/".join(run_dir.resolve().parts[-2:])  # such as demo/run
     body = [
         *sections.opening(name, run, similarity, profile),
-        *sections.training(kept, losses, run_dir),
-        *sections.beginning(kept, read_report(run_dir)),
-        *sections.utterance(kept, maps),
-        *sections.likeness(kept, similarity, split),
+        *sections.training(pictures, losses, run_dir),
+        *sections.beginning(pictures, read_report(run_dir)),
+        *sections.utterance(pictures, maps),
+        *sections.likeness(pictures, similarity, split),
         *sections.cost(profile),
-        *sections.knowledge(kept, probe, checkpoint, run_dir),
+        *sections.knowledge(pictures, probe, checkpoint, run_dir),
         *sections.making(run, losses, shlex.join(command)),
     ]
     out = Path(out) if out else run_dir / "report.html"
     _write(out, html.page(f"Distillation report: {name}", body).encode())
-    for picture, themes in kept.files.items():
+    for picture, themes in pictures.files.items():
         _write(out.with_suffix("") / f"{picture}.png", themes["light"])
     return out
 
 
 def find_checkpoint(run_dir: Path) -> Path:
-    """The best checkpoint of a run, or its last.
+    """Return the best checkpoint of a run, or its last.
 
     Raises:
         StarError: there is no such folder, or neither of them in it.

@@ -1,27 +1,32 @@
-"""``fairseq-star units``: from a teacher and manifests to a file of centroids, told what it is worth."""
+"""Units of a teacher: a file of k-means centroids of one layer's states, with its quality; ``fairseq-star units``.
+
+Shapes: F frames, D width of the layer's states, K clusters.
+"""
 
 import contextlib
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fairseq_star.analysis.probe.features import read_samples
 from fairseq_star.analysis.probe.labels import EXTENSION, PHONE, Utterance
 from fairseq_star.analysis.units import kmeans
-from fairseq_star.analysis.units.quality import Quality, quality
-from fairseq_star.analysis.units.sample import FrameSample, choose
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.files import new_output
+from fairseq_star.files import new_output, replacing
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.losses.centroids import Centroids
 from fairseq_star.manifest import read_manifest
 from fairseq_star.teacher.provider import teacher_digest
 
 HELD_OUT = 100_000  # frames of the other split that quality is measured on
+SAVE_EVERY = 50  # utterances
 
 
 def fit_units(
@@ -37,26 +42,23 @@ def fit_units(
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
-) -> Quality:
-    """Fit centroids to a teacher layer's states and write them to ``out``.
+) -> kmeans.Quality:
+    """Fit centroids to a teacher layer's states, write them to ``out`` and return their quality.
 
-    The sample of frames lies beside ``out`` (``OUT.frames/``, 4 bytes a number) until the centroids are there: the same
-    command goes on where it was broken off. Whole utterances are drawn at random until there are ``frames``.
+    The sample of frames lies next to ``out`` (``OUT.frames/``, 4 bytes a number) until the centroids are written: after
+    an interruption the same command resumes. Whole utterances are drawn at random until there are ``frames``.
 
     Args:
         checkpoint: the teacher, as ``task.teacher`` takes it.
         data: folder of the manifests.
         layer: 1-based; 0 is the first layer's input.
         clusters: K.
-        split: manifest that the frames are of.
-        test_split: manifest of other utterances, for the quality; phones beside it (``.phn``) are used where they are.
+        split: manifest of the frames to fit to.
+        test_split: manifest of other utterances, for the quality; with their phones where it has a ``.phn``.
         device: ``cuda`` where there is one when None.
 
-    Returns:
-        What the centroids are worth.
-
     Raises:
-        StarError: anything of this that cannot be.
+        StarError: an invalid option, or a teacher or manifest that cannot be read.
     """
     if clusters < 2 or frames < 1:
         raise StarError(f"--clusters {clusters} must be 2 or more, --frames {frames} 1 or more")
@@ -91,10 +93,10 @@ def fit_units(
 
 
 def utterances_of(data: str, split: str, teacher: FrozenEncoder, *, phones: bool = False) -> list[Utterance]:
-    """Those of ``{data}/{split}.tsv`` that are as long as a frame.
+    """Read the utterances of ``{data}/{split}.tsv`` that are at least one frame long.
 
     Args:
-        phones: give each the line of ``{data}/{split}.phn`` as its labels, where that file is there and has as many.
+        phones: label each with its line of ``{data}/{split}.phn``, where that file exists and has as many lines.
 
     Raises:
         StarError: there is none, or no manifest.
@@ -104,29 +106,96 @@ def utterances_of(data: str, split: str, teacher: FrozenEncoder, *, phones: bool
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if phones:
             text = (Path(data) / f"{split}.{EXTENSION[PHONE]}").read_text(encoding="utf-8-sig")
-            told = [tuple(line.split()) for line in text.splitlines()]
-            lines = told if len(told) == len(entries) else lines
+            labels = [tuple(line.split()) for line in text.splitlines()]
+            lines = labels if len(labels) == len(entries) else lines
     shortest = teacher.geometry.receptive_field
-    found = [
+    utterances = [
         Utterance(str(Path(root) / path), num_samples, labels, path)
         for (path, num_samples), labels in zip(entries, lines, strict=True)
         if num_samples >= shortest
     ]
-    if not found:
+    if not utterances:
         raise StarError(f"{Path(data) / split}.tsv: no utterance is as long as a frame, {shortest} samples")
-    return found
+    return utterances
 
 
 def states_of_layer(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance], Tensor]:
-    """What gives the states (n x D) of an utterance after ``layer``."""
+    """Return a function of an utterance that computes its states (n x D) after ``layer``."""
     return lambda utterance: teacher.encode_one(read_samples(utterance), last_layer=layer).hidden_states[layer][0]
 
 
-def measure(vectors: np.ndarray, utterances: list[Utterance], states_of: Callable[[Utterance], Tensor]) -> Quality:
-    """The quality of centroids on ``utterances``; with phones where each has a label for each of its frames."""
+def measure(
+    vectors: np.ndarray, utterances: list[Utterance], states_of: Callable[[Utterance], Tensor]
+) -> kmeans.Quality:
+    """Measure centroids on ``utterances``, against phones where all have a label for each of their frames."""
     frames = [states_of(one).float().cpu().numpy() for one in utterances]
     labelled = all(len(one.labels) == len(of_one) for one, of_one in zip(utterances, frames, strict=True))
     whole = np.concatenate(frames)
     numbers, distances = kmeans.assign(whole, vectors)
     phones = [label for one in utterances for label in one.labels] if labelled else None
-    return quality(numbers, distances, float(whole.var(0, dtype=np.float64).sum()), len(vectors), phones)
+    return kmeans.quality(numbers, distances, float(whole.var(0, dtype=np.float64).sum()), len(vectors), phones)
+
+
+def choose(utterances: Sequence[Utterance], frames_of: Callable[[int], int], wanted: int, seed: int) -> list[int]:
+    """Return indices of utterances, in an order set by the seed alone, of ``wanted`` frames in all, or all."""
+    order = np.random.default_rng(seed).permutation(len(utterances))
+    reached = np.cumsum([frames_of(utterances[number].num_samples) for number in order])
+    return order[: int(np.searchsorted(reached, wanted)) + 1].tolist()
+
+
+class FrameSample:
+    """A sample of frames that grows on disk, with a note of its progress, so that an interruption loses little.
+
+    Args:
+        folder: of both files; made where it is missing.
+        about: everything that the frames depend on; a sample of anything else is replaced.
+        width: D.
+    """
+
+    def __init__(self, folder: Path, about: dict, width: int):
+        self.folder, self.about, self.width = folder, about, width
+        self.path, self.note = folder / "frames.f32", folder / "progress.json"
+
+    def fill(self, utterances: Sequence[Utterance], states_of: Callable[[Utterance], Tensor]) -> np.ndarray:
+        """Return the frames of all ``utterances`` (F x D, float32, mapped from the file), computing only those missing.
+
+        Raises:
+            StarError: the folder cannot be written to, or an audio file not be read.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            done, num_bytes = self._progress()
+            with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+                file.truncate(num_bytes)  # drop what was written after the last note
+                file.seek(num_bytes)
+                bar = tqdm(utterances[done:], "taking frames", len(utterances), unit="utt", initial=done, disable=None)
+                for number, utterance in enumerate(bar, start=done + 1):
+                    file.write(states_of(utterance).float().cpu().contiguous().numpy().tobytes())
+                    if number % SAVE_EVERY == 0 or number == len(utterances):
+                        file.flush()
+                        os.fsync(file.fileno())
+                        self._write_progress(number, file.tell())
+        except OSError as error:
+            raise StarError(
+                f"--out: {self.folder} cannot be written to ({error.strerror}); make room, or lower --frames"
+            ) from error
+        return np.memmap(self.path, np.float32, mode="r").reshape(-1, self.width)
+
+    def _progress(self) -> tuple[int, int]:
+        """Utterances and bytes that are done; none where the files are of anything else."""
+        try:
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+            if note["about"] == self.about and self.path.stat().st_size >= note["bytes"]:
+                return note["utterances"], note["bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return 0, 0
+
+    def _write_progress(self, utterances: int, num_bytes: int) -> None:
+        with replacing(self.note) as temporary:
+            temporary.write_text(json.dumps({"about": self.about, "utterances": utterances, "bytes": num_bytes}))
+
+    def remove(self) -> None:
+        for path in (self.path, self.note):
+            path.unlink(missing_ok=True)
+        self.folder.rmdir()

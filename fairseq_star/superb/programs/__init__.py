@@ -1,1 +1,1 @@
-"""Programs that a sweep runs by their path in s3prl's environment, where neither this package nor fairseq need be."""
+"""Programs that a sweep runs by path in s3prl's environment, which need not have this package or fairseq."""

@@ -1,7 +1,7 @@
 """``diarization.py REFERENCE.rttm PREDICTED.rttm ...``: the diarization error rate of each, in %, as JSON.
 
-No collar, overlaps scored, from the first to the last moment that either speaks: what dscore, and with it s3prl's
-``diarization/score.sh``, computes. The mathematics is pyannote.metrics'.
+No collar, overlaps scored, from the first to the last moment of speech in either: as dscore, and with it s3prl's
+``diarization/score.sh``. The mathematics is pyannote.metrics'.
 """
 
 import json
@@ -13,7 +13,7 @@ from pyannote.metrics.diarization import DiarizationErrorRate
 
 
 def read(path: str) -> dict[str, Annotation]:
-    """Recording -> who spoke when."""
+    """Read an RTTM: recording -> speakers over time."""
     found: dict[str, Annotation] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
         kind, recording, _, start, length, _, _, speaker, *_ = line.split()
@@ -24,7 +24,7 @@ def read(path: str) -> dict[str, Annotation]:
 
 
 def error_rate(reference: dict[str, Annotation], predicted: dict[str, Annotation]) -> float:
-    """Of all recordings of the reference together, in %."""
+    """Return the error rate over all recordings of the reference, in %."""
     metric = DiarizationErrorRate(collar=0.0, skip_overlap=False)
     for recording, truth in reference.items():
         guess = predicted.get(recording, Annotation())

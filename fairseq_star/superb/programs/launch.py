@@ -1,18 +1,17 @@
-"""s3prl's own ``run_downstream.py``, unchanged, where something that it was written for is missing.
+"""s3prl's own ``run_downstream.py``, unchanged, with substitutes for libraries that are missing.
 
     python fairseq_star/superb/programs/launch.py -m train -u wav2vec2_local -k student.pt -d speech_commands ...
 
-A file to run, in s3prl's environment, which need not have this package or fairseq. It puts in their place what s3prl
-imports or calls and does not find, and starts s3prl. What could change a number is said on standard error when it is
-first used (``stand-in: ...``). With all of it there nothing is replaced, and ``python run_downstream.py`` of a clone
-does the same.
+It runs by path in s3prl's environment, which need not have this package or fairseq, substitutes what s3prl imports or
+calls and does not find, and starts s3prl. A substitute that could change a number is printed on standard error at its
+first use (``stand-in: ...``). With nothing missing, ``python run_downstream.py`` of a clone does the same.
 
-* ``HfFolder``, ``Repository`` of huggingface_hub: gone in 1.0, used for uploads alone.
-* ``torchaudio.sox_effects``: gone in 2.9, and before it of no use where the system has no libsox.
-* ``torchaudio.set_audio_backend``: gone in 2.9; a choice between readers that no longer exists.
+* ``HfFolder``, ``Repository`` of huggingface_hub: removed in 1.0, used for uploads alone.
+* ``torchaudio.sox_effects``: removed in 2.9, and before it unusable without the system's libsox.
+* ``torchaudio.set_audio_backend``: removed in 2.9; a choice between readers that no longer exists.
 * ``catalyst``, ``sox``: imported by tasks that use neither in a run of one process. Current pips refuse every release
   of catalyst that current Pythons can import.
-* ``Tensor.cuda()``, which speaker verification calls whatever the device: without a GPU it leaves a tensor where it is.
+* ``Tensor.cuda()``, which speaker verification calls whatever the device: without a GPU it leaves a tensor as it is.
 
 ``argparse.Namespace`` is declared harmless to torch, as s3prl keeps its options in checkpoints.
 """
@@ -39,14 +38,14 @@ _spec.loader.exec_module(_module)
 torchaudio = _module.import_torchaudio()
 
 SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
-_told: set[str] = set()  # plain, as joblib hands this file's functions to its workers by value
+_reported: set[str] = set()  # a plain set, as joblib passes this file's functions to its workers by value
 
 
 def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tensor, int]:
-    """What sox makes of a mono file by the effects that SUPERB's tasks ask for.
+    """Apply the sox effects of SUPERB's tasks to a mono file.
 
-    A channel, a rate (torchaudio's resampling in place of sox's), a gain, and the removal of silence: what lies 0.1 s
-    or longer below a thousandth of full scale, measured in windows of 20 ms as sox does.
+    They are a channel, a rate (by torchaudio's resampling), a gain, and the removal of silence: 0.1 s or more below a
+    thousandth of full scale, measured in windows of 20 ms as sox does.
 
     Returns:
         float32 samples, 1 x num_samples, and their rate.
@@ -54,7 +53,7 @@ def apply_effects_file(path: str, effects: list[list[str]]) -> tuple[torch.Tenso
     Raises:
         ValueError: any other effect, or a file that would need mixing.
     """
-    _tell("sox's effects, as the system has no libsox")
+    _report("sox's effects, as the system has no libsox")
     samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     for effect in effects:
         match effect:
@@ -90,14 +89,14 @@ def _without_silence(samples: np.ndarray, sample_rate: int, threshold: float = 1
     return samples[kept] if kept.any() else samples
 
 
-def _tell(what: str) -> None:
-    if what not in _told:
-        _told.add(what)
+def _report(what: str) -> None:
+    if what not in _reported:
+        _reported.add(what)
         print(f"\nstand-in: {what}", file=sys.stderr, flush=True)  # on a line of its own, after a progress bar
 
 
 def _stay(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-    _tell("Tensor.cuda(), which leaves tensors on the CPU")
+    _report("Tensor.cuda(), which leaves tensors on the CPU")
     return tensor
 
 
@@ -126,14 +125,14 @@ class Transformer:
 
 def _module_with(name: str, **attributes: object) -> types.ModuleType:
     module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # others ask for it: importlib.util.find_spec
+    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # importlib.util.find_spec reads it
     module.__dict__.update(attributes)
     sys.modules[name] = module
     return module
 
 
 def stand_in() -> None:
-    """Put the missing names in their place."""
+    """Substitute the missing names."""
     for name in ("HfFolder", "Repository"):
         if not hasattr(huggingface_hub, name):
             setattr(huggingface_hub, name, type(name, (), {}))

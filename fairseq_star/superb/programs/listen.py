@@ -1,4 +1,4 @@
-"""``listen.py UPSTREAM [FILE]``: load an upstream as s3prl's runner does, let it hear a second, tell what it gave."""
+"""``listen.py UPSTREAM [FILE]``: load an upstream as s3prl's runner does, and print the shape of its output."""
 
 import json
 import runpy
@@ -9,7 +9,7 @@ import torch
 
 
 def main(name: str, file: str | None = None) -> None:
-    """Print number and width of its hidden states, and its samples a frame."""
+    """Print number and width of its hidden states for a second of audio, and its samples a frame."""
     runpy.run_path(str(Path(__file__).with_name("launch.py")))["stand_in"]()
     from s3prl import hub
 

@@ -1,4 +1,4 @@
-"""What an environment has, as JSON: ``look.py MODULE ...`` also tells which of these modules it lacks."""
+"""``look.py MODULE ...``: print libraries of an environment as JSON, and which of these modules it lacks."""
 
 import ctypes
 import importlib.metadata
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "torchaudio", "espnet-s3prl", "s3prl", "huggingface_hub")
 
 
 def has(module: str) -> bool:
-    """Whether it can be imported; its parents are."""
+    """Return True where a module can be imported; its parents are imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -20,7 +20,7 @@ def has(module: str) -> bool:
 
 
 def has_sox() -> bool:
-    """Whether the system has the library that torchaudio loads for sox's effects."""
+    """Return True where the system has the library that torchaudio loads for sox's effects."""
     try:
         ctypes.CDLL("libsox.so")
     except OSError:
@@ -29,7 +29,7 @@ def has_sox() -> bool:
 
 
 def main(modules: list[str]) -> None:
-    """Print it."""
+    """Print versions, missing modules, s3prl's folder, and the presence of a GPU and of sox."""
     versions = {}
     for name in LIBRARIES:
         try:

@@ -1,6 +1,6 @@
 """``tied.py PID PROGRAM ARGUMENT ...``: run a program that ends with process PID, which started it (Linux).
 
-However that ends, SIGKILL included: a killed sweep leaves nothing behind that still writes. A program of its own, as
+However that ends, SIGKILL included: a killed sweep leaves no process that still writes. It is a program of its own, as
 the kernel has to be asked before anything slow is imported.
 """
 

@@ -112,7 +112,7 @@ def test_slow_data_and_full_memory_are_warned_of(planned, monkeypatch):
 
 def test_counted_operations_are_the_encoders_own(corpus, teacher_path, tmp_path, monkeypatch):
     """From sizes alone, against each utterance counted by itself."""
-    from fairseq_star.analysis.plan.config import run_config
+    from fairseq_star.analysis.plan.plan import run_config
     from fairseq_star.encoder.macs import encoder_macs
 
     monkeypatch.setitem(ceiling.SIDES, "cpu", 64)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from fairseq_star.analysis.probe.cores import map_on_cores
+from fairseq_star.analysis.probe.features import map_on_cores
 
 
 @pytest.fixture

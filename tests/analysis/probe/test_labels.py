@@ -93,7 +93,7 @@ def spoil(path, number: int, line: str | None) -> None:
             "a a i",
             r"train\.phn:3: 3 labels, but s3-2\.wav has 4\d frames .* label a frame",
         ),
-        ("phone", "valid.phn", 1, None, r"valid\.phn: 7 lines, but the manifest beside it has 8 utterances"),
+        ("phone", "valid.phn", 1, None, r"valid\.phn: 7 lines, but the manifest next to it has 8 utterances"),
         ("keyword", "train.keyword", 4, "  ", r"train\.keyword:5: no label; write one"),
         ("keyword", "train.tsv", 1, "s1-0.wav\t300", r"train\.tsv:2: s1-0\.wav has 300 samples, less than one frame"),
     ],

@@ -10,8 +10,8 @@ from scipy import stats
 from fairseq_star.analysis.probe import run_probe
 from fairseq_star.analysis.probe.features import EncoderFeatures, FeatureStore, SpectralFeatures, read_samples
 from fairseq_star.analysis.probe.head import WeightedSumHead, train_head
-from fairseq_star.analysis.probe.interval import Bootstrap, interval
 from fairseq_star.analysis.probe.labels import read_task
+from fairseq_star.analysis.probe.result import Bootstrap, interval
 from fairseq_star.analysis.untrained import untrained
 from fairseq_star.cli import main
 from fairseq_star.encoder.frames import FrameGeometry
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory):
 def short_heads(monkeypatch) -> None:
     """A sixth of the steps: enough for tones, where it is not about the heads."""
     monkeypatch.setattr("fairseq_star.analysis.probe.head.STEPS", 100)
-    monkeypatch.setattr("fairseq_star.analysis.probe.head.JUDGED_AT", (25, 50, 100))
+    monkeypatch.setattr("fairseq_star.analysis.probe.head.EVALUATED_AT", (25, 50, 100))
 
 
 def items(count: int, informative: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,7 @@ from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from torch.nn.functional import scaled_dot_product_attention
 
-from fairseq_star.analysis.profile import ProfileResult, profile
-from fairseq_star.analysis.profile.model_facts import architecture
+from fairseq_star.analysis.profile import ProfileResult, architecture, profile
 from fairseq_star.cli import main
 from fairseq_star.encoder.config import HUBERT_BASE
 from fairseq_star.encoder.macs import SUPERB_UTTERANCES, count_macs, encoder_macs, macs_of_sizes

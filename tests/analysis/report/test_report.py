@@ -204,7 +204,7 @@ def test_where_a_sliced_run_began(run_dir, page, tmp_path):
     for shown in (
         "<h2>Where it began</h2>",
         "sliced out of the teacher with 64 utterances (8.0 minutes of audio) in 33 seconds.",
-        "Its loss before the first update was 1,234.5; that of a student that says nothing at all is 9,876.5.",
+        "Its loss before the first update was 1,234.5; that of an all-zero student is 9,876.5.",
     ):
         assert shown in text
     picture = Image.open(tmp_path / "report" / "slicing.png").convert("L")

@@ -8,9 +8,8 @@ import torch
 
 from fairseq_star.analysis.probe.labels import Utterance
 from fairseq_star.analysis.units import kmeans
-from fairseq_star.analysis.units.quality import quality
-from fairseq_star.analysis.units.run import utterances_of
-from fairseq_star.analysis.units.sample import FrameSample, choose
+from fairseq_star.analysis.units.kmeans import quality
+from fairseq_star.analysis.units.run import FrameSample, choose, utterances_of
 from fairseq_star.cli import main
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.errors import StarError
@@ -62,7 +61,7 @@ def test_quality_by_hand():
 
 
 def test_a_sample_goes_on_where_it_was_broken_off(tmp_path, monkeypatch):
-    monkeypatch.setattr("fairseq_star.analysis.units.sample.SAVE_EVERY", 2)
+    monkeypatch.setattr("fairseq_star.analysis.units.run.SAVE_EVERY", 2)
     utterances = [Utterance(f"{number}.wav", 400, (), "") for number in range(5)]
     asked = []
 
