@@ -1,1 +1,1 @@
-"""Scripts that write manifests of users' audio, and labels beside them; ``manifests/demo/`` makes audio of its own."""
+"""Scripts that write manifests of users' audio, and labels next to them; ``manifests/demo/`` synthesizes audio."""

@@ -1,11 +1,11 @@
-"""Writes manifests of any folder of audio: ``train.tsv`` and, held out by file, ``valid.tsv``.
+"""Write manifests of any folder of audio: ``train.tsv`` and, held out by file, ``valid.tsv``.
 
     python manifests/audio_folder.py ROOT --out DIR [--valid-percent 1] [--seed 0] [--ext flac wav] [--resample DIR]
 
-Every file below ROOT that ends in --ext (by default: in anything soundfile can read) must be 16 kHz mono, or is made so
-with --resample. Those that are not are named and left out; the script then ends with status 1, or 0 with --skip-bad.
-Linked folders are followed, each folder is listed once. What else looks like audio and is left out (hidden files, other
-extensions, macOS's leftovers) is counted in the last line.
+Every file below ROOT that ends in --ext (default: any extension that soundfile reads) must be 16 kHz mono, or is
+converted with --resample. Others are named and left out; the script then exits with status 1, or 0 with --skip-bad.
+Linked folders are followed, each folder is listed once. What else looks like audio (hidden files, other extensions,
+macOS's leftovers) is counted in the last line.
 The same files, seed and percentage always give the same manifests.
 """
 
@@ -26,7 +26,7 @@ from manifests.preparing import (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module's text. Returns the status to exit with.
+    """Run the command line described above and return the exit status.
 
     Raises:
         StarError: no such folder, no audio in it, or an option out of range.

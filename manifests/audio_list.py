@@ -1,21 +1,21 @@
-"""Writes manifests of audio that a file lists: ``train.tsv`` and, held out by file, ``valid.tsv``.
+"""Write manifests of the audio listed in a file: ``train.tsv`` and, held out by file, ``valid.tsv``.
 
     python manifests/audio_list.py FILE [FILE ...] --out DIR [--root ROOT] [--valid-percent 1] [--resample DIR]
 
-What a FILE is, is told by its name:
+The name of a FILE decides its format:
 
     *.csv *.tsv    a table with a header: ``file_path,length`` (s3prl, the re-implementation), ``file_name``
-                   (HuggingFace's metadata.csv), ``path`` (CommonVoice), ``audio``; other columns do not matter
-    *.jsonl *.json a JSON object a line: ``file_name`` (HuggingFace's metadata.jsonl), ``audio_filepath`` (NeMo)
+                   (HuggingFace's metadata.csv), ``path`` (CommonVoice), ``audio``; other columns are ignored
+    *.jsonl *.json a JSON object per line: ``file_name`` (HuggingFace's metadata.jsonl), ``audio_filepath`` (NeMo)
     *.scp          Kaldi's wav.scp, of files; commands and offsets into archives are refused
-    *.zip          the audio in it, stored without compression, which fairseq reads where it lies
-    a manifest     of fairseq, whatever its name: its entries, checked, divided or converted anew
+    *.zip          the audio in it, stored without compression, which fairseq reads from the archive
+    a manifest     of fairseq, whatever its name: its entries, checked, split or converted again
     anything else  a list, one path a line
 
-Relative paths are below --root, by default below the FILE's own folder. A length a table tells is compared with the
-file, or with --trust-lengths taken as it is: no audio is opened, which lists millions of files in seconds. What is not
-16 kHz mono is named and left out, or made so with --resample; so are malformed lines and files listed twice. The script
-then ends with status 1, or 0 with --skip-bad.
+Relative paths are below --root, by default below the FILE's own folder. A length in a table is compared with the
+file, or with --trust-lengths used unchecked: no audio is opened, which lists millions of files in seconds. Files not in
+16 kHz mono are named and left out, or converted with --resample; malformed lines and files listed twice are left out
+too. The script then exits with status 1, or 0 with --skip-bad.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from manifests.sources import (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module's text. Returns the status to exit with.
+    """Run the command line described above and return the exit status.
 
     Raises:
         StarError: a FILE that is missing or of another format, no good entry in any, or an option out of range.
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _base(path: Path, root: Path | None) -> str | Path:
-    """The folder a file's relative paths are below."""
+    """Return the folder of a file's relative paths."""
     if path.suffix == ".zip":  # its entries are named by the archive, whatever --root says
         return path.parent
     return root or manifest_root(path) or path.parent
@@ -75,7 +75,7 @@ def _base(path: Path, root: Path | None) -> str | Path:
 def _read_all(
     files: Sequence[Path], bases: Sequence[str], root: str, column: str | None, left_out: LeftOut
 ) -> Iterator[Found | StarError]:
-    """What every file lists, with paths below the one root."""
+    """Yield the entries of all files, with paths below one root."""
     for path, base in zip(files, bases, strict=True):
         below = os.path.relpath(base, root)
         for item in _read(path, column, left_out):

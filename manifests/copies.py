@@ -1,8 +1,8 @@
-"""Which 16 kHz copy stands for which source, and whether it still does.
+"""16 kHz copies of audio files: names, and checks that a copy is up to date.
 
-A copy's name says where its source lies (``fairseq_star.audio.utterances.copy_name``). Its FLAC comment says the same
-in full, and what the source was when the copy was made: size, times and digest. A time alone would not do: ``mv`` and
-``cp -p`` put older files in a newer one's place.
+A copy's name depends on the path of its source (``fairseq_star.audio.utterances.copy_name``). Its FLAC comment has the
+whole path, and the source's size, times and digest when the copy was made. A time alone would not be enough: ``mv`` and
+``cp -p`` can replace a file by an older one.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from fairseq_star.manifest import parse_archive_entry
 
 
 class Source(NamedTuple):
-    """A file, or an archive's entry, as it is now."""
+    """Present state of a file or an archive's entry."""
 
-    place: str  # absolute; an entry's is its archive's and its own name
+    place: str  # absolute path; of an entry, the archive's path joined with the entry's name
     size: int  # bytes of the file or archive
     times: list[int]  # of its content and of its entry in the folder (ctime), in ns
-    path: str  # as it is opened
+    path: str  # to open
 
     @classmethod
     def look(cls, path: str, name: str) -> "Source":
-        """Raises StarError where there is no such file."""
+        """Return the source at ``path``; raise StarError if there is no such file."""
         path = place_of(path)
         entry = parse_archive_entry(path)
         place = os.path.join(entry.archive, name.lstrip("/")) if entry else path
@@ -38,7 +38,7 @@ class Source(NamedTuple):
         return cls(place, found.st_size, [found.st_mtime_ns, found.st_ctime_ns], path)
 
     def digest(self) -> str:
-        """SHA-256 of the file, or of the entry alone. Raises StarError where it cannot be read."""
+        """Return the SHA-256 of the file, or of the entry alone; raise StarError if it cannot be read."""
         entry = parse_archive_entry(self.path)
         try:
             with open(entry.archive if entry else self.path, "rb") as file:
@@ -50,7 +50,7 @@ class Source(NamedTuple):
             raise _unreadable(self.path, error) from error
 
     def comment(self) -> str:
-        """What is written into the copy. Plain ASCII, also of a name that is no UTF-8."""
+        """Return the copy's comment: plain ASCII, even for a name that is not UTF-8."""
         return json.dumps({"source": self.place, "size": self.size, "times": self.times, "sha256": self.digest()})
 
 
@@ -59,13 +59,13 @@ def _unreadable(path: str, error: OSError) -> StarError:
 
 
 def copy_path(folder: Path, source: Source, name: str) -> Path:
-    """Where the copy of a source lies: below ``folder`` as ``name`` is below the source's root, never outside."""
+    """Return the path of a source's copy: below ``folder`` as ``name`` is below the source's root, never outside."""
     parts = [part for part in Path(name).parts if part != ".." and part.strip("/")] or ["audio"]
     return Path(os.path.abspath(folder)).joinpath(*parts[:-1], copy_name(parts[-1], source.path))
 
 
 def recorded(copy: str | os.PathLike) -> dict:
-    """What a copy says of its source, empty where it is not there or says nothing."""
+    """Return a copy's record of its source; empty if there is no copy or no record."""
     import soundfile
 
     try:
@@ -77,9 +77,9 @@ def recorded(copy: str | os.PathLike) -> dict:
 
 
 def copied_samples(copy: Path, source: Source) -> int | None:
-    """The length of a copy that was made from this very source as it is now, else None.
+    """Return the length of a copy that is up to date with its source, else None.
 
-    Where only a time differs, as after a ``chmod`` or on another machine, the content decides.
+    If only a time differs, as after a ``chmod`` or on another machine, the content decides.
     """
     told = recorded(copy)
     if (told.get("source"), told.get("size")) != (source.place, source.size):

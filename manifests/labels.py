@@ -1,4 +1,4 @@
-"""Writes the label files fairseq fine-tunes on, line by line beside a manifest: letters, words and subwords.
+"""Write the label files of fairseq's fine-tuning, one line per line of a manifest: letters, words and subwords.
 
     python manifests/labels.py DIR/train.tsv DIR/valid.tsv [--text FILE ...] [--subwords N] [--out DIR]
 
@@ -6,14 +6,14 @@
     {split}.wrd    words                             THE CAT
     {split}.spm    sentencepiece subwords, with --subwords N                dict.spm.txt, spm.model
 
-Dictionaries and subwords are made from the first manifest. Transcripts are LibriSpeech's: the ``*.trans.txt`` in each
+Dictionaries and subwords come from the first manifest. Transcripts are LibriSpeech's: the ``*.trans.txt`` in each
 audio file's folder (the demo corpus has them too), or --text: Kaldi's ``text`` (``utterance words ...``), or a CSV, TSV
-or JSON-lines table with a path and a ``text``, ``sentence`` or ``transcription``. An utterance is found by its path or
-the end of it, down to the file's name alone, with its extension, another or none; so is the 16 kHz copy --resample made
-of it. A transcript that would be several files' is nobody's: those files are named.
+or JSON-lines table with a path and a ``text``, ``sentence`` or ``transcription``. Files are matched by their path
+or the end of it, down to the name alone, with its extension, another or none; 16 kHz copies of --resample likewise. A
+transcript that matches several files is not used: those files are named.
 
-Transcripts are taken as they are, or with --upper in capitals. Files without one are named, and nothing is written;
-with --skip-bad and another folder as --out, manifests without those files are written there beside the labels. A
+Transcripts are used unchanged, or with --upper in capitals. Files without one are named, and nothing is written;
+with --skip-bad and another folder as --out, manifests without those files are written there next to the labels. A
 manifest is also copied to --out where that is another folder, so that ``task.data`` is one folder.
 """
 
@@ -34,11 +34,11 @@ BOUNDARY = "|"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module's text. Returns the status to exit with.
+    """Run the command line described above and return the exit status.
 
     Raises:
-        StarError: a file that is missing or malformed, a transcript that no label file can hold, more subwords than the
-            transcripts allow.
+        StarError: a file that is missing or malformed, a transcript that label files cannot contain, more subwords than
+            the transcripts allow.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="the one to train on first")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path}: {entry.path} {problem or 'has no transcript'}", file=sys.stderr)
             num_missing += 1
     if num_missing and not options.skip_bad:
-        where = ", ".join(map(str, options.text)) or "the *.trans.txt beside them"
+        where = ", ".join(map(str, options.text)) or "the *.trans.txt next to them"
         print(f"{num_missing} files have no transcript in {where}; add them, or give --skip-bad", file=sys.stderr)
         return 1
     _write_all(out, splits, options.subwords, copy_manifests=not in_place)
@@ -75,15 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tidy(text: str, entry: ManifestEntry, upper: bool) -> str:
-    """Words parted by single blanks."""
+    """Separate words by single spaces."""
     text = " ".join(text.split())
     if BOUNDARY in text:
-        raise StarError(f"{entry.path}: its transcript {text!r} holds '|', which parts words in label files; remove it")
+        raise StarError(
+            f"{entry.path}: its transcript {text!r} contains '|', which separates words in label files; remove it"
+        )
     return text.upper() if upper else text
 
 
 def letters(text: str) -> str:
-    """``THE CAT`` as ``T H E | C A T |``."""
+    """Return ``THE CAT`` as ``T H E | C A T |``."""
     return " ".join(text.replace(" ", BOUNDARY) + BOUNDARY)
 
 
@@ -111,7 +113,7 @@ def _write_all(out: Path, splits: Mapping[str, tuple[str, list]], subwords: int,
 
 
 def _write_dictionary(path: Path, lines: Iterable[str], symbols: Iterable[str]) -> set[str]:
-    """fairseq's ``symbol count`` lines, most frequent first; returns the symbols."""
+    """Write fairseq's ``symbol count`` lines, most frequent first; return the symbols."""
     counts = Counter(symbol for line in lines for symbol in line.split())
     counts.update(dict.fromkeys(symbols, 0))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -120,7 +122,7 @@ def _write_dictionary(path: Path, lines: Iterable[str], symbols: Iterable[str]) 
 
 
 def train_subwords(texts: Sequence[str], size: int, path: Path):
-    """Trains a unigram sentencepiece model and writes it.
+    """Train a unigram sentencepiece model and write it.
 
     Returns:
         Its pieces without the special ones, and a function of a text that returns its pieces.

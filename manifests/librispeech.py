@@ -1,24 +1,24 @@
-"""Writes LibriSpeech's manifests.
+"""Write LibriSpeech's manifests.
 
     python manifests/librispeech.py ROOT --out DIR [--split 100h 960h dev] [--valid-speakers N] [--complete]
                                     [--resample DIR]
 
-ROOT is the folder that holds ``train-clean-100`` and its like (the corpus unpacks it as ``LibriSpeech``).
+ROOT is the folder of ``train-clean-100`` and so on (the corpus unpacks it as ``LibriSpeech``).
 
     100h        train-100h.tsv    train-clean-100
     460h        train-460h.tsv    train-clean-100, train-clean-360
     960h        train-960h.tsv    train-clean-100, train-clean-360, train-other-500
-    dev         valid.tsv         dev-clean and dev-other, or the one of them that is there
+    dev         valid.tsv         dev-clean and dev-other, or the one that exists
     FOLDER      FOLDER.tsv        that folder alone: dev-clean, test-other ...
 
-By default 100h, 460h, 960h, dev, test-clean and test-other, those whose folders are there. --valid-speakers N is for a
-corpus without dev folders: ``valid.tsv`` then holds the last N speakers (by number) of the smallest training split
+By default 100h, 460h, 960h, dev, test-clean and test-other, those whose folders exist. --valid-speakers N is for a
+corpus without dev folders: ``valid.tsv`` then has the last N speakers (by number) of the smallest training split
 written, and no training manifest has them. Train with ``task.data=DIR dataset.train_subset=train-100h``.
 
 Each folder's utterances and hours are compared with the published ones; a folder that differs is named, and with
---complete the script then ends with status 1. Files that are unreadable or empty are named and left out, and so are
-those that are not 16 kHz mono, unless --resample makes them so; see --skip-bad. Links are followed, and what looks like
-audio and is left out is counted in the last line.
+--complete the script then exits with status 1. Files that are unreadable or empty are named and left out, and so are
+those that are not 16 kHz mono, unless --resample converts them; see --skip-bad. Links are followed; other files that
+look like audio are counted in the last line.
 """
 
 import argparse
@@ -53,11 +53,11 @@ TEST_FOLDERS = ["test-clean", "test-other"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module's text. Returns the status to exit with.
+    """Run the command line described above and return the exit status.
 
     Raises:
         StarError: a folder is missing or is not laid out like LibriSpeech, --valid-speakers leaves none to train on, or
-            --resample lies below ROOT.
+            --resample is below ROOT.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of train-clean-100 and its like")
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _choose(root: Path, wanted: list[str] | None, valid_speakers: int) -> dict[str, list[str]]:
-    """Manifest name to folders."""
+    """Return the folders of each manifest, by its name."""
     if valid_speakers < 0 or (valid_speakers and wanted and "dev" in wanted):
         raise StarError("--valid-speakers: must not be negative and does not go with --split dev; choose one")
     chosen = {}
@@ -111,14 +111,12 @@ def _choose(root: Path, wanted: list[str] | None, valid_speakers: int) -> dict[s
         if (root / folder).is_dir() and (not wanted or folder in wanted):
             chosen[folder] = [folder]
     if not chosen:
-        raise StarError(
-            f"{root}: holds none of {', '.join(wanted or PUBLISHED)}; name the folder LibriSpeech unpacks to"
-        )
+        raise StarError(f"{root}: has none of {', '.join(wanted or PUBLISHED)}; name the folder LibriSpeech unpacks to")
     return chosen
 
 
 def _as_published(folder: str, lengths: Sequence[int]) -> bool:
-    """Tells, on stderr, how a folder's good files, of so many samples each, compare with the published corpus."""
+    """Compare a folder's good files, given their samples, with the published corpus, on stderr."""
     hours = sum(lengths) / SAMPLE_RATE / 3600
     expected, expected_hours = PUBLISHED[folder]
     here = f"{folder}: {len(lengths)} utterances, {hours:.2f} h"
@@ -135,7 +133,7 @@ def _as_published(folder: str, lengths: Sequence[int]) -> bool:
 def _find(
     root: Path, folder: str, extensions: Iterable[str], left_out: LeftOut, problems: list[StarError]
 ) -> list[str]:
-    """A folder's audio, speakers and chapters by number; adds to ``problems`` what cannot be listed."""
+    """Find a folder's audio, speakers and chapters by number; add to ``problems`` what cannot be listed."""
     paths = []
     for found in find_audio(root / folder, extensions, left_out):
         if isinstance(found, StarError):
@@ -149,13 +147,13 @@ def _find(
 
 
 def _order(path: str) -> tuple:
-    """Sorts paths with their speaker and chapter folders by number: 26 before 103."""
+    """Sort paths with their speaker and chapter folders by number: 26 before 103."""
     folder, speaker, chapter, name = path.split("/")
     return folder, _number(speaker), _number(chapter), name
 
 
 def _number(text: str) -> tuple[bool, int, str]:
-    """Numbers by value, before anything else by its letters."""
+    """Return a sort key: numbers by value, before anything else by its letters."""
     return not text.isdecimal(), int(text) if text.isdecimal() else 0, text
 
 
@@ -164,8 +162,8 @@ def _folder(path: str) -> str:
 
 
 def _divide(paths: Sequence[str], folders: Mapping[str, Sequence[str]], num_speakers: int) -> list[Found]:
-    """Says of each file which manifests it is for: those of its folder, or, of a speaker held out of the smallest split
-    (the first of ``folders``), ``valid`` alone."""
+    """Assign each file to manifests: those of its folder, or, for a speaker held out of the smallest split (first of
+    ``folders``), ``valid`` alone."""
     smallest = next(iter(folders.values()))
     held_out = set()
     if num_speakers:

@@ -1,4 +1,4 @@
-"""What the manifest scripts share: options, reading headers, holding out, writing manifests, reporting."""
+"""Common parts of the manifest scripts: options, reading headers, holding out, writing manifests, reporting."""
 
 import argparse
 import operator
@@ -23,48 +23,50 @@ from manifests.spool import Spool
 
 
 class Found(NamedTuple):
-    """One audio file, as a source names it."""
+    """An audio file in a source."""
 
     path: str  # below the root, or absolute, or `archive.zip:offset:size`
-    told_samples: int | None = None  # where the source says its length
-    where: str = ""  # 'file:line: ', for sentences about it
-    name: str = ""  # what a converted copy is called, where the path does not say
-    splits: tuple[str, ...] = ()  # the manifests it is for, where the source decides
+    told_samples: int | None = None  # if the source states a length
+    where: str = ""  # 'file:line: ', for messages
+    name: str = ""  # of a converted copy, if it does not follow from the path
+    splits: tuple[str, ...] = ()  # its manifests, if the source decides
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options every script has: --out, --skip-bad, --headers-only, --resample."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the manifests; made if new")
+    """Add the options of all scripts: --out, --skip-bad, --headers-only, --resample."""
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the manifests; created if missing"
+    )
     parser.add_argument(
         "--skip-bad", action="store_true",
-        help="end with status 0 though files or lines were left out (unreadable, empty, not mono, not 16 kHz ...)",
+        help="exit with status 0 though files or lines were left out (unreadable, empty, not mono, not 16 kHz ...)",
     )  # fmt: skip
     parser.add_argument(
         "--headers-only", action="store_true",
-        help="do not decode each file's last sample: much quicker, but FLAC and MP3 files cut short go unnoticed",
+        help="do not decode each file's last sample: much faster, but truncated FLAC and MP3 files go unnoticed",
     )  # fmt: skip
     parser.add_argument(
         "--resample", type=Path, default=None, metavar="DIR",
-        help="what is not 16 kHz mono is written there as 16 kHz mono FLAC; what is there already is not done again",
+        help="write files that are not 16 kHz mono there as 16 kHz mono FLAC; copies that exist already are reused",
     )  # fmt: skip
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """--valid-percent, --seed and --name, the same for every source but LibriSpeech."""
+    """Add --valid-percent, --seed and --name, common to all sources except LibriSpeech."""
     parser.add_argument(
         "--valid-percent",
         type=float,
         default=None,
-        help="of the files, held out as valid.tsv (default 1)",
+        help="percentage of files held out as valid.tsv (default 1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which files are held out (default 0)")
     parser.add_argument("--name", default=None, help="write all as NAME.tsv, hold nothing out")
 
 
 def check_split_options(options: argparse.Namespace) -> None:
-    """Raises StarError where --valid-percent is out of range or goes with --name."""
+    """Raise StarError if --valid-percent is out of range or combined with --name."""
     if options.name is not None and (options.valid_percent or not options.name or "/" in options.name):
-        raise StarError(f"--name {options.name!r}: must be a plain name, and goes without --valid-percent")
+        raise StarError(f"--name {options.name!r}: must be a plain name, without --valid-percent")
     if options.valid_percent is None:
         options.valid_percent = 0.0 if options.name else 1.0
     if not 0 <= options.valid_percent < 100:
@@ -72,33 +74,30 @@ def check_split_options(options: argparse.Namespace) -> None:
 
 
 def check_copies(options: argparse.Namespace) -> None:
-    """Raises StarError where --resample would write among the audio below the root that is listed."""
+    """Raise StarError if --resample would write below the root whose audio is listed."""
     if options.resample and options.resample.resolve().is_relative_to(options.root.resolve()):
-        raise StarError(
-            f"--resample {options.resample}: lies below {options.root}, whose audio is listed; name another"
-        )
+        raise StarError(f"--resample {options.resample}: is below {options.root}, whose audio is listed; name another")
 
 
 def prepare(
     root: Path, found: Iterable[Found | StarError], options: argparse.Namespace, left_out: LeftOut,
     splits: Sequence[str] = (), count: Callable[[Found, int], object] = lambda item, num_samples: None,
 ) -> int:  # fmt: skip
-    """Reads the files' headers in parallel, converts what must be and may be, and writes ``train.tsv`` and
-    ``valid.tsv`` (or the one named, or ``splits``) in the order given. Bad files and lines are named and left out.
-    Whatever their number, only a few entries are held, see ``Spool``, and the rest is in a temporary file in the
-    manifests' folder.
+    """Read the files' headers in parallel, convert with --resample, and write ``train.tsv`` and ``valid.tsv`` (or the
+    manifest named, or ``splits``) in the order given. Bad files and lines are named and left out. Memory per entry is a
+    few bytes, see ``Spool``; the rest is in a temporary file in the manifests' folder.
 
     Args:
-        root: the folder relative paths are below; its absolute path becomes the manifests' first line.
-        found: the files; a StarError stands for a line that cannot be read.
-        options: of ``add_options`` and, without ``splits``, ``add_split_options``; ``trust_lengths``, where there,
-            takes told lengths unseen.
-        left_out: what was found and is not among ``found``, told in the last line.
-        splits: names of the manifests, where each of ``found`` says which it is for.
-        count: is handed each good file and its number of samples.
+        root: the folder of relative paths; its absolute path becomes the manifests' first line.
+        found: the files; a StarError for each line that cannot be read.
+        options: of ``add_options`` and, without ``splits``, ``add_split_options``; ``trust_lengths``, if there,
+            uses stated lengths unchecked.
+        left_out: files that are not among ``found``, reported in the last line.
+        splits: names of the manifests, if each of ``found`` names its own.
+        count: called with each good file and its number of samples.
 
     Returns:
-        The status to exit with: 1 where entries were left out without --skip-bad.
+        The exit status: 1 if entries were left out without --skip-bad.
 
     Raises:
         StarError: no good entry, in all or in one of ``splits``.
@@ -114,13 +113,13 @@ def prepare(
         with closing(show_progress(results, what, operator.length_hint(found) or None)) as shown:
             for item, result in shown:
                 if isinstance(result, StarError):
-                    tell(result)
+                    warn(result)
                     num_bad += 1
                 else:
                     spool.add(result, item.path, place_of(os.path.join(root, item.path)), item.splits)
                     count(item, result.num_samples)
         for path in spool.forget_repeated():
-            tell(f"{path}: is listed more than once; its first place counts")
+            warn(f"{path}: is listed more than once; the first entry counts")
             num_bad += 1
         if not len(spool):
             raise StarError(f"no audio to list: all of {num_bad} files or lines are bad; see the first one named above")
@@ -131,14 +130,14 @@ def prepare(
 
 
 def _hold_out(spool: Spool, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Which entries go into which manifest, by ``add_split_options``."""
+    """Assign entries to manifests by ``add_split_options``."""
     held_out = spool.choose(options.valid_percent)
     chosen = {options.name or "train": spool.kept & ~held_out}
     return {**chosen, "valid": held_out} if held_out.any() else chosen
 
 
 def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -> ManifestEntry:
-    """The entry for a file, converted where need be."""
+    """Return the entry of a file, converted if necessary."""
     if isinstance(item, StarError):
         raise item
     try:
@@ -159,14 +158,14 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
 
             return convert_into(options.resample, path, item.name or os.path.relpath(path, root))
         if item.told_samples not in (None, num_samples):
-            raise StarError(f"{path}: holds {num_samples} samples, not {item.told_samples}; correct that line")
+            raise StarError(f"{path}: has {num_samples} samples, not {item.told_samples}; correct that line")
         return ManifestEntry(listed, num_samples)
     except StarError as error:
         raise StarError(f"{item.where}{error}") from error
 
 
 def as_on_disk(root: Path, path: str) -> str:
-    """The path as the file system writes its accents, where a list has them in the other Unicode form."""
+    """Return the path with accents in the file system's Unicode form, if a list has the other one."""
     if path.isascii() or os.path.lexists(os.path.join(root, path)):
         return path
     there = ""
@@ -177,7 +176,7 @@ def as_on_disk(root: Path, path: str) -> str:
 
 
 def write_split(path: Path, root: Path, entries: Iterable[ManifestEntry]) -> None:
-    """Writes one manifest and tells its size."""
+    """Write one manifest and print its size."""
     num_files = num_samples = 0
 
     def counted() -> Iterator[ManifestEntry]:
@@ -192,37 +191,33 @@ def write_split(path: Path, root: Path, entries: Iterable[ManifestEntry]) -> Non
 
 
 def report(out: Path, written: Sequence[str], left_out: LeftOut, num_bad: int, skip_bad: bool) -> int:
-    """Tells how many files or lines were left out, and how the manifests written go with others there.
-
-    Returns:
-        The status to exit with.
-    """
-    for told in compare_splits(out, written):
-        tell(told)
+    """Report how many files or lines were left out and conflicts with other manifests; return the exit status."""
+    for conflict in compare_splits(out, written):
+        warn(conflict)
     if num_bad:
-        advice = "" if skip_bad else "; mend them and run this again, or give --skip-bad to go without them"
-        tell(f"{num_bad} bad files or lines left out{advice}")
+        advice = "" if skip_bad else "; correct them and run this again, or give --skip-bad to leave them out"
+        warn(f"{num_bad} bad files or lines left out{advice}")
     if str(left_out):
-        tell(left_out)
+        warn(left_out)
     return 1 if num_bad and not skip_bad else 0
 
 
-def tell(problem: object) -> None:
-    """On stderr, in a line of its own above a progress bar."""
+def warn(problem: object) -> None:
+    """Print to stderr, on a separate line above a progress bar."""
     from tqdm import tqdm
 
     tqdm.write(str(problem), file=sys.stderr)
 
 
 def speaker_of(path: str) -> str:
-    """The speaker in ``.../<speaker>/<chapter>/<utterance>.flac``."""
+    """Return the speaker in ``.../<speaker>/<chapter>/<utterance>.flac``."""
     return PurePosixPath(path).parts[-3]
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Runs a script's main and exits with its status; a user's or the system's error is one sentence, status 1."""
+    """Run a script's main and exit with its status; an error of user or system is one sentence, status 1."""
     try:
         sys.exit(main())
-    except (StarError, OSError) as error:  # a full disk is the user's to mend as well
+    except (StarError, OSError) as error:  # a full disk is for the user to fix as well
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -15,26 +15,26 @@ from fairseq_star.runtime.torchaudio_import import import_torchaudio
 from manifests.copies import Source, copied_samples, copy_path
 
 SECONDS = 20
-"""A block's; what is held does not grow with a file's length."""
+"""Of a block: memory does not grow with a file's length."""
 WIDEST_STEP = 2000
-"""Of the reduced input rate: torchaudio's filter bank holds its product with the output's, 441 for 44.1 kHz."""
+"""Of the reduced input rate, 441 for 44.1 kHz: torchaudio's filter bank grows with its product with the output's."""
 
 
 def convert_into(folder: Path, source: str, name: str) -> ManifestEntry:
-    """Writes ``source`` as 16 kHz mono FLAC below ``folder``, unless a copy of it as it is now is there. A copy appears
-    under its name only when it is whole.
+    """Write ``source`` as 16 kHz mono FLAC below ``folder``, unless there is an up-to-date copy. A copy gets its name
+    only when it is complete.
 
     Args:
         folder: of all copies.
         source: an audio file or an archive entry.
-        name: its path below the source's root, or in its archive; the copy's is made of it (see ``copies.copy_path``).
+        name: its path below the source's root, or in its archive; determines the copy's (see ``copies.copy_path``).
 
     Returns:
         The copy's absolute path and length.
 
     Raises:
         StarError: ``source`` cannot be read to its end, is empty, is of a rate that has no step with 16 kHz, changes
-            meanwhile, or has a name the copies' file system does not take.
+            meanwhile, or has a name that the copies' file system rejects.
     """
     found = Source.look(source, name)
     target = copy_path(folder, found, name)
@@ -70,17 +70,17 @@ def _write(source: str, target: str, comment: str) -> int:
 
 
 def resampled(audio, source: str, num_samples: int | None) -> Iterator[np.ndarray]:
-    """Blocks of an open ``soundfile.SoundFile`` as 16 kHz mono float32. Put together they equal
-    ``torchaudio.functional.resample`` of the whole: each block is filtered with the samples beside it, as far as the
+    """Yield blocks of an open ``soundfile.SoundFile`` as 16 kHz mono float32. Concatenated they equal
+    ``torchaudio.functional.resample`` of the whole: each block is filtered with the adjacent samples, as far as the
     filter reaches.
 
     Args:
         audio: at its start.
-        source: its name, for sentences.
-        num_samples: how many it must hold; None where that is not known, and it is read until it ends.
+        source: its name, for messages.
+        num_samples: its length; None if unknown: read to the end.
 
     Raises:
-        StarError: the file cannot be decoded, ends too early or holds no samples, or its rate has no step with 16 kHz.
+        StarError: the file cannot be decoded, ends too early or has no samples, or its rate has no step with 16 kHz.
     """
     import soundfile
     import torch

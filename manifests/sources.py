@@ -1,6 +1,6 @@
-"""Where audio is listed: plain lists, tables, JSON lines, Kaldi's wav.scp, other manifests, zip archives.
+"""Readers of lists of audio: plain lists, tables, JSON lines, Kaldi's wav.scp, other manifests, zip archives.
 
-Each reader yields a ``Found`` a file, or a StarError for a line that cannot be taken, and holds one line at a time.
+Each reader yields a ``Found`` per file, or a StarError for a line that cannot be used; one line is in memory at a time.
 """
 
 import csv
@@ -14,7 +14,7 @@ from fairseq_star.audio.utterances import has_audio_extension
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
 from manifests.finding import LeftOut, with_dots
-from manifests.preparing import Found, tell
+from manifests.preparing import Found, warn
 
 PATH_COLUMNS = ("file_path", "file_name", "audio_filepath", "audio", "path")
 """In order: s3prl's, HuggingFace's, NeMo's, fairseq S2T's, CommonVoice's."""
@@ -24,16 +24,15 @@ JSON_LINES = {".jsonl", ".json"}
 
 
 def read_list(path: Path) -> Iterator[Found | StarError]:
-    """A path a line; empty lines are passed over."""
+    """Read a path per line; empty lines are skipped."""
     for number, line in enumerate(lines_of(path), start=1):
         if line.strip():
             yield Found(line.strip(), where=f"{path}:{number}: ")
 
 
 def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarError]:
-    """The rows of ``read_rows`` that name audio: ``file_path,length`` as s3prl's ``len_for_bucket`` and the
-    re-implementation have it, HuggingFace's metadata.csv and .jsonl with ``file_name``, and the like; other columns do
-    not matter."""
+    """Read a table of audio: ``file_path,length`` as in s3prl's ``len_for_bucket`` and the re-implementation,
+    HuggingFace's metadata.csv and .jsonl with ``file_name``, and so on; other columns are ignored."""
     for where, row in read_rows(path):
         if isinstance(row, StarError):
             yield row
@@ -42,7 +41,7 @@ def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarEr
         audio = row[name]
         told = next((row[key] for key in LENGTH_COLUMNS if row.get(key) not in (None, "")), None)
         if not isinstance(audio, str) or not audio.strip():
-            yield StarError(f"{where}{name} is {audio!r}, must be a path; mend or delete that line")
+            yield StarError(f"{where}{name} is {audio!r}, must be a path; correct or delete that line")
         elif told is not None and not (str(told).isdecimal() and int(told) > 0):
             yield StarError(f"{where}the length of {audio!r} is {told!r}, must be a number of samples; correct it")
         else:
@@ -50,15 +49,17 @@ def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarEr
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
-    """What comes before a sentence about a line, and its fields: of CSV (commas) or TSV (tabs) with a header, or of a
-    JSON object a line, as the name says."""
+    """Yield, for each line, the prefix of messages about it and its fields.
+
+    The file's name decides: CSV (commas) or TSV (tabs) with a header, or JSON lines.
+    """
     if path.suffix.lower() in JSON_LINES:
         for number, line in enumerate(lines_of(path), start=1):
             if line.strip():
                 yield f"{path}:{number}: ", _json_object(f"{path}:{number}: ", line)
         return
-    # Tab-separated tables as CommonVoice writes them quote nothing: a quotation mark is a letter like any other. In CSV
-    # it may hold line breaks together, so one too many would join rows.
+    # CommonVoice's tab-separated tables have no quoting: a quotation mark is an ordinary character. In CSV it may
+    # enclose line breaks, so one too many would join rows.
     tabs = path.suffix.lower() == ".tsv"
     form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     with open_text(path) as file:
@@ -72,12 +73,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
             elif len(fields) == len(header):
                 yield where, dict(zip(header, fields, strict=True))
             elif fields:
-                told = f"has {len(fields)} fields, the header has {len(header)}; mend or delete that line"
-                yield where, StarError(f"{where}{told}")
+                fault = f"has {len(fields)} fields, the header has {len(header)}; correct or delete that line"
+                yield where, StarError(f"{where}{fault}")
 
 
 def _rows(path: Path, reader) -> Iterator[tuple[str, list[str] | StarError]]:
-    """Each row and what comes before a sentence about it; what is no CSV costs those lines alone."""
+    """Yield the prefix of messages about a row, and the row; malformed CSV costs its own lines alone."""
     while True:
         first = reader.line_num + 1
         try:
@@ -90,12 +91,12 @@ def _rows(path: Path, reader) -> Iterator[tuple[str, list[str] | StarError]]:
         where = f"{path}:{reader.line_num}: "
         if fault:
             lines = f" from line {first} to here" if first < reader.line_num else ""
-            row = StarError(f"{where}the row{lines} {fault}; mend the quotation marks in it")
+            row = StarError(f"{where}the row{lines} {fault}; correct the quotation marks in it")
         yield where, row
 
 
 def _has_joined_rows(row: Sequence[str]) -> bool:
-    """Whether a field holds further lines that name audio."""
+    """Return True if a field contains further lines that name audio."""
     further = [line for field in row for line in field.splitlines()[1:]]
     return any(has_audio_extension(item.strip(' "')) for line in further for item in line.split(","))
 
@@ -107,21 +108,21 @@ def _json_object(where: str, line: str) -> dict | StarError:
         row = None
     if isinstance(row, dict):
         return row
-    return StarError(f"{where}is no JSON object, but {line[:60]!r}; mend or delete that line")
+    return StarError(f"{where}is no JSON object, but {line[:60]!r}; correct or delete that line")
 
 
-def choose_column(where: str, row: Iterable[str], candidates: Sequence[str], mend: str) -> str:
-    """The first of the candidates that is there; raises StarError where none is."""
+def choose_column(where: str, row: Iterable[str], candidates: Sequence[str], fix: str) -> str:
+    """Return the first candidate that is a column; raise StarError if none is."""
     for name in candidates:
         if name in row:
             return name
-    raise StarError(f"{where}no column {' or '.join(candidates)}, but {', '.join(map(repr, row))}; {mend}")
+    raise StarError(f"{where}no column {' or '.join(candidates)}, but {', '.join(map(repr, row))}; {fix}")
 
 
 def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
-    """Kaldi's ``utterance path`` lines. Commands and offsets into archives are refused: a manifest names files."""
+    """Read Kaldi's ``utterance path`` lines. Commands and offsets into archives are refused: a manifest names files."""
     if path.with_name("segments").exists():
-        tell(f"{path}: lists whole recordings; the segments file beside it is not applied")
+        warn(f"{path}: lists whole recordings; the segments file next to it is not applied")
     for number, line in enumerate(lines_of(path), start=1):
         where = f"{path}:{number}: "
         utterance, _, location = line.strip().partition(" ")
@@ -129,7 +130,7 @@ def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
         if not line.strip():
             continue
         if not location:
-            yield StarError(f"{where}expected 'utterance path', found {line!r}; mend or delete that line")
+            yield StarError(f"{where}expected 'utterance path', found {line!r}; correct or delete that line")
         elif location.endswith("|"):
             yield StarError(
                 f"{where}{utterance} is a command (it ends in '|'), and a manifest names files; write its output to"
@@ -145,7 +146,7 @@ def read_wav_scp(path: Path) -> Iterator[Found | StarError]:
 
 
 def read_zip(path: Path, extensions: Iterable[str], left_out: LeftOut) -> Iterator[Found | StarError]:
-    """The audio in a zip archive, as ``archive.zip:offset:size``: fairseq reads entries stored without compression.
+    """List the audio in a zip archive as ``archive.zip:offset:size``: fairseq reads entries stored without compression.
 
     Raises:
         StarError: no zip archive, a name fairseq cannot parse, or no audio in it.
@@ -163,41 +164,41 @@ def read_zip(path: Path, extensions: Iterable[str], left_out: LeftOut) -> Iterat
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     how = "encrypted" if entry.flag_bits & 1 else "compressed"
                     yield StarError(
-                        f"{path}: {entry.filename} is {how}, and fairseq reads stored entries alone; pack it anew with"
+                        f"{path}: {entry.filename} is {how}, and fairseq reads stored entries alone; pack it again with"
                         " `zip -0 -r`, or unpack it and list the folder"
                     )
                     continue
-                # The local header's own extra field counts: it may be longer than the directory's.
+                # The local header's extra field counts: it may be longer than the directory's.
                 file.seek(entry.header_offset + 26)
                 offset = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
                 yield Found(f"{path.name}:{offset}:{entry.file_size}", where=f"{entry.filename}: ", name=entry.filename)
     except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError) as error:
         raise StarError(f"{path}: cannot be read as a zip archive ({error}); restore it") from error
     if not found:
-        told = f"{path}: holds no file ending in {', '.join(sorted(wanted))}; name another archive or --ext"
-        raise StarError(f"{told} ({left_out})" if str(left_out) else told)
+        fault = f"{path}: has no file ending in {', '.join(sorted(wanted))}; name another archive or --ext"
+        raise StarError(f"{fault} ({left_out})" if str(left_out) else fault)
 
 
 def manifest_root(path: Path) -> str | None:
-    """The root of a file that is itself one of fairseq's manifests, None for any other."""
+    """Return the root of a file that is one of fairseq's manifests, None for any other."""
     try:
         with open_text(path) as file:
             root, line = file.readline(1 << 16), file.readline(1 << 16)
     except UnicodeDecodeError:
         return None
-    root, told = root.strip(), line.rstrip("\r\n").rpartition("\t")
+    root, entry = root.strip(), line.rstrip("\r\n").rpartition("\t")
     is_root = root and "\t" not in root and root not in PATH_COLUMNS and not has_audio_extension(root)
-    return root if is_root and told[0] and "\t" not in told[0] and told[2].isdecimal() else None
+    return root if is_root and entry[0] and "\t" not in entry[0] and entry[2].isdecimal() else None
 
 
 def read_listed(path: Path) -> Iterator[Found | StarError]:
-    """The entries of another manifest, with the lengths it tells."""
+    """Read the entries of another manifest, with its lengths."""
     for number, entry in enumerate(stream_manifest(path)[1], start=2):
         yield Found(entry.path, entry.num_samples, f"{path}:{number}: ")
 
 
 def open_text(path: Path):
-    """A UTF-8 text file, with or without the mark spreadsheets put first; line breaks are left as they are."""
+    """Open a UTF-8 text file, with or without a byte order mark; line breaks are not converted."""
     try:
         return open(path, encoding="utf-8-sig", newline="")
     except OSError as error:
@@ -205,14 +206,14 @@ def open_text(path: Path):
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, without their breaks, read as they are asked for."""
+    """Yield the lines of a text file, without line breaks."""
     with open_text(path) as file:
         while line := _guarded(path, file.readline):
             yield line.rstrip("\r\n")
 
 
 def _guarded(path: Path, read: Callable):
-    """Runs one read, telling what is no text."""
+    """Run one read; raise StarError if the file is not UTF-8 text."""
     try:
         return read()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""How the manifests just written go with those that lie beside them."""
+"""Check of new manifests against others in the same folder."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ from fairseq_star.manifest import stream_manifest
 
 
 def compare_splits(out: Path, written: Sequence[str]) -> Iterator[str]:
-    """A sentence where ``valid.tsv`` is an earlier run's, and one for each training manifest that shares files with it.
+    """Yield a sentence if ``valid.tsv`` is an earlier run's, and one for each training manifest that overlaps it.
 
     Args:
         out: the folder of the manifests.
-        written: the names of those just written, without ``.tsv``. Two of them are known to share nothing.
+        written: the names of those just written, without ``.tsv``. Two of them share nothing by construction.
     """
     valid = out / "valid.tsv"
     trains = [path for path in sorted(out.glob("train*.tsv")) if path.stem in written or "valid" in written]

@@ -1,4 +1,4 @@
-"""Which transcript is which utterance's."""
+"""Match of transcripts and utterances."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript")
 
 
 class Transcript(NamedTuple):
-    """A line of a file of transcripts."""
+    """Line of a file of transcripts."""
 
     written: str  # the path or utterance as that line has it
     text: str
@@ -26,7 +26,7 @@ class Transcript(NamedTuple):
 
 
 class Transcripts:
-    """Those of --text, or of the ``*.trans.txt`` in each audio file's own folder.
+    """Transcripts from --text, or from the ``*.trans.txt`` in each audio file's folder.
 
     Args:
         files: Kaldi's ``text`` or tables; none for ``*.trans.txt``.
@@ -37,13 +37,13 @@ class Transcripts:
 
     def __init__(self, files: Sequence[Path]):
         self.told = _read(files) if files else None
-        self.folder = None, {}  # one folder's transcripts are held
+        self.folder = None, {}  # transcripts of one folder
 
     def of_all(self, entries: Iterable[tuple[Path, str, ManifestEntry]]) -> list[tuple[Path, ManifestEntry, str, str]]:
-        """Each entry's transcript, "" where it has none, and why if there is more to say.
+        """Return each entry's transcript, "" if it has none, and the reason if there is one.
 
         Args:
-            entries: each with its manifest and that one's root.
+            entries: each with its manifest and the manifest's root.
         """
         found = []
         files: dict[str, dict[str, tuple]] = defaultdict(dict)  # by transcript: whose it would be, and how exactly
@@ -65,7 +65,7 @@ class Transcripts:
         return told
 
     def _of(self, path: str, place: str) -> tuple[Transcript | None, tuple, str]:
-        """A file's transcript, how exactly its name agrees, and a problem."""
+        """Return a file's transcript, how exactly its name agrees, and a problem."""
         texts = self.told
         if texts is None:
             folder = os.path.dirname(place)
@@ -82,7 +82,7 @@ class Transcripts:
 
 
 def _best(fitting: list[Transcript], place: str) -> tuple[Transcript | None, tuple, str]:
-    """Of transcripts of one key, the one with the file's own extension, or else in its own Unicode form."""
+    """Return, of the transcripts of a key, the one with the file's own extension, or else in its own Unicode form."""
     name = os.path.basename(place)
 
     def exactness(one: Transcript) -> tuple:
@@ -97,7 +97,7 @@ def _best(fitting: list[Transcript], place: str) -> tuple[Transcript | None, tup
 
 
 def _source_of(path: str) -> str:
-    """Where the audio was before it was copied or packed: what transcripts know it by."""
+    """Return the path of the audio before it was copied or packed, which transcripts refer to."""
     if is_copy(path):
         return recorded(path).get("source", path)
     if entry := parse_archive_entry(path):
@@ -116,7 +116,7 @@ def _names_in(archive: str) -> dict[str, str]:
 
 
 def _read(paths: Sequence[Path]) -> dict[tuple[str, ...], list[Transcript]]:
-    """Transcripts by their key."""
+    """Read the transcripts, by key."""
     texts: dict[tuple[str, ...], list[Transcript]] = defaultdict(list)
     known: dict[str, str] = {}
     for path in paths:
@@ -143,5 +143,5 @@ def _table(path: Path) -> Iterator[tuple[str, str, str]]:
         key = row[choose_column(where, row, PATH_COLUMNS, "rename the path's column")]
         text = row[choose_column(where, row, TEXT_COLUMNS, "rename the transcript's column")]
         if not isinstance(key, str) or not isinstance(text, str):
-            raise StarError(f"{where}path and transcript must be text, are {key!r} and {text!r}; mend that line")
+            raise StarError(f"{where}path and transcript must be text, are {key!r} and {text!r}; correct that line")
         yield where, key.strip(), text

@@ -1,4 +1,4 @@
-"""Makes the demo corpus: English speech of eSpeak NG voices with phone, word and speaker labels, and its manifests.
+"""Make the demo corpus: English speech of eSpeak NG voices with phone, word and speaker labels, and its manifests.
 
     python manifests/demo/corpus.py OUT [--minutes 50] [--seed 0]
 
@@ -44,10 +44,10 @@ class _Made(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's text.
+    """Run the command line described above.
 
     Raises:
-        StarError: an option out of range, OUT holds something else, or eSpeak NG is missing.
+        StarError: an option out of range, OUT is not empty, or eSpeak NG is missing.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make; new, empty, or an earlier demo corpus")
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _is_made(out: Path, settings: dict) -> bool:
-    """Whether OUT holds this very corpus. Removes one that was broken off."""
+    """Return True if OUT is this corpus, complete; remove an incomplete one."""
     marker = out / "corpus.json"
     if not marker.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -88,7 +88,7 @@ def _is_made(out: Path, settings: dict) -> bool:
             shutil.rmtree(out / part, ignore_errors=True)
         return False
     if found != settings:
-        raise StarError(f"{out}: holds a demo corpus of other settings ({found}); remove it or name another folder")
+        raise StarError(f"{out}: is a demo corpus of other settings ({found}); remove it or name another folder")
     return True
 
 
@@ -104,7 +104,7 @@ def _make_all(out: Path, speakers: list[Speaker], seconds: float, seed: int) -> 
 
     num_dev = sum(speaker.subset == "dev" for speaker in speakers)
     share = {"dev": seconds * DEV_SHARE / num_dev, "train": seconds * (1 - DEV_SHARE) / (len(speakers) - num_dev)}
-    # Speakers are spread over threads, so torch's own would only get in each other's way.
+    # Speakers are distributed over threads, so torch's own would only slow each other down.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -118,7 +118,7 @@ def _make_all(out: Path, speakers: list[Speaker], seconds: float, seed: int) -> 
 
 
 def _make_speaker(out: Path, speaker: Speaker, seconds: float, seed: int) -> list[_Made]:
-    """One speaker's utterances, written as FLAC, until ``seconds`` are reached."""
+    """Write one speaker's utterances as FLAC until ``seconds`` are reached."""
     import soundfile
 
     rng = np.random.default_rng([seed, int(speaker.speaker)])
@@ -144,7 +144,7 @@ def _make_speaker(out: Path, speaker: Speaker, seconds: float, seed: int) -> lis
 
 
 def _record(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, list[Segment], list[Segment]]:
-    """An utterance with silence at both ends, as a microphone hears it.
+    """Synthesize an utterance with silence at both ends and a microphone's noise.
 
     Returns:
         int16 samples, phone segments, word segments.
@@ -160,7 +160,7 @@ def _record(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray,
 
 
 def resampled(utterance: Utterance) -> np.ndarray:
-    """What was spoken as float32 samples of 16 kHz, between -1 and 1."""
+    """Return the synthesized speech as float32 samples at 16 kHz, between -1 and 1."""
     import torch
 
     speech = np.frombuffer(utterance.pcm, dtype="<i2").astype(np.float32) / 2**15
@@ -168,7 +168,7 @@ def resampled(utterance: Utterance) -> np.ndarray:
 
 
 def recorded(clean: np.ndarray, rng: np.random.Generator, lowest_snr: float = 15.0) -> np.ndarray:
-    """int16 samples with a microphone's tilt, coloured noise ``lowest_snr`` to 40 dB below, at -32 to -18 dBFS."""
+    """Add a microphone's tilt and coloured noise ``lowest_snr`` to 40 dB below, at -32 to -18 dBFS."""
     clean = _shape(clean, rng.uniform(-0.25, 0.25))
     noise = _shape(rng.standard_normal(len(clean)), rng.uniform(-1.0, 0.0))
     level, snr = rng.uniform(-32, -18), rng.uniform(lowest_snr, 40)
@@ -178,7 +178,7 @@ def recorded(clean: np.ndarray, rng: np.random.Generator, lowest_snr: float = 15
 
 
 def _shape(samples: np.ndarray, exponent: float) -> np.ndarray:
-    """Tilts a spectrum: amplitude times (f / 1 kHz) ** exponent, flat below 60 Hz."""
+    """Tilt a spectrum: amplitude times (f / 1 kHz) ** exponent, flat below 60 Hz."""
     size = 1 << len(samples).bit_length()  # a power of two: ten times as quick as most lengths
     frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 60.0)
     return np.fft.irfft(np.fft.rfft(samples, size) * (frequency / 1000) ** exponent, size)[: len(samples)]

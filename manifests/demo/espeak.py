@@ -4,8 +4,8 @@ Library and voices come from the package ``espeakng-loader``. The declarations f
 ``speak_lib.h`` (events, initialization options, parameters).
 
 eSpeak NG carries state from one utterance to the next (the same text twice gives different samples), so ``speak`` runs
-it in a process of its own: the same arguments then always give the same samples, whatever was spoken before. This file
-is that process's program too, hence no import here that takes time.
+it in a separate process: the same arguments then always give the same samples. This file is that process's program
+too, hence no slow imports here.
 """
 
 import base64
@@ -29,15 +29,15 @@ _STRESS_MARKS = "',%="
 
 
 class EspeakError(RuntimeError):
-    """eSpeak NG is not there, does not load, or refuses a voice; one sentence."""
+    """eSpeak NG is missing, does not load, or refuses a voice; one sentence."""
 
 
 class Utterance(NamedTuple):
-    """What was spoken.
+    """Synthesized utterance.
 
     pcm: 16-bit little-endian mono samples at ``SYNTHESIS_RATE``.
     phones: (first sample, eSpeak NG mnemonic without stress marks, "sil" for a pause), in order.
-    words: (first sample, the word as it stands in the text), in order.
+    words: (first sample, the word as spelled in the text), in order.
     """
 
     pcm: bytes
@@ -66,12 +66,12 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speak(voice: str, texts: list[str], rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> list[Utterance]:
-    """Speaks texts with one voice, in a process of its own.
+    """Synthesize texts with one voice, in a separate process.
 
     Args:
         voice: language and variant, such as "en-us+f3".
-        texts: what to say, each an utterance.
-        rate: words a minute, 80 to 450.
+        texts: of the utterances.
+        rate: words per minute, 80 to 450.
         pitch: 0 to 100.
         pitch_range: 0 (monotone) to 100.
 
@@ -112,10 +112,10 @@ def _load_library() -> ctypes.CDLL:
 
 
 def _serve(job: dict, out: TextIO) -> None:
-    """Speaks a job's texts and writes each to ``out`` as a line of JSON."""
+    """Synthesize a job's texts and write each to ``out`` as a line of JSON."""
     library = _load_library()
     if library.espeak_SetVoiceByName(job["voice"].encode()) != 0:
-        raise EspeakError(f"eSpeak NG has no voice {job['voice']!r}; name one that its data holds")
+        raise EspeakError(f"eSpeak NG has no voice {job['voice']!r}; name one that is in its data")
     for parameter, value in ((_RATE, job["rate"]), (_PITCH, job["pitch"]), (_RANGE, job["pitch_range"])):
         library.espeak_SetParameter(parameter, value, 0)
     pieces, phones, words, text = [], [], [], ""
@@ -135,7 +135,7 @@ def _serve(job: dict, out: TextIO) -> None:
             index += 1
         return 0
 
-    callback = _Callback(collect)  # kept in a name: the library holds only the bare pointer
+    callback = _Callback(collect)  # a variable keeps it alive: the library has only the pointer
     library.espeak_SetSynthCallback(callback)
     for text in job["texts"]:
         pieces, phones, words = [], [], []
@@ -147,7 +147,7 @@ def _serve(job: dict, out: TextIO) -> None:
 
 
 def _plain(mnemonic: str) -> str:
-    """A mnemonic without its stress marks; "sil" for every kind of pause."""
+    """Return a mnemonic without its stress marks; "sil" for every kind of pause."""
     plain = mnemonic.lstrip(_STRESS_MARKS)
     return "sil" if plain.strip("_:!|") == "" else plain
 

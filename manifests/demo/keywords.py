@@ -1,12 +1,12 @@
-"""Makes a small keyword task of eSpeak NG voices in the layout of Google Speech Commands, as s3prl's task reads it.
+"""Make a small keyword task of eSpeak NG voices in the layout of Google Speech Commands, as s3prl's task reads it.
 
     python manifests/demo/keywords.py OUT [--train-speakers 32] [--valid-speakers 8] [--test-speakers 12] [--seed 0]
 
 OUT/train/<word>/<speaker>_nohash_<n>.wav of one second, ten keywords and ten other words, OUT/train/_background_noise_,
 validation_list.txt, testing_list.txt, and OUT/test/<class>/ with _unknown_ and _silence_, as in the two archives of
 Speech Commands v0.01. Words begin anywhere in the second, in noise 0 to 40 dB below them. No speaker is in two parts,
-and no voice variant of the test's is in training. A speaker's name has the hash by which readers of Speech Commands
-tell the parts. The same arguments give the same audio. Needs ``pip install "fairseq-star[demo]"``.
+and no voice variant of the test's is in training. A speaker's name has the hash that assigns it to a part for readers
+of Speech Commands. The same arguments give the same audio. Needs ``pip install "fairseq-star[demo]"``.
 """
 
 import argparse
@@ -34,10 +34,10 @@ LOWEST_SNR = 0.0  # dB
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's text.
+    """Run the command line described above.
 
     Raises:
-        StarError: an option out of range, OUT holds something, or eSpeak NG is missing.
+        StarError: an option out of range, OUT is not empty, or eSpeak NG is missing.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make; new or empty")
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     speakers = make_speakers(np.random.default_rng(options.seed), train, options.test_speakers)
     counts = {"train": options.train_speakers, "valid": options.valid_speakers, "test": options.test_speakers}
     parts = [part for part, count in counts.items() for _ in range(count)]
-    # A corpus broken off must not look like a whole one.
+    # An incomplete corpus must not look like a complete one.
     partial = options.out.with_name(f".{options.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -64,8 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise StarError(f"demo keywords: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    told = ", ".join(f"{count} speakers {part}" for part, count in counts.items())
-    print(f"{options.out}: {len(list(options.out.rglob('*.wav')))} files, {told}")
+    parts = ", ".join(f"{count} speakers {part}" for part, count in counts.items())
+    print(f"{options.out}: {len(list(options.out.rglob('*.wav')))} files, {parts}")
 
 
 def _make(out: Path, speakers: list[tuple[Speaker, str]], seed: int) -> None:
@@ -93,7 +93,7 @@ def _make(out: Path, speakers: list[tuple[Speaker, str]], seed: int) -> None:
 
 
 def _make_speaker(out: Path, speaker: Speaker, part: str, seed: int) -> list[str]:
-    """Every word in every take; test speakers' also where the test archive has them. Returns the names in the lists."""
+    """Write every word in every take, test speakers' also to the test archive; return the names in the lists."""
     rng = np.random.default_rng([seed, int(speaker.speaker)])
     name = _speaker_name(speaker, part)
     words = [*KEYWORDS, *OTHER_WORDS]
@@ -112,7 +112,7 @@ def _make_speaker(out: Path, speaker: Speaker, part: str, seed: int) -> list[str
 
 
 def _speaker_name(speaker: Speaker, part: str) -> str:
-    """Eight hexadecimal digits whose SHA-1, as the README of Speech Commands computes it, falls into ``part``."""
+    """Return eight hexadecimal digits whose SHA-1, computed as in the README of Speech Commands, is in ``part``."""
     largest = 2**27 - 1
     first, last = PARTS[part]
     for attempt in range(10_000):
@@ -124,7 +124,7 @@ def _speaker_name(speaker: Speaker, part: str) -> str:
 
 
 def _one_second(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One second of int16 with the word somewhere in it; a longer word loses its end."""
+    """Return one second of int16 with the word somewhere in it; a longer word loses its end."""
     loud = np.flatnonzero(np.abs(speech) > 0.01)
     speech = speech[loud[0] : loud[-1] + 1][:SAMPLE_RATE]
     lead = int(rng.integers(0, SAMPLE_RATE - len(speech) + 1))
@@ -132,7 +132,7 @@ def _one_second(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """int16 noise, coloured and as loud as under speech."""
+    """Return coloured int16 noise, as loud as that added to speech."""
     return recorded(rng.standard_normal(int(seconds * SAMPLE_RATE)) * 1e-3, rng, lowest_snr=LOWEST_SNR)
 
 

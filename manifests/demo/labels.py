@@ -1,11 +1,11 @@
-"""The demo corpus's label files: plain text, one item a line, fields parted by tabs, ``#`` opens a comment.
+"""The demo corpus's label files: plain text, one item per line, fields separated by tabs, ``#`` starts a comment.
 
-    labels/phones.txt      utterance  start  end  phone    every sample of an utterance lies in exactly one phone
+    labels/phones.txt      utterance  start  end  phone    every sample of an utterance is in exactly one phone
     labels/words.txt       utterance  start  end  word     a word ends where the next one, or a pause, begins
     labels/utterances.txt  utterance  subset  speaker  num_samples
 
 ``start`` and ``end`` count samples of 16 kHz audio, ``end`` excluded. Phones are eSpeak NG's mnemonics without stress,
-a few rare variants folded (``FOLDED``), ``sil`` for pauses and the silence at both ends.
+a few rare variants merged (``FOLDED``), ``sil`` for pauses and the silence at both ends.
 """
 
 import os
@@ -26,7 +26,7 @@ FOLDED = {
 
 
 class Segment(NamedTuple):
-    """Samples [start, end) and what they hold: a phone or a word."""
+    """Samples [start, end) of a phone or a word."""
 
     start: int
     end: int
@@ -42,8 +42,8 @@ class UtteranceInfo(NamedTuple):
 
 
 def phone_segments(marks: Sequence[tuple[int, str]], num_samples: int) -> list[Segment]:
-    """(first sample, mnemonic) marks to segments that cover [0, num_samples): folded, neighbours alike in ``sil``
-    merged, those of no length dropped, silence before the first mark."""
+    """Convert (first sample, mnemonic) marks to segments that cover [0, num_samples): folded, adjacent ``sil``
+    merged, empty ones dropped, silence before the first mark."""
     starts = [(0, SILENCE), *((start, FOLDED.get(phone, phone)) for start, phone in marks)]
     segments: list[Segment] = []
     for index, (start, phone) in enumerate(starts):
@@ -56,7 +56,7 @@ def phone_segments(marks: Sequence[tuple[int, str]], num_samples: int) -> list[S
 
 
 def word_segments(marks: Sequence[tuple[int, str]], phones: Sequence[Segment]) -> list[Segment]:
-    """(first sample, word) marks to segments: each ends at the next word or at the next pause, whichever is first."""
+    """Convert (first sample, word) marks to segments, each up to the next word or the next pause."""
     segments = []
     pauses = [phone.start for phone in phones if phone.label == SILENCE]
     for index, (start, word) in enumerate(marks):
@@ -69,14 +69,14 @@ def word_segments(marks: Sequence[tuple[int, str]], phones: Sequence[Segment]) -
 def frame_labels(
     segments: Sequence[Segment], num_frames: int, downsample_rate: int = 320, receptive_field: int = 400
 ) -> list[str]:
-    """The label at each frame's middle; frame t covers ``receptive_field`` samples from ``t * downsample_rate``."""
+    """Return the label at each frame's middle; frame t is ``receptive_field`` samples from ``t * downsample_rate``."""
     centres = np.arange(num_frames) * downsample_rate + receptive_field // 2
     indices = np.searchsorted([segment.end for segment in segments], centres, side="right")
     return [segments[index].label for index in np.minimum(indices, len(segments) - 1)]
 
 
 def write_segments(path: str | os.PathLike, what: str, segments: dict[str, list[Segment]]) -> None:
-    """Writes ``phones.txt`` or ``words.txt``: segments by utterance, sorted."""
+    """Write ``phones.txt`` or ``words.txt``: segments by utterance, sorted."""
     lines = [f"# utterance\tstart\tend\t{what}\n"]
     for utterance in sorted(segments):
         lines += [f"{utterance}\t{start}\t{end}\t{label}\n" for start, end, label in segments[utterance]]
@@ -84,10 +84,10 @@ def write_segments(path: str | os.PathLike, what: str, segments: dict[str, list[
 
 
 def read_segments(path: str | os.PathLike) -> dict[str, list[Segment]]:
-    """Reads ``phones.txt`` or ``words.txt``: utterance to its segments in order of time.
+    """Read ``phones.txt`` or ``words.txt``: utterance to its segments in order of time.
 
     Raises:
-        StarError: the file is missing, or a line has not its four fields; names file and line.
+        StarError: the file is missing, or a line does not have four fields; names file and line.
     """
     segments: dict[str, list[Segment]] = {}
     for utterance, start, end, label in _read_fields(path, "utterance start end label", numbers=(1, 2)):
@@ -96,10 +96,10 @@ def read_segments(path: str | os.PathLike) -> dict[str, list[Segment]]:
 
 
 def read_utterances(path: str | os.PathLike) -> dict[str, UtteranceInfo]:
-    """Reads ``utterances.txt``: utterance to its subset, speaker and length, in the file's order.
+    """Read ``utterances.txt``: utterance to its subset, speaker and length, in the file's order.
 
     Raises:
-        StarError: the file is missing, or a line has not its four fields; names file and line.
+        StarError: the file is missing, or a line does not have four fields; names file and line.
     """
     return {
         utterance: UtteranceInfo(subset, speaker, int(num_samples))
@@ -110,7 +110,7 @@ def read_utterances(path: str | os.PathLike) -> dict[str, UtteranceInfo]:
 
 
 def _read_fields(path: str | os.PathLike, names: str, numbers: Sequence[int]) -> Iterator[list[str]]:
-    """Each line's fields, comments left out, after a look at their number and at those that must be whole numbers."""
+    """Yield each line's fields without comments, after checking their number and the integers among them."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -121,5 +121,5 @@ def _read_fields(path: str | os.PathLike, names: str, numbers: Sequence[int]) ->
             continue
         if len(fields) != len(names.split()) or not all(fields[index].isdecimal() for index in numbers):
             expected = "<TAB>".join(names.split())
-            raise StarError(f"{path}:{number}: expected '{expected}', found {line!r}; make it anew")
+            raise StarError(f"{path}:{number}: expected '{expected}', found {line!r}; create it again")
         yield fields

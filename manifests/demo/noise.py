@@ -1,8 +1,8 @@
-"""Makes noise and rooms for the demo corpus: manifests for ``task.noise_manifest`` and ``task.reverb_manifest``.
+"""Make noise and rooms for the demo corpus: manifests for ``task.noise_manifest`` and ``task.reverb_manifest``.
 
     python manifests/demo/noise.py OUT [--seed 0]
 
-OUT/train.tsv (white and pink noise, mains hum, clicks), OUT/test.tsv (kinds that are never trained on: brown noise,
+OUT/train.tsv (white and pink noise, mains hum, clicks), OUT/test.tsv (kinds not in training: brown noise,
 pulsating engines, sweeps) and OUT/rooms.tsv (impulse responses: a direct sound, early reflections and noise that decays
 within 0.2 to 0.6 s). All synthetic; the same seed gives the same audio.
 """
@@ -24,10 +24,10 @@ Generator = np.random.Generator
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's text.
+    """Run the command line described above.
 
     Raises:
-        StarError: OUT cannot be made.
+        StarError: OUT cannot be created.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _coloured(exponent: float) -> Callable[[Generator], np.ndarray]:
-    """Noise whose power falls with frequency to the power of ``exponent``: white 0, pink 1, brown 2."""
+    """Return noise whose power falls with frequency to the power of ``exponent``: white 0, pink 1, brown 2."""
 
     def make(rng: Generator) -> np.ndarray:
         spectrum = np.fft.rfft(rng.standard_normal(SECONDS * SAMPLE_RATE))

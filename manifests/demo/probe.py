@@ -1,7 +1,7 @@
-"""Label files of a demo corpus as ``fairseq-star probe`` reads them, from the labels that are there.
+"""Label files of a demo corpus for ``fairseq-star probe``, from the corpus's labels.
 
-``{train,valid}.phn`` (a phone a frame) and ``.speaker`` beside the manifests; ``keyword/`` holds clips of ten words cut
-from the corpus, with manifests, ``.keyword`` and ``.speaker`` of their own: one word a clip, as in keyword spotting.
+``{train,valid}.phn`` (a phone per frame) and ``.speaker`` next to the manifests; ``keyword/`` has clips of ten words
+cut from the corpus, with their own manifests, ``.keyword`` and ``.speaker``: one word per clip, as in keyword spotting.
 """
 
 import os
@@ -21,7 +21,7 @@ MARGIN = 0.05  # s of what surrounds a word, on either side
 
 
 def write_probe_labels(corpus: Path) -> None:
-    """Writes what is missing; ``corpus`` was made by corpus.py.
+    """Write the missing label files; ``corpus`` was made by corpus.py.
 
     Raises:
         StarError: the corpus lacks its manifests or labels.

@@ -1,5 +1,5 @@
-"""English sentences from an embedded word list and clause templates, of a wanted number of words, from a seeded
-generator. Written for this project: they make sense by grammar only, and cover every English phoneme."""
+"""English sentences from an embedded word list and clause templates, with a given number of words, from a seeded
+generator. Written for this project: they are grammatical without meaning, and cover every English phoneme."""
 
 import re
 
@@ -65,10 +65,10 @@ _TEMPLATES = [line.split() for line in TEMPLATES.strip().splitlines()]
 
 
 def make_sentence(rng: np.random.Generator, num_words: int) -> str:
-    """Clauses joined until about ``num_words`` words are reached (the last clause may exceed it by a few).
+    """Join clauses until about ``num_words`` words are reached (the last clause may exceed it by a few).
 
     Args:
-        rng: decides everything.
+        rng: source of all choices.
         num_words: least number of words.
 
     Returns:
@@ -83,7 +83,7 @@ def make_sentence(rng: np.random.Generator, num_words: int) -> str:
 
 
 def transcript(sentence: str) -> str:
-    """The sentence as LibriSpeech writes it: capitals, letters and blanks only."""
+    """Return the sentence in LibriSpeech's form: capital letters and spaces only."""
     return " ".join(re.sub(r"[^A-Z' ]", " ", sentence.upper()).split())
 
 

@@ -21,7 +21,7 @@ DEV_VARIANTS = {"F": ["f5", "Annie", "steph3"], "M": ["m7", "Denis", "Hugo", "da
 
 
 class Speaker(NamedTuple):
-    """``speaker`` is the identity (four digits: 1xxx train, 2xxx dev), the rest how eSpeak NG speaks it (espeak.py)."""
+    """``speaker`` is the identity (four digits: 1xxx train, 2xxx dev), the rest settings of eSpeak NG (espeak.py)."""
 
     speaker: str
     subset: str
@@ -33,7 +33,7 @@ class Speaker(NamedTuple):
 
 
 def make_speakers(rng: np.random.Generator, num_train: int, num_dev: int) -> list[Speaker]:
-    """Draws speakers, no accent-and-variant pair twice, women and men by turns.
+    """Draw speakers, no accent-and-variant pair twice, women and men alternately.
 
     Raises:
         StarError: fewer than one, or more than there are pairs.
@@ -44,7 +44,7 @@ def make_speakers(rng: np.random.Generator, num_train: int, num_dev: int) -> lis
     ):  # fmt: skip
         most = 2 * len(ACCENTS) * min(map(len, variants.values()))
         if not 1 <= count <= most:
-            raise StarError(f"--{subset}-speakers: {count} asked for, must be 1 to {most}; choose a number in between")
+            raise StarError(f"--{subset}-speakers: {count} must be 1 to {most}; choose a number in between")
         pairs = {sex: list(itertools.product(ACCENTS, names)) for sex, names in variants.items()}
         for sex_pairs in pairs.values():
             rng.shuffle(sex_pairs)

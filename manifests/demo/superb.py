@@ -1,9 +1,9 @@
-"""Makes a small synthetic corpus for each of SUPERB's tasks, in the layout of the data set that s3prl reads there.
+"""Make a small synthetic corpus for each of SUPERB's tasks, in the layout of the data set that s3prl reads there.
 
     python manifests/demo/superb.py OUT [--seed 0]
 
-eSpeak NG speaks them, so that every label is true by construction. OUT/superb.yaml names them to ``fairseq-star
-superb``, with few steps and small heads. The corpora are far too small to say anything about a model but that the tasks
+eSpeak NG synthesizes them, so that every label is true by construction. OUT/superb.yaml lists them for ``fairseq-star
+superb``, with few steps and small heads. The corpora are far too small to evaluate a model; they show that the tasks
 run. The same arguments give the same audio. Needs ``pip install "fairseq-star[demo]"``.
 """
 
@@ -27,10 +27,10 @@ SMALL_RNN = {"RNNs.dim": [64, 64], "project_dim": 64}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's text.
+    """Run the command line described above.
 
     Raises:
-        StarError: a negative seed, OUT holds something, or eSpeak NG is missing.
+        StarError: a negative seed, OUT is not empty, or eSpeak NG is missing.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make; new or empty")
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{options.out}: is already there")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StarError(f"{options.out}: holds something else; name a folder that is new or empty")
-    partial = out.with_name(f".{out.name}.partial")  # a corpus broken off must not look like a whole one
+        raise StarError(f"{options.out}: is not empty; name a folder that is new or empty")
+    partial = out.with_name(f".{out.name}.partial")  # an incomplete corpus must not look like a complete one
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _make(partial, out, options.seed)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _make(folder: Path, out: Path, seed: int) -> None:
-    """All corpora in ``folder``, which will be moved to ``out``."""
+    """Make all corpora in ``folder``, which will be moved to ``out``."""
     from tqdm import tqdm
 
     folder.mkdir(parents=True)
@@ -70,7 +70,7 @@ def _make(folder: Path, out: Path, seed: int) -> None:
 
 
 def description(out: Path) -> dict:
-    """What ``superb.yaml`` says: places, and settings that make the tasks small."""
+    """Return the content of ``superb.yaml``: folders, and settings that make the tasks small."""
     speech = out / "LibriSpeech"
     return {
         "sizes": "any",

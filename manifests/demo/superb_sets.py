@@ -1,4 +1,4 @@
-"""The synthetic corpora of ``superb.py``, one function a data set: its folders and label files as s3prl reads them."""
+"""Synthetic corpora of ``superb.py``, one function per data set: folders and label files as s3prl reads them."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def _said(speaker: Speaker, texts: list[str], **prosody: int) -> list[Utterance]
 
 
 def _clips(speaker: Speaker, texts: list[str], rng: Generator, **prosody: int) -> list[np.ndarray]:
-    """int16 samples of each text, with a microphone's noise."""
+    """Return int16 samples of each text, with a microphone's noise."""
     return [recorded(np.pad(resampled(one), 1600), rng) for one in _said(speaker, texts, **prosody)]
 
 
@@ -53,7 +53,7 @@ def _sentences(rng: Generator, count: int, words: int = 5) -> list[str]:
 
 
 def _split(speakers: list[Speaker], *counts: int) -> Iterator[list[Speaker]]:
-    """The first ``counts[0]`` training speakers, the next ..., then those of the test."""
+    """Return the first ``counts[0]`` training speakers, the next ..., then those of the test."""
     train = [speaker for speaker in speakers if speaker.subset == "train"]
     for count in counts:
         yield train[:count]
@@ -83,7 +83,7 @@ def librispeech(folder: Path, speakers: list[Speaker], rng: Generator, place: Pa
 
 
 def quesst14(folder: Path, speakers: list[Speaker], rng: Generator, place: Path) -> None:
-    """Words to be found in sentences, at 8 kHz, and the truth about which sentence holds which."""
+    """Query words and sentences to search, at 8 kHz, and the true matches."""
     train, test = _split(speakers, 8)
     queries = ["window", "river", "doctor", "silver", "market", "yesterday"]
     documents = []
@@ -130,7 +130,7 @@ def voxceleb1(folder: Path, speakers: list[Speaker], rng: Generator, place: Path
 
 
 def libri2mix(folder: Path, speakers: list[Speaker], rng: Generator, place: Path) -> None:
-    """Kaldi folders of two speakers who take turns and talk over each other, with RTTM."""
+    """Kaldi folders of two speakers who take turns and overlap, with RTTM."""
     for part, members, count in zip(("train", "dev", "test"), _split(speakers, 6, 2), (12, 3, 4), strict=True):
         files: dict[str, list[str]] = {name: [] for name in ("wav.scp", "segments", "utt2spk", "reco2dur", "rttm")}
         for number in range(count):
@@ -210,7 +210,7 @@ def snips(folder: Path, speakers: list[Speaker], rng: Generator, place: Path) ->
 
 
 def iemocap(folder: Path, speakers: list[Speaker], rng: Generator, place: Path) -> None:
-    """Five sections of two actors; an emotion is a way to speak: pitch, its range, speed."""
+    """Five sections of two actors; an emotion is a setting of the voice: pitch, its range, speed."""
     manners = {
         "neu": {}, "hap": {"pitch": 75, "pitch_range": 95}, "ang": {"rate": 230, "pitch_range": 60},
         "sad": {"rate": 115, "pitch": 25, "pitch_range": 10},
@@ -238,7 +238,7 @@ def iemocap(folder: Path, speakers: list[Speaker], rng: Generator, place: Path) 
 
 
 def voicebank(folder: Path, speakers: list[Speaker], rng: Generator, place: Path) -> None:
-    """Clean and noisy speech, named by speakers; p226 and p287 are those that s3prl keeps for dev."""
+    """Clean and noisy speech, named by speakers; p226 and p287 are s3prl's dev speakers."""
     names = {"trainset_28spk": ["p225", "p227", "p228", "p229", "p226", "p287"], "testset": ["p232", "p257"]}
     kinds = list(NOISES.values())
     for (part, members), own in zip(names.items(), _split(speakers, 6, 2), strict=False):

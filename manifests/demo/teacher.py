@@ -1,8 +1,8 @@
-"""Makes the embedded teacher anew: corpus, targets, HuBERT pretraining by fairseq itself, and the small checkpoint.
+"""Make the embedded teacher again: corpus, targets, HuBERT pretraining by fairseq itself, and the small checkpoint.
 
     python manifests/demo/teacher.py WORKDIR [--out assets/demo_teacher/demo_hubert.pt]
 
-Each step whose result is in WORKDIR is not repeated, and a training that was broken off goes on from its last
+Each step whose result is in WORKDIR is not repeated, and an interrupted training resumes from its last
 checkpoint. The training's log is WORKDIR/train.log. Recipe: configs/demo_teacher.yaml. About an hour on two CPU cores.
 """
 
@@ -34,7 +34,7 @@ NEUTRAL_PATHS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module's text. Returns the status to exit with.
+    """Run the command line described above and return the exit status.
 
     Raises:
         StarError: a step failed; names the log.
@@ -92,14 +92,14 @@ def _train(work: Path, max_update: int, seed: int) -> None:
 
 
 def _override(option: str, path: Path) -> str:
-    """hydra's ``option=value``, quoted: its grammar gives blanks, brackets and other letters a meaning or none."""
+    """Return hydra's ``option=value``, quoted: spaces, brackets and other characters are special in its grammar."""
     quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"{option}='{quoted}'"
 
 
 def export(checkpoint: str | os.PathLike, out: Path) -> int:
-    """Writes the part of a fairseq HuBERT checkpoint that others need: config without paths, the label dictionaries,
-    the weights as float16 (fairseq copies them into float32 parameters on loading). The optimizer's state stays behind.
+    """Write the part of a fairseq HuBERT checkpoint that users need: config without paths, the label dictionaries,
+    the weights as float16 (fairseq copies them into float32 parameters on loading). The optimizer's state is left out.
 
     Args:
         checkpoint: written by fairseq's ``hubert_pretraining`` task.
@@ -125,7 +125,7 @@ def export(checkpoint: str | os.PathLike, out: Path) -> int:
         config[section][option] = value
     left = sorted(_absolute_paths(config))
     if left:
-        raise StarError(f"{checkpoint}: its config still holds paths of this machine ({', '.join(left)}): add them to"
+        raise StarError(f"{checkpoint}: its config still has paths of this machine ({', '.join(left)}): add them to"
                         " NEUTRAL_PATHS in manifests/demo/teacher.py")  # fmt: skip
     weights = {
         name: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype, copy=True)
@@ -147,7 +147,7 @@ def export(checkpoint: str | os.PathLike, out: Path) -> int:
 
 
 def _absolute_paths(value: Any) -> set[str]:
-    """All strings in nested dicts and lists that are absolute paths."""
+    """Return all strings in nested dicts and lists that are absolute paths."""
     if isinstance(value, dict):
         return set().union(*map(_absolute_paths, value.values()))
     if isinstance(value, (list, tuple)):
@@ -156,7 +156,7 @@ def _absolute_paths(value: Any) -> set[str]:
 
 
 def _accuracies(log: Path) -> dict[str, float]:
-    """Masked (m) and clear (u) prediction accuracy of streams 0 (phones) and 1 (k-means), from the last validation."""
+    """Return masked (m) and unmasked (u) accuracy of streams 0 (phones) and 1 (k-means), from the last validation."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "valid_correct" in line]
     if not lines:
         return {}

@@ -2,7 +2,7 @@
 
 Two streams at 50 Hz: ``phn``, the phone at the middle of the frame (from the synthesizer, exact), and ``km``, the
 k-means cluster of the frame's MFCC (HuBERT's first iteration; here with mean and variance normalized per utterance). A
-target folder holds ``{train,valid}.{phn,km}`` (an utterance a line, in the manifest's order) and ``dict.{phn,km}.txt``.
+target folder has ``{train,valid}.{phn,km}`` (an utterance per line, in the manifest's order) and ``dict.{phn,km}.txt``.
 """
 
 import os
@@ -22,13 +22,13 @@ SPLITS = ("train", "valid")
 
 
 def count_frames(num_samples: int) -> int:
-    """Frames HuBERT's convolutions make of an utterance."""
+    """Return the number of frames that HuBERT's convolutions make of an utterance."""
     return (num_samples - RECEPTIVE_FIELD) // DOWNSAMPLE_RATE + 1
 
 
 def mfcc_features(path: str | os.PathLike) -> np.ndarray:
-    """13 MFCC with first and second differences (Kaldi's, as HuBERT's recipe takes them), frames x 39 at 50 Hz,
-    normalized to mean 0 and variance 1 over the utterance. Frame t has HuBERT's frame t in its middle."""
+    """Return 13 MFCC with first and second differences (Kaldi's, as HuBERT's recipe takes them), frames x 39 at 50 Hz,
+    normalized to mean 0 and variance 1 over the utterance. Frame t is centred on HuBERT's frame t."""
     import soundfile
     import torch
 
@@ -45,11 +45,11 @@ def mfcc_features(path: str | os.PathLike) -> np.ndarray:
 
 
 def write_targets(corpus: Path, out: Path, seed: int) -> None:
-    """Writes the target folder ``out`` of a demo corpus.
+    """Write the target folder ``out`` of a demo corpus.
 
     Args:
         corpus: made by corpus.py.
-        out: folder to make.
+        out: folder to create.
         seed: of k-means.
 
     Raises:

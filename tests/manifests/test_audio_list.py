@@ -71,7 +71,7 @@ def test_each_kind_of_list_gives_the_same_manifest(audio, name, lines):
         ("l.txt", ["a/0.flac", "a/9.flac"], ["l.txt:2: ", "a/9.flac: no such file"]),
         ("l.csv", ["file_path,length", "a/0.flac,800", "a/1.flac,12.5"], ["l.csv:3: ", "'12.5'", "number of samples"]),
         ("l.csv", ["file_path,length", "a/0.flac,800", "a/1.flac,0"], ["l.csv:3: ", "'0'"]),
-        ("l.csv", ["file_path,length", "a/0.flac,800", "a/1.flac,799"], ["l.csv:3: ", "holds 801 samples, not 799"]),
+        ("l.csv", ["file_path,length", "a/0.flac,800", "a/1.flac,799"], ["l.csv:3: ", "has 801 samples, not 799"]),
         ("l.csv", ["file_path,length", "a/0.flac", "a/1.flac,801"], ["l.csv:2: ", "has 1 fields"]),
         ("l.csv", ["file_path,length", ",800", "a/1.flac,801"], ["l.csv:2: ", "file_path is ''"]),
         ("l.csv", ["x,file_path", '"two\nlines",a/1.flac', "y,a/9.flac"], ["l.csv:4: ", "no such file"]),

@@ -54,8 +54,8 @@ def test_links_that_lead_nowhere_are_named(tmp_path, capsys):
     (tmp_path / "in" / ".hidden").symlink_to("nowhere")
     assert audio_folder.main([str(tmp_path / "in"), "--out", str(tmp_path / "m"), "--name", "all"]) == 1
     err = capsys.readouterr().err
-    assert f"{tmp_path}/in/spk1: is a link to ../unmounted/spk1, which is not there" in err
-    assert f"{tmp_path}/in/me.wav: is a link to me.wav, which is not there" in err
+    assert f"{tmp_path}/in/spk1: is a link to ../unmounted/spk1, which does not exist" in err
+    assert f"{tmp_path}/in/me.wav: is a link to me.wav, which does not exist" in err
     assert "2 bad files or lines left out" in err
 
 
@@ -66,10 +66,10 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path):
     assert paths == ["a.wav", "d/h.wav"]
     assert told == (
         "left out: 2 .m4a, 1 .wma (which soundfile cannot read; convert them, for example with ffmpeg); "
-        "1 .flac (whose extension was not asked for); 2 hidden (whose name begins with a dot); "
-        "3 macOS leftovers (delete them: fairseq's own tasks may fail beside them)"
+        "1 .flac (whose extension is not in --ext); 2 hidden (whose name begins with a dot); "
+        "3 macOS leftovers (delete them: fairseq's own tasks may fail with them)"
     )
-    with pytest.raises(StarError, match=r"holds no file ending in \.ogg; .*left out: 2 \.m4a"):
+    with pytest.raises(StarError, match=r"has no file ending in \.ogg; .*left out: 2 \.m4a"):
         found_in(tmp_path, "ogg")
 
 
@@ -97,7 +97,7 @@ def test_librispeech_follows_links_and_tells_what_it_left_out(tmp_path, capsys):
     ]
     err = capsys.readouterr().err
     assert "store/28: is a link to nowhere" in err.replace("train-clean-100", "store")
-    assert "left out: 1 .wav (whose extension was not asked for); 1 links to folders" in err
+    assert "left out: 1 .wav (whose extension is not in --ext); 1 links to folders" in err
     assert "1 macOS leftovers" in err
 
 

@@ -106,7 +106,7 @@ def test_missing_transcripts_are_named_and_nothing_is_written(data, capsys):
     assert make(data) == 1
     err = capsys.readouterr().err
     assert f"{data / 'train.tsv'}: 7/1/7-1-0001.flac has no transcript" in err
-    assert "1 files have no transcript in the *.trans.txt beside them" in err
+    assert "1 files have no transcript in the *.trans.txt next to them" in err
     assert not list(data.glob("*.ltr"))
     with pytest.raises(StarError, match="give another folder as --out"):
         make(data, "--skip-bad")
@@ -119,7 +119,7 @@ def test_missing_transcripts_are_named_and_nothing_is_written(data, capsys):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("text", "7-1-0000 THE|CAT\n", r"7-1-0000\.flac: its transcript 'THE\|CAT' holds '\|'"),
+        ("text", "7-1-0000 THE|CAT\n", r"7-1-0000\.flac: its transcript 'THE\|CAT' contains '\|'"),
         ("text", "7-1-0000 ONE\n7-1-0000 TWO\n", r"text:2: '7-1-0000' has another transcript already"),
         ("t.csv", "path,words\nx,y\n", r"t\.csv:2: no column text or sentence"),
         ("t.csv", "path,text\nx\n", r"t\.csv:2: has 1 fields, the header has 2"),

@@ -41,7 +41,7 @@ def test_what_is_not_16_khz_mono_is_named_or_converted(root, tmp_path, capsys):
     assert librispeech.main(arguments) == 1
     err = capsys.readouterr().err
     assert any("train-clean-100/26/7/26-7-0001.flac: " in line and "44100 Hz" in line for line in err.splitlines())
-    assert "3 bad files or lines left out; mend them and run this again, or give --skip-bad" in err
+    assert "3 bad files or lines left out; correct them and run this again, or give --skip-bad" in err
     assert "train-clean-100: 4 utterances" in err
 
     assert librispeech.main([*arguments, "--resample", str(copies)]) == 0
@@ -92,14 +92,14 @@ def test_labels_of_copies_are_their_sources(root, tmp_path):
 def test_other_extensions_are_asked_for(tmp_path):
     write_audio(utterance(tmp_path, "dev-clean", 84, extension="wav"))
     arguments = [str(tmp_path), "--out", str(tmp_path / "m")]
-    with pytest.raises(StarError, match=r"dev-clean: holds no file ending in \.flac; .* --ext \(left out: 1 \.wav"):
+    with pytest.raises(StarError, match=r"dev-clean: has no file ending in \.flac; .* --ext \(left out: 1 \.wav"):
         librispeech.main(arguments)
     assert librispeech.main([*arguments, "--ext", "flac", "wav"]) == 0
     assert paths_of(tmp_path / "m" / "valid.tsv") == ["dev-clean/84/7/84-7-0000.wav"]
 
 
 def test_copies_below_the_corpus_are_refused(root, tmp_path):
-    with pytest.raises(StarError, match=r"--resample .*copies: lies below .*LibriSpeech"):
+    with pytest.raises(StarError, match=r"--resample .*copies: is below .*LibriSpeech"):
         librispeech.main([str(root), "--out", str(tmp_path / "m"), "--resample", str(root / "copies")])
     assert not (tmp_path / "m").exists()
     assert not (root / "copies").exists()
@@ -123,7 +123,7 @@ def test_links_hidden_files_and_damage_are_told(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert paths_of(out / "valid.tsv") == ["dev-clean/84/7/84-7-0000.flac"]
     assert any(
-        line.endswith("84-7-0003.flac: is a link to nowhere.flac, which is not there; mend it") for line in lines
+        line.endswith("84-7-0003.flac: is a link to nowhere.flac, which does not exist; correct it") for line in lines
     )
     assert any("84-7-0004.flac" in line and "cut short" in line for line in lines)
     [counted] = [line for line in lines if line.startswith("left out: ")]

@@ -117,10 +117,10 @@ def test_headers_only_misses_what_it_says(bad_folder, tmp_path):
     ("arguments", "expected"),
     [
         (["nowhere"], "is no folder"),
-        (["."], "holds no file ending in"),
+        (["."], "has no file ending in"),
         ([".", "--valid-percent", "100"], "--valid-percent 100"),
         ([".", "--valid-percent", "-1"], "--valid-percent -1"),
-        ([".", "--resample", "copies"], "--resample copies: lies below"),
+        ([".", "--resample", "copies"], "--resample copies: is below"),
     ],
 )
 def test_folder_refuses_wrong_options(tmp_path, monkeypatch, arguments, expected):
@@ -177,7 +177,7 @@ def test_messages_stand_on_lines_of_their_own(bad_folder, tmp_path, monkeypatch)
     (bad_folder / "segments").touch()
     audio_list.main([str(bad_folder / "wav.scp"), "--out", str(tmp_path / "m"), "--name", "all"])
     shown = terminal.shown()
-    assert f"{bad_folder}/wav.scp: lists whole recordings; the segments file beside it is not applied" in shown
+    assert f"{bad_folder}/wav.scp: lists whole recordings; the segments file next to it is not applied" in shown
     for number, name in enumerate(names, start=2):
         assert sum(line.startswith(f"{bad_folder}/wav.scp:{number}: {bad_folder}/{name}: ") for line in shown) == 1
 
@@ -276,7 +276,7 @@ def test_librispeech_totals_are_the_published_ones():
 
 
 def test_librispeech_refuses_other_layouts(tmp_path):
-    with pytest.raises(StarError, match="holds none of train-clean-100"):
+    with pytest.raises(StarError, match="has none of train-clean-100"):
         librispeech.main([str(tmp_path), "--out", str(tmp_path / "m")])
     write_audio(tmp_path / "train-clean-100" / "a.flac")
     with pytest.raises(StarError, match=r"a\.flac: is not in <split>/<speaker>/<chapter>"):
