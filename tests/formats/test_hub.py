@@ -342,7 +342,7 @@ def test_commands_take_an_id(hub, restart, model, tmp_path):
     source = torch.randn(1, 6000)
     expected = load_teacher(str(model))(source, [6000]).hidden_states[-1]
     assert torch.equal(load_teacher(ID)(source, [6000]).hidden_states[-1], expected)
-    assert f"{ID}@{commit}" in str(teacher_info(ID))
+    assert f"{ID}@{commit}" in teacher_info(ID)
     [row] = profile([f"{ID}@main"], teacher=ID, speed=False).rows
     assert (row.name, row.family) == (f"{ID}@{commit}", "HuBERT (HuggingFace)")
     import_student(ID, tmp_path / "student.pt")

@@ -10,6 +10,7 @@ from fairseq_star.analysis.report.losses import Losses
 from fairseq_star.plots.style import LIGHT, SEQUENTIAL, Theme, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.3, 3.1  # inches
@@ -17,8 +18,7 @@ WIDTH, HEIGHT = 4.3, 3.1  # inches
 
 def draw_losses(theme: Theme, losses: Losses, term: str) -> "Figure":
     """Draw one term's curves, on a logarithmic axis where the range is wide."""
-    figure = new_figure(WIDTH, HEIGHT, "constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     train, valid = losses.train[term], losses.valid.get(term, {})
     axes.plot(*_points(train), color=theme.second, linewidth=1.3, label="training")
     if valid:
@@ -37,8 +37,7 @@ def draw_losses(theme: Theme, losses: Losses, term: str) -> "Figure":
 
 def draw_slicing(theme: Theme, unexplained: Sequence[float]) -> "Figure":
     """Draw the share of the kept channels' variance that a sliced student leaves unexplained, at each of L+1 states."""
-    figure = new_figure(WIDTH, HEIGHT, "constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     axes.bar(range(len(unexplained)), [100 * share for share in unexplained], color=theme.first, width=0.7)
     axes.set(xlabel="state (0: the first layer’s input)", ylabel="unexplained (%)", xticks=range(len(unexplained)))
     axes.set_title("before the first update")
@@ -53,8 +52,7 @@ def draw_cka(theme: Theme, similarity: Similarity) -> "Figure":
 
     values = similarity.cka
     num_teacher, num_student = values.shape
-    figure = new_figure(WIDTH, max(2.4, WIDTH * num_teacher / num_student * 0.9), "constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(max(2.4, WIDTH * num_teacher / num_student * 0.9))
     image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=1, origin="lower")
     size = min(8.0, 8.0 * 8 / num_student)
     for (row, column), value in np.ndenumerate(values):
@@ -72,8 +70,7 @@ def draw_cka(theme: Theme, similarity: Similarity) -> "Figure":
 
 def draw_by_layer(theme: Theme, before: np.ndarray, after: np.ndarray, title: str, high_is_good: bool) -> "Figure":
     """Draw a value for each student layer (L), before and after training."""
-    figure = new_figure(WIDTH, HEIGHT, "constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     numbers = np.arange(1, len(after) + 1)
     axes.plot(numbers, before, color=theme.second, marker="s", markersize=4, linestyle="--", label="before training")
     axes.plot(numbers, after, color=theme.first, marker="o", markersize=5, label="after training")
@@ -87,8 +84,7 @@ def draw_by_layer(theme: Theme, before: np.ndarray, after: np.ndarray, title: st
 def draw_probe(theme: Theme, rows: list[dict], task: str) -> "Figure":
     """Draw accuracy and 95 % interval of each kind of features on one task (``ProbeResult.rows``), the first on top."""
     rows = [row for row in rows if row["task"] == task][::-1]
-    figure = new_figure(WIDTH, 0.9 + 0.32 * len(rows), "constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(0.9 + 0.32 * len(rows))
     for number, row in enumerate(rows):
         color = theme.first if row["features"] == "student" else theme.text
         accuracy, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
@@ -98,6 +94,11 @@ def draw_probe(theme: Theme, rows: list[dict], task: str) -> "Figure":
     axes.set(xlabel="correct (%)", title=task, xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4))
     axes.grid(True, axis="x")
     return figure
+
+
+def _figure(height: float = HEIGHT) -> tuple["Figure", "Axes"]:
+    figure = new_figure(WIDTH, height, "constrained")
+    return figure, figure.add_subplot()
 
 
 def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
