@@ -118,7 +118,7 @@ def test_by_operations(teacher_path, speech, tmp_path, capsys):
     [
         ([], "give --out FILE for one student, or --sizes"),
         (["--out", "OUT", "--sizes", "0.5"], "give --out FILE for one student, or --sizes"),
-        (["--sizes", "0.5", "--params", "0.5"], "--params and --macs are of one student"),
+        (["--sizes", "0.5", "--params", "0.5"], "--params and --macs apply to one student"),
         (["--out", "OUT", "--split", "none"], r"none\.tsv: cannot read the manifest"),
         (["--out", "OUT", "--test-split", "none"], r"none\.tsv: cannot read the manifest"),
         (["--out", "OUT", "--utterances", "0"], "--utterances 0 must be 1 or more"),
