@@ -43,10 +43,10 @@ from fairseq_star.analysis.units.run import fit_units
 from fairseq_star.analysis.untrained import untrained
 from fairseq_star.data.augment.distortion import Recordings, mix
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
 from fairseq_star.formats import load_teacher
 from fairseq_star.formats.student import student_config
 from fairseq_star.manifest import write_lines
+from fairseq_star.runtime.files import replacing
 from manifests.demo import noise
 from manifests.preparing import run_script
 

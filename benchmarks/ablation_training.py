@@ -12,8 +12,8 @@ import yaml
 from benchmarks.ablation_methods import UNITS_FILE, Method
 from benchmarks.measure import ROOT
 from benchmarks.recipes import read_recipe
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.manifest import write_lines
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.runtime.files import replacing
 
 SAMPLE_RATE = 16_000
 """Hz; the rate that HuBERT and every student here expect."""

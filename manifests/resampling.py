@@ -9,8 +9,8 @@ import numpy as np
 
 from fairseq_star.audio.file import open_to_the_end, probe_audio
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry
+from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.torchaudio_import import import_torchaudio
 from manifests.copies import Source, copied_samples, copy_path
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from fairseq_star.analysis.untrained import untrained
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder import config as encoder_config
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import hub, load_encoder
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.formats.hf_folder import read_weights
 from fairseq_star.formats.student import ARCHITECTURES, student_config
 from fairseq_star.manifest import SAMPLE_RATE

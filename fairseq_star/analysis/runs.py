@@ -10,9 +10,9 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.models import BaseFairseqModel
 from omegaconf import DictConfig, OmegaConf
 
+from fairseq_star.checkpoint import num_updates, read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub
-from fairseq_star.formats.checkpoint import num_updates, read_checkpoint
 from fairseq_star.tasks.registration import register_all
 from fairseq_star.tasks.star_distillation import StarDistillationTask
 from fairseq_star.teacher.cache.settings import leave_cache_out

@@ -6,7 +6,7 @@ import logging
 import os
 
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.names import PROBE_TASKS
 
 

@@ -5,9 +5,9 @@ import logging
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 
+from fairseq_star.checkpoint import shapes
 from fairseq_star.data.augment.student_view import MASKED_FRAMES
 from fairseq_star.errors import StarError, told_in_one_line
-from fairseq_star.formats.checkpoint import shapes
 from fairseq_star.losses.batch import DistillationBatch
 from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.losses.options import StarTGMConfig

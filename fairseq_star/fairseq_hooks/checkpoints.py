@@ -21,15 +21,15 @@ import torch.distributed as dist
 from fairseq import checkpoint_utils
 from omegaconf import DictConfig, OmegaConf
 
+from fairseq_star.checkpoint import num_updates, read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
 from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_told
 from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
 from fairseq_star.fairseq_hooks.shared_memory import check_shared_memory
 from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_asked
-from fairseq_star.files import replacing
 from fairseq_star.formats import hub
-from fairseq_star.formats.checkpoint import num_updates, read_checkpoint
+from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.runtime.signals import handle_signals_on_a_stack_of_their_own
 from fairseq_star.runtime.workers import rank_and_world_size

@@ -13,9 +13,9 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.models.hubert import hubert_asr
 from fairseq.models.hubert.hubert_asr import HubertCtcConfig
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError, told_in_one_line
 from fairseq_star.formats import student
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.formats.config import config_of, sections
 
 

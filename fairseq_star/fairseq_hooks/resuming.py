@@ -5,10 +5,10 @@ from typing import Iterator
 
 from omegaconf import OmegaConf
 
+from fairseq_star.checkpoint import num_updates, read_checkpoint, shapes
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.preflight import Start
 from fairseq_star.formats import student
-from fairseq_star.formats.checkpoint import num_updates, read_checkpoint, shapes
 from fairseq_star.formats.config import sections
 from fairseq_star.formats.student import MASK, TEACHER, student_config, student_values
 

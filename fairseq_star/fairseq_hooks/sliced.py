@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fairseq_star.checkpoint import read_checkpoint, shapes
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
-from fairseq_star.formats.checkpoint import read_checkpoint, shapes
 from fairseq_star.formats.hub import PATIENCE
 from fairseq_star.formats.student import MASK
 from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
+from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.host import bound_primitive_cache
 from fairseq_star.runtime.workers import rank_and_world_size
 from fairseq_star.slicing.measures import star_losses

@@ -8,14 +8,14 @@ from typing import Mapping
 
 import torch
 
+from fairseq_star.checkpoint import read_checkpoint, read_inert
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.files import new_output
 from fairseq_star.formats import dphubert, fairseq, hub, huggingface, lightning, microsoft, s3prl, student, torchaudio
-from fairseq_star.formats.checkpoint import read_checkpoint, read_inert
 from fairseq_star.formats.config import Section
 from fairseq_star.formats.hf_folder import CONFIG, read_json
 from fairseq_star.formats.student import Student, load_student, student_of, write_student
+from fairseq_star.runtime.files import new_output
 
 # Each has recognises(state), read_encoder(state, name=...) and dropouts(state, name). Any other file is fairseq's or
 # of no known format.

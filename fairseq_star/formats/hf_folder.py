@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.formats.config import Section
 from fairseq_star.manifest import SAMPLE_RATE
 

@@ -8,12 +8,12 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import BY_LAYER, DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder, Hearer
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.formats.config import EXTRACTOR_MODES, Section, encoder_config, sections
 from fairseq_star.models import starhubert
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel

@@ -18,8 +18,8 @@ from torch import Tensor
 from fairseq_star.encoder.frames import FrameGeometry, Frames
 from fairseq_star.encoder.frozen import utterance_states
 from fairseq_star.errors import StarError
-from fairseq_star.files import new_output
 from fairseq_star.formats.student import Student
+from fairseq_star.runtime.files import new_output
 
 # Ragged in samples and frames; the shortest is above s3prl's least length of 0.05 s.
 CHECK_SAMPLES = (16_000, 11_243, 5_477)

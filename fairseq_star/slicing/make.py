@@ -12,11 +12,11 @@ from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.files import new_output
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.formats.student import ARCHITECTURES, Student, write_student
 from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.models.starhubert import StarHubertModel
+from fairseq_star.runtime.files import new_output
 from fairseq_star.slicing.measures import star_losses, variance_kept
 from fairseq_star.slicing.report import SlicingReport
 from fairseq_star.slicing.sample import UTTERANCES, draw_for

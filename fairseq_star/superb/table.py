@@ -7,8 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairseq_star.files import replacing
 from fairseq_star.manifest import write_lines
+from fairseq_star.runtime.files import replacing
 from fairseq_star.superb.scores import (
     COLUMNS,
     COUNTED,

@@ -1,8 +1,8 @@
 """Everything that fairseq shall know of: whoever imports ``fairseq_star.tasks.star_distillation`` has it."""
 
+from fairseq_star.checkpoint import allow_checkpoint_classes
 from fairseq_star.criterions import star_tgm  # noqa: F401
 from fairseq_star.fairseq_hooks import hubert_ctc  # noqa: F401
-from fairseq_star.formats.checkpoint import allow_checkpoint_classes
 from fairseq_star.models import starhubert  # noqa: F401
 from fairseq_star.tasks import star_distillation  # noqa: F401
 

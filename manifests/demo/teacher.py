@@ -113,7 +113,7 @@ def export(checkpoint: str | os.PathLike, out: Path) -> int:
     """
     import torch
 
-    from fairseq_star.formats.checkpoint import read_checkpoint
+    from fairseq_star.checkpoint import read_checkpoint
 
     state = read_checkpoint(os.fspath(checkpoint), "demo teacher")
     config = state.get("cfg")

@@ -7,9 +7,9 @@ import torch
 from omegaconf import OmegaConf
 
 from fairseq_star.analysis.evaluate import evaluate
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.criterions.star_tgm import StarTGMConfig, StarTGMCriterion
 from fairseq_star.formats import load_teacher
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.models.starhubert import StarHubertConfig
 from fairseq_star.tasks.star_distillation import StarDistillationConfig, StarDistillationTask
 from tests.support import tiny

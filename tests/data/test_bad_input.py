@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
-from fairseq_star.formats.checkpoint import read_checkpoint
 from tests.support import tiny
 from tests.support.steps import build
 

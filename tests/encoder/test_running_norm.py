@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.running_norm import PRIOR, RunningNorm, measure_statistics
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks import first_weights
 from fairseq_star.fairseq_hooks.first_weights import MEASURED, begin_first_norm
 from fairseq_star.formats import load_student
-from fairseq_star.formats.checkpoint import read_checkpoint
 from fairseq_star.manifest import ManifestEntry, read_manifest, write_manifest
 from fairseq_star.models.starhubert import StarHubertStreamConfig, StarHubertStreamModel
 from fairseq_star.runtime import host

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.runtime.files import replacing
 
 DRAWS, LEVEL = 2000, 0.95
 

@@ -20,10 +20,10 @@ from fairseq_star.analysis.probe.labels import TASKS, TaskData, read_task
 from fairseq_star.analysis.probe.result import Bootstrap, Comparison, ProbeResult, ProbeRow, interval
 from fairseq_star.analysis.runs import locate
 from fairseq_star.analysis.untrained import untrained
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub, load_encoder
-from fairseq_star.formats.checkpoint import read_checkpoint
 
 FBANK, MFCC, FBANK_RAW = "FBANK", "MFCC", "FBANK, not normalized"
 RANDOM, STUDENT, TEACHER = "random init", "student", "teacher"

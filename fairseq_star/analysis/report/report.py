@@ -12,9 +12,9 @@ from fairseq_star.analysis.report.losses import read_losses
 from fairseq_star.analysis.runs import load_run
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.sliced import read_report
-from fairseq_star.files import replacing
 from fairseq_star.plots.matrices import choose_layers
 from fairseq_star.plots.style import require_matplotlib
+from fairseq_star.runtime.files import replacing
 
 CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")
 

@@ -19,10 +19,10 @@ from fairseq_star.analysis.probe.labels import EXTENSION, PHONE, Utterance
 from fairseq_star.analysis.units import kmeans
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.files import new_output, replacing
 from fairseq_star.formats import hub, load_teacher
 from fairseq_star.losses.centroids import Centroids
 from fairseq_star.manifest import read_manifest
+from fairseq_star.runtime.files import new_output, replacing
 from fairseq_star.teacher.provider import teacher_digest
 
 HELD_OUT = 100_000  # frames of the other split that quality is measured on

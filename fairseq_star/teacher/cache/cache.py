@@ -24,7 +24,7 @@ from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError
-from fairseq_star.files import replacing
+from fairseq_star.runtime.files import replacing
 from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec, keep_codec, read_codec
 from fairseq_star.teacher.cache.codec_fit import make_codec, told
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES, PlainRows

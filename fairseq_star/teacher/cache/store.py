@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fairseq_star.files import replacing
+from fairseq_star.runtime.files import replacing
 
 logger = logging.getLogger(__name__)
 

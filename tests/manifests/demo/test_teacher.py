@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.formats.checkpoint import read_checkpoint
 from manifests.demo import teacher as demo_teacher
 from manifests.demo import teacher_targets as demo_teacher_targets
 from tests.support import ROOT
