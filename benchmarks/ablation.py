@@ -3,7 +3,7 @@
     python -m benchmarks.ablation [--suite losses] [--out demo/ablation] [--updates 150] [--seeds 1 2 3] [--jobs 2]
     python -m benchmarks.ablation --suite objectives --noisy --equal-time --snrs 20 10 0
 
-``losses`` is the paper's ablation with a frame-matching baseline; ``objectives`` what the student hears and is asked
+``losses`` is the paper's ablation with a frame-matching baseline; ``objectives`` what the student receives and is asked
 for (docs/objectives.md); ``cache`` STaR from a teacher cache compressed in several ways (docs/teacher-cache.md). Every
 method distils the demo student (configs/demo.yaml) from the embedded teacher with the same updates, batches and
 learning rate, from the same first weights for a seed; none is tuned. With ``--noisy`` each has a twin that hears its

@@ -29,7 +29,7 @@ from fairseq_star.deploy.targets import (
     load_target,
 )
 from fairseq_star.encoder.config import HUBERT_BASE
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.formats import (
     Student,
     export,
@@ -131,7 +131,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq has set it lower
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.deploy", *sys.argv[1:]]))
     rows = {}
-    with tempfile.TemporaryDirectory() as name, told_in_one_line(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as name, exit_on_star_error(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's older weight_norm
         folder = Path(name)
         checkpoint = options.checkpoint or write_student(

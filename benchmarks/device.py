@@ -28,7 +28,7 @@ from benchmarks.device_measures import Labels, agreements, heard_in_chunks, hear
 from benchmarks.device_result import draw, tables
 from benchmarks.measure import ROOT, environment, heading, write_result
 from benchmarks.models import QUICK_STUDENT, write_student
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 
 STREAM = {"extractor_mode": "running_norm", "chunk_frames": [16, 4, 8, 32, 0], "left_context_frames": 128}
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = parse(arguments)
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.device", *sys.argv[1:]]))
-    with tempfile.TemporaryDirectory() as name, told_in_one_line():
+    with tempfile.TemporaryDirectory() as name, exit_on_star_error():
         folder, sizes = Path(name), QUICK_STUDENT if options.quick else {}
         offline = options.offline or write_student(folder / "offline.pt", **sizes)
         live = options.stream or write_student(folder / "stream.pt", **STREAM, **sizes)

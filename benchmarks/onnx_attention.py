@@ -27,7 +27,7 @@ from fairseq_star.deploy.attention import attention_by_blocks, attention_by_prod
 from fairseq_star.deploy.onnx import Onnx, write_whole
 from fairseq_star.deploy.onnx_quantized import to_int8
 from fairseq_star.encoder.attention import attention
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 from fairseq_star.formats import Student, load_student
 
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args(arguments)
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.onnx_attention", *sys.argv[1:]]))
-    with tempfile.TemporaryDirectory() as name, told_in_one_line():
+    with tempfile.TemporaryDirectory() as name, exit_on_star_error():
         student = load_student(options.checkpoint or str(write_student(Path(name) / "student.pt")))
         files = write(student, Path(name))
         rows = [

@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks.measure import ROOT, environment, heading, write_result
 from fairseq_star.deploy.targets import load_target
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 from fairseq_star.formats import Student, export, load_student
 from fairseq_star.models.starhubert import StarHubertModel
 from manifests.demo import keywords
@@ -121,7 +121,7 @@ def main() -> None:
     made_with = environment("cpu", shlex.join(["python", "-m", "benchmarks.s3prl_keywords", *sys.argv[1:]]))
     work = options.work / f"{made_with['date']}-{os.getpid()}"
     work.mkdir(parents=True)
-    with told_in_one_line():
+    with exit_on_star_error():
         if not options.corpus.exists():
             keywords.main([str(options.corpus)])
         student = load_student(options.checkpoint, "checkpoint")

@@ -9,7 +9,7 @@ class StarError(ValueError):
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def exit_on_star_error() -> Iterator[None]:
     """End the program with a ``StarError``'s sentence alone: fairseq and hydra would bury it under a traceback."""
     try:
         yield

@@ -25,7 +25,7 @@ from fairseq_star.encoder import config as encoder_config
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.macs import SUPERB_UTTERANCES, encoder_macs
 from fairseq_star.encoder.modules import SpeechEncoder
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.formats import hub, load_encoder
 from fairseq_star.formats.hf_folder import read_weights
 from fairseq_star.formats.student import ARCHITECTURES, student_config
@@ -203,7 +203,7 @@ def main() -> None:
     name, seconds, device, num_threads, rounds = sys.argv[1:]
     if int(num_threads):
         torch.set_num_threads(int(num_threads))
-    with told_in_one_line():
+    with exit_on_star_error():
         forward = _load(name, device)
     torch.manual_seed(0)
     source = torch.randn(1, round(float(seconds) * SAMPLE_RATE))

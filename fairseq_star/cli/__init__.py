@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 
 COMMANDS = {
     "evaluate": "losses of a student before and after training",
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_arguments(parser)
     arguments = parser.parse_args(argv[1:])
     logging.getLogger().setLevel(logging.WARNING)  # fairseq, if imported already, has set it lower
-    with told_in_one_line():
+    with exit_on_star_error():
         try:
             command.run(arguments)
             sys.stdout.flush()

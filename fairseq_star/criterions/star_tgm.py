@@ -7,7 +7,7 @@ from fairseq.logging import metrics
 
 from fairseq_star.checkpoint import shapes
 from fairseq_star.data.augment.student_view import MASKED_FRAMES
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.losses.batch import DistillationBatch
 from fairseq_star.losses.layer_plan import match_layers
 from fairseq_star.losses.options import StarTGMConfig
@@ -30,7 +30,7 @@ class StarTGMCriterion(FairseqCriterion):
         super().__init__(task)
         self.cfg = cfg
         self.weights_alone = False  # whether the run takes over a student alone: heads that do not fit begin anew
-        with told_in_one_line():
+        with exit_on_star_error():
             provider = task.provider
             teacher = provider.encoder
             self.teacher_layers = match_layers(teacher.num_layers, task.student_layers, cfg.teacher_layers)

@@ -26,7 +26,7 @@ NOT_FINITE = "holds samples that are NaN or infinite; restore or remove it"
 
 
 def all_finite(samples: Tensor) -> bool:
-    """Whether no sample is NaN or infinite."""
+    """Return whether no sample is NaN or infinite."""
     # A sum is finite where all is, and needs no memory; float64 so that large samples do not overflow it.
     return bool(samples.sum(dtype=torch.float64).isfinite())
 

@@ -40,7 +40,7 @@ class DistillationDataset(FileAudioDataset):
     A batch is ``{"id", "num_samples", "paths", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a
     list of plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests``
     there is also ``audio_digests``, a list of :func:`audio_digest`, and with ``read_ahead`` what a teacher cache holds
-    of the batch (:class:`StoredStates`). With a ``view`` the source is what the student hears; what
+    of the batch (:class:`StoredStates`). With a ``view`` the source is what the student receives; what
     else there then is, :mod:`fairseq_star.data.augment.student_view` says.
 
     A file that cannot be read, or is not what the manifest says, raises nothing, since that may happen in a data
@@ -226,7 +226,7 @@ class DistillationDataset(FileAudioDataset):
 
 
 def audio_digest(source: Tensor) -> str:
-    """64 hexadecimal digits that stand for exactly these samples (float32, one utterance, as the teacher hears it).
+    """64 hexadecimal digits that stand for exactly these samples (float32, one utterance, as the teacher receives it).
 
     Names an utterance in the teacher cache. Unlike a path, size and time it cannot be out of date; it takes about 1 ms
     for 16 s, beside some 30 ms of decoding, in the data workers.

@@ -52,7 +52,7 @@ def program_of(student: Student, products: bool = False) -> Program:
         products: whether attention is written out as products, which is what onnxruntime is fast at.
 
     Raises:
-        StarError: a streaming student hears normalized audio.
+        StarError: a streaming student receives normalized audio.
     """
     some = Dim("streams" if student.config.chunk_frames else "batch", min=1, max=MOST)
     if not student.config.chunk_frames:
@@ -138,6 +138,6 @@ class ProgramTarget(Target):
         return utterances
 
     def run_lines(self, load: str, whole: str) -> str:
-        """What a user would type: a line that loads the file, and one that runs it, if the student hears whole
+        """What a user would type: a line that loads the file, and one that runs it, if the student receives whole
         utterances."""
         return f"{load}\n{'the loop that feeds it is in docs/streaming.md' if self.chunk_frames else whole}"

@@ -1,4 +1,4 @@
-"""Chunked attention: what lets an encoder hear audio as it arrives.
+"""Chunked attention: what lets an encoder process audio as it arrives.
 
 An utterance's frames are cut into chunks of C from its beginning. A frame attends to its whole chunk, to the L frames
 before the chunk and to the R frames after it. If each layer looked R frames further, the look-ahead would grow with

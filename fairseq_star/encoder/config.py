@@ -50,7 +50,7 @@ class EncoderConfig:
     pos_conv_depth: int = 1  # more than 1: data2vec's stack instead of one weight-normed convolution
     layer_norm_eps: float = 1e-5
     relative_position: tuple[int, int] | None = None  # WavLM: buckets, greatest distance in frames
-    # Sizes of the chunks it hears in (0: the whole utterance at once), that in use first; none: never in chunks.
+    # Sizes of the chunks it processes (0: the whole utterance at once), that in use first; none: never in chunks.
     chunk_frames: tuple[int, ...] = ()
     left_context_frames: int = 0  # frames before its chunk that a frame attends to
     right_context_frames: int = 0  # frames after its chunk, likewise

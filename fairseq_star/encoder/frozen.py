@@ -13,18 +13,18 @@ from fairseq_star.encoder.unit_head import UnitHead
 from fairseq_star.errors import StarError
 
 
-class Hearer:
-    """What has a ``model`` and knows the audio it hears: a frozen encoder, or a student."""
+class SpeechModel:
+    """What has a ``model`` and knows the audio it takes: a frozen encoder, or a student."""
 
     model: SpeechEncoder
     sample_rate: int  # Hz
-    normalize: bool  # whether it hears audio of zero mean and unit variance
+    normalize: bool  # whether it takes audio of zero mean and unit variance
 
     def use_chunks(self, chunk_frames: int) -> None:
         """Hear in chunks of so many frames from now on, or with 0 whole utterances at once.
 
         Raises:
-            StarError: a number below 0, or an encoder that hears whole utterances only.
+            StarError: a number below 0, or an encoder that processes whole utterances only.
         """
         self.model.use_chunks(chunk_frames)
 
@@ -50,7 +50,7 @@ class Hearer:
         """
         if sample_rate != self.sample_rate:
             raise StarError(
-                f"the audio has {sample_rate} Hz and this encoder hears {self.sample_rate} Hz; resample it, for "
+                f"the audio has {sample_rate} Hz and this encoder takes {self.sample_rate} Hz; resample it, for "
                 "example with torchaudio.functional.resample"
             )
         parameter, geometry = next(self.model.parameters()), self.model.geometry
@@ -96,7 +96,7 @@ def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
     return given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
 
 
-class FrozenEncoder(Hearer, nn.Module):
+class FrozenEncoder(SpeechModel, nn.Module):
     """A frozen speech encoder, always in eval mode: no dropout, no layer drop, no masking, no gradient.
 
     A teacher belongs to the task, not to model or criterion, so that no checkpoint, optimizer or DDP wrapper ever sees

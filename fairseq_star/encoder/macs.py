@@ -39,7 +39,7 @@ def count_macs(run: Callable[[], object]) -> int:
 
 def macs_of_sizes(config: EncoderConfig, num_samples: np.ndarray) -> np.ndarray:
     """What :func:`encoder_macs` counts, from sizes alone: in microseconds, and exactly but for WavLM's gates and for a
-    streaming encoder, which is taken as one that hears the whole utterance.
+    streaming encoder, which is taken as one that processes the whole utterance.
 
     Args:
         num_samples: of any number of utterances.

@@ -91,7 +91,7 @@ class SpeechEncoder(nn.Module):
             fused=fused_positions,
         )
         self.register_parameter("mask_emb", None)
-        self.chunk_frames = config.chunk_frames[0] if config.chunk_frames else 0  # of a chunk; 0: hears all at once
+        self.chunk_frames = config.chunk_frames[0] if config.chunk_frames else 0  # of a chunk; 0: all at once
 
     def for_inference(self) -> "SpeechEncoder":
         """Return an encoder of the same weights, in eval mode, that cannot be trained: they are shared, not copied.
@@ -115,10 +115,12 @@ class SpeechEncoder(nn.Module):
         """Hear in chunks of so many frames from now on, or with 0 whole utterances at once.
 
         Raises:
-            StarError: a number below 0, or an encoder that hears whole utterances only.
+            StarError: a number below 0, or an encoder that processes whole utterances only.
         """
         if not self.config.chunk_frames:
-            raise StarError("this encoder hears whole utterances only; a student of model.chunk_frames hears in chunks")
+            raise StarError(
+                "this encoder processes whole utterances only; a student of model.chunk_frames processes them in chunks"
+            )
         if chunk_frames < 0:
             raise StarError(f"chunks of {chunk_frames} frames cannot be; give 1 or more, or 0 for all at once")
         self.chunk_frames = chunk_frames
@@ -145,7 +147,7 @@ class SpeechEncoder(nn.Module):
             mask_indices: B x T, True = hidden: these frames' features become the mask embedding, as by HuBERT's
                 ``apply_mask``.
             mask_channels: B x D, True = zeroed in all frames of the utterance, likewise.
-            chunk_frames: of a streaming encoder, the chunks it hears in, 0 for the whole utterance at once; None:
+            chunk_frames: of a streaming encoder, the chunks it processes, 0 for the whole utterance at once; None:
                 those in use (attribute ``chunk_frames``).
 
         The layers' own dropouts apply in training mode. Layer drop does not: the loss needs every layer.

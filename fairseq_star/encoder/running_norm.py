@@ -1,4 +1,4 @@
-"""The first norm of a streaming student: HuBERT Base's group norm, of what was heard so far.
+"""The first norm of a streaming student: HuBERT Base's group norm, of what was received so far.
 
 A group norm takes each channel's mean and variance over the whole utterance, whose end a stream does not know. Here a
 frame's are those of all steps of the encoder (20 ms) that ended before it, beginning with statistics of the corpus that

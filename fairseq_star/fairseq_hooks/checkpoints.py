@@ -22,7 +22,7 @@ from fairseq import checkpoint_utils
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_star.checkpoint import num_updates, read_checkpoint
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
 from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_told
 from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
@@ -53,7 +53,7 @@ def guard_runs(task_class: type) -> None:
         end_loading_at_exit()
         ours = isinstance(trainer.task, task_class)
         settle_on_host(keep_memory=ours and not trainer.task.cfg.release_memory)
-        with told_in_one_line():
+        with exit_on_star_error():
             if ours:
                 check_options(trainer.cfg, trainer.get_criterion(), on_gpu=trainer.cuda or trainer.tpu)
             start = _on_first_rank(trainer, lambda: _find_start(cfg, trainer, ours))
@@ -64,7 +64,7 @@ def guard_runs(task_class: type) -> None:
         trainer.get_criterion().weights_alone = start is not None and start.weights_alone
         trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
         stop_when_asked(trainer.task.steps.stop)
-        with told_in_one_line(), mismatch_told(start):
+        with exit_on_star_error(), mismatch_told(start):
             loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
         if trainer.cfg.optimization.max_update and finished >= trainer.cfg.optimization.max_update:
@@ -73,13 +73,13 @@ def guard_runs(task_class: type) -> None:
                 f"the run is finished: optimization.max_update={trainer.cfg.optimization.max_update} is reached"
             )
             raise SystemExit(0)
-        with told_in_one_line():
+        with exit_on_star_error():
             check_shared_memory(trainer, loaded[1])
         return loaded
 
     @functools.wraps(checkpoint_utils.verify_checkpoint_directory)
     def verify_checkpoint_directory(save_dir: str) -> None:
-        with told_in_one_line():
+        with exit_on_star_error():
             check_save_dir(save_dir)
 
     checkpoint_utils.verify_checkpoint_directory = verify_checkpoint_directory
@@ -207,7 +207,7 @@ def save_safely() -> None:
         def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
             if any(paths.path_requires_pathmanager(path) for path in (src_path, dst_path)):
                 return paths.copy(src_path, dst_path, overwrite)
-            with told_in_one_line():
+            with exit_on_star_error():
                 return copy_atomically(src_path, dst_path)
 
     checkpoint_utils.torch_persistent_save = torch_persistent_save
@@ -219,7 +219,7 @@ def save_atomically(state: dict, path: str) -> None:
 
     Ends the program in one line when the disk goes on refusing.
     """
-    with told_in_one_line():
+    with exit_on_star_error():
         _write(path, lambda temporary: torch.save(state, temporary))
 
 

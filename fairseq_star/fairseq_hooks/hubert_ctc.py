@@ -14,7 +14,7 @@ from fairseq.models.hubert import hubert_asr
 from fairseq.models.hubert.hubert_asr import HubertCtcConfig
 
 from fairseq_star.checkpoint import read_checkpoint
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.formats import student
 from fairseq_star.formats.config import config_of, sections
 
@@ -35,7 +35,7 @@ class CheckedHubertEncoder(hubert_asr.HubertEncoder):
 
     def __init__(self, cfg: hubert_asr.HubertAsrConfig, task):
         if cfg.w2v_args is None:  # there in a fine-tuned checkpoint, which is then all that is read
-            with told_in_one_line():
+            with exit_on_star_error():
                 check_pretrained(cfg.w2v_path, normalize=cfg.normalize)
         super().__init__(cfg, task)
 

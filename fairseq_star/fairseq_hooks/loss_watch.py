@@ -79,7 +79,7 @@ class LossWatch:
 
 
 def second_look() -> bool:
-    """Whether fairseq passes a batch again because the update's gradient was not finite.
+    """Return whether fairseq passes a batch again because the update's gradient was not finite.
 
     Its trainer does so while it handles the ``FloatingPointError`` (after saving crash.pt), and raises it again then.
     """

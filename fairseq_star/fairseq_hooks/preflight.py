@@ -167,8 +167,8 @@ def check_student(teacher: FrozenEncoder, student: StarHubertModel, cfg: DictCon
         )
     if student.config.chunk_frames and teacher.normalize:
         raise StarError(
-            "model.chunk_frames: this teacher hears audio of zero mean and unit variance (task.normalize=true), and so "
-            "would the student, but no stream tells these of an utterance in advance; take a teacher that hears audio "
+            "model.chunk_frames: this teacher takes audio of zero mean and unit variance (task.normalize=true), and so "
+            "would the student, but no stream tells these of an utterance in advance; take a teacher that takes audio "
             "as it is, such as HuBERT Base"
         )
     if cfg.compile and student.cfg.weight_bits:

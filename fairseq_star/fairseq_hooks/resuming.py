@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the run that is to go on from it: the same student, teacher and kind of loss."""
+"""Checks that a checkpoint belongs to the run that resumes from it: the same student, teacher and kind of loss."""
 
 from contextlib import contextmanager
 from typing import Iterator

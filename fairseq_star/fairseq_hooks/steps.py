@@ -9,7 +9,7 @@ from torch import nn
 from fairseq_star.data.augment.chunks import in_drawn_chunks
 from fairseq_star.data.bad_audio import BadAudio, stand_in, without_counts
 from fairseq_star.data.long_recordings import told_if_too_long
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.loss_watch import LossWatch, second_look
 from fairseq_star.fairseq_hooks.stopping import StopRequest
 from fairseq_star.fairseq_hooks.throughput import TRAINED, Throughput
@@ -56,7 +56,7 @@ class Steps:
         """
         sample = in_drawn_chunks(sample, unwrapped(model).config.chunk_frames, self.cfg.seed, update_num)
         if second_look():
-            with told_in_one_line():
+            with exit_on_star_error():
                 self.losses.find_utterance(update_num, sample, model, criterion, provider.encoder.geometry)
             return None  # fairseq makes no use of it
 
@@ -81,12 +81,12 @@ class Steps:
     ) -> tuple:
         """Run ``step`` on a batch, or on a stand-in that counts nothing where no utterance of it could be read."""
         teacher = provider.encoder
-        with told_in_one_line():
+        with exit_on_star_error():
             bad = self.bad_audio.report(sample)
         counts = "net_input" in sample
         if not counts:
             sample = stand_in(teacher.geometry, model, masked=bool(self.cfg.mask_prob))
-        with told_in_one_line(), told_if_too_long(sample, teacher.sample_rate):
+        with exit_on_star_error(), told_if_too_long(sample, teacher.sample_rate):
             loss, sample_size, log = step(sample, counts)
         self.throughput.add(provider.take_macs())
         own = {"bad_audio": bad, StopRequest.KEY: self.stop.wished, Throughput.KEY: self.throughput.take()}

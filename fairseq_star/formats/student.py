@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import BY_LAYER, DROPOUTS, EncoderConfig
-from fairseq_star.encoder.frozen import FrozenEncoder, Hearer
+from fairseq_star.encoder.frozen import FrozenEncoder, SpeechModel
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
@@ -95,7 +95,7 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
 
 
 @dataclass
-class Student(Hearer):
+class Student(SpeechModel):
     """A trained student, frozen and in eval mode.
 
     ``model`` takes the statistics of its group norm over an utterance's own samples; :meth:`padded` returns the same

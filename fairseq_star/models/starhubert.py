@@ -14,7 +14,7 @@ from fairseq_star.encoder.fake_quant import BITS
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from fairseq_star.encoder.running_norm import RUNNING
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 
 # As fairseq makes such choices, of which it has the first two.
 EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm", RUNNING])
@@ -46,7 +46,7 @@ class StarHubertConfig(FairseqDataclass):
         default="default",
         metadata={
             "help": "default: group norm on the first convolution; layer_norm: on every one; running_norm: as default, "
-            "of what was heard so far, for students that hear as it comes"
+            "of what was received so far, for streaming students"
         },
     )
     conv_bias: bool = field(default=False, metadata={"help": "bias in the feature extractor"})
@@ -95,7 +95,7 @@ class StarHubertConfig(FairseqDataclass):
     chunk_frames: Optional[List[int]] = field(
         default=None,
         metadata={
-            "help": "hear as it comes, in chunks of so many frames (0: the whole utterance at once); of several an "
+            "help": "streaming: process audio in chunks of so many frames (0: whole utterances); of several an "
             "update draws one, and the first is the one in use later; default: the architecture's"
         },
     )
@@ -137,7 +137,7 @@ class StarHubertXSmallConfig(StarHubertConfig):
 
 @dataclass
 class StarHubertStreamConfig(StarHubertConfig):
-    """``starhubert_stream``: 22,308,592 parameters; hears as it comes, at 80, 160, 320, 640 ms or all at once."""
+    """``starhubert_stream``: 22,308,592 parameters; streams, at 80, 160, 320, 640 ms or all at once."""
 
     extractor_mode: EXTRACTOR_MODES = field(
         default=RUNNING, metadata={"help": "running_norm: a norm that waits for no frame to come"}
@@ -181,7 +181,7 @@ def _check(cfg: StarHubertConfig) -> None:
         raise StarError(f"model.weight_bits={cfg.weight_bits} must be {' or '.join(map(str, BITS))}, or left out")
     if bool(cfg.chunk_frames) != (cfg.extractor_mode == RUNNING):
         raise StarError(
-            "model.chunk_frames and model.extractor_mode=running_norm go together: no other norm hears as it comes, "
+            "model.chunk_frames and model.extractor_mode=running_norm go together: no other norm streams, "
             "and a student of whole utterances needs none that does; give both, or neither"
         )
     if cfg.chunk_frames:
@@ -219,7 +219,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: StarHubertConfig, task=None) -> "StarHubertModel":
         """Build a student, as fairseq asks for it; a value that cannot be ends the program in one line."""
-        with told_in_one_line():
+        with exit_on_star_error():
             return cls(cfg)
 
     def forward(
@@ -270,7 +270,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         """fairseq's feature interface (``HubertModel.extract_features``): one layer's states and the frame mask.
 
         Args:
-            mask: must be False; which frames a student does not hear, its task says.
+            mask: must be False; which frames are masked for a student, its task says.
             ret_conv: the convolutional features instead.
             output_layer: 1-based; the last layer (after the final norm of a pre-norm encoder) when None.
 
@@ -306,7 +306,7 @@ class StarHubertXSmallModel(StarHubertModel):
 
 @register_model("starhubert_stream", dataclass=StarHubertStreamConfig)
 class StarHubertStreamModel(StarHubertModel):
-    """``starhubert`` that hears in chunks, the statistics of its first norm being those so far."""
+    """``starhubert`` that processes audio in chunks, the statistics of its first norm being those so far."""
 
     def __init__(self, cfg: StarHubertStreamConfig):
         if cfg.chunk_frames is None:  # a recipe's null: the architecture's own, which the run's config then keeps

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from fairseq_star.data.splits import check_folder, load_split, load_view
 from fairseq_star.encoder.frozen import FrozenEncoder
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.checkpoints import guard_runs, run_teacher
 from fairseq_star.fairseq_hooks.first_weights import begin_student, size_student
 from fairseq_star.fairseq_hooks.preflight import adopt_audio_format, check_student
@@ -35,7 +35,7 @@ class StarDistillationTask(FairseqTask):
         self.view = None
         self.first_weights_folder = self._option("save_dir")
         self.student_layers = self.student_dim = 0
-        with told_in_one_line():
+        with exit_on_star_error():
             self.steps = Steps(cfg)
             # Read only where it is needed: a task made without a whole run's config has none.
             self.maps = TensorboardMaps(cfg.log_tgm_maps, cfg.tensorboard_logdir if cfg.log_tgm_maps else None)
@@ -56,7 +56,7 @@ class StarDistillationTask(FairseqTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
         if from_checkpoint:
             return self._build(cfg, from_checkpoint)
-        with told_in_one_line():
+        with exit_on_star_error():
             check_folder(self.cfg.data)
             provider = self._load_teacher()
             teacher = provider.encoder
@@ -107,7 +107,7 @@ class StarDistillationTask(FairseqTask):
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs) -> None:
         """Load ``{data}/{split}.tsv``, refusing a bad line or file before training starts."""
         cache, geometry = self.provider and self.provider.cache, self.provider and self.teacher.geometry
-        with told_in_one_line():
+        with exit_on_star_error():
             if geometry and self.view is None:  # else no student is trained, or it is there already
                 self.view = load_view(self.cfg, geometry, self.student_dim)
             dataset = load_split(
@@ -124,7 +124,7 @@ class StarDistillationTask(FairseqTask):
                 cache.count_in(split, dataset)
 
     def get_batch_iterator(self, dataset, *arguments, **options):
-        with told_in_one_line():
+        with exit_on_star_error():
             iterator = super().get_batch_iterator(dataset, *arguments, **options)
         # A validation's begin when the process is at its largest, and would keep a copy of that to the run's end.
         iterator.persistent_workers &= dataset is self.datasets.get(self._option("train_subset"))
@@ -149,7 +149,7 @@ class StarDistillationTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)
-        with told_in_one_line():
+        with exit_on_star_error():
             self.steps.reduce(logging_outputs, self.provider, training=criterion.training)
 
     def max_positions(self):

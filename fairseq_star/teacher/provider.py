@@ -12,7 +12,7 @@ from fairseq_star.data.augment.student_view import teacher_source
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.macs import macs_of_sizes
 from fairseq_star.encoder.modules import Encoding
-from fairseq_star.errors import told_in_one_line
+from fairseq_star.errors import exit_on_star_error
 from fairseq_star.formats import hub, load_teacher, teacher_files
 from fairseq_star.formats.student import TEACHER
 from fairseq_star.runtime.memory import synchronize
@@ -89,7 +89,7 @@ class TeacherProvider:
         source = teacher_source(sample)
         if self.cache is None or "audio_digests" not in sample:  # none: a part of a batch, or a stand-in
             return self.compute(source, sample["num_samples"], **wanted)
-        with told_in_one_line():
+        with exit_on_star_error():
             return self.cache.encode(sample, self.compute, precision=self.precision(source), states=states, **wanted)
 
     def compute(self, source: Tensor, num_samples: Sequence[int], **wanted) -> Encoding:

@@ -1,4 +1,4 @@
-"""The norm of what was heard so far: against its definition, where it begins, and students of before it."""
+"""The norm of what was received so far: against its definition, where it begins, and students of before it."""
 
 import os
 

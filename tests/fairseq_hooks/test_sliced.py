@@ -287,7 +287,7 @@ def test_a_mask_embedding_stays_as_it_was_drawn(corpus, teacher_path, tmp_path):
 
 
 def test_a_streaming_student(corpus, teacher_path, tmp_path):
-    """Its first norm's statistics are kept with its weights; it hears in chunks."""
+    """Its first norm's statistics are kept with its weights; it processes audio in chunks."""
     streaming = {"chunk_frames": [4, 0], "extractor_mode": "running_norm"}
     _, student, _ = build(corpus, teacher_path, model=sliced(**streaming), save_dir=str(tmp_path))
     assert student.chunk_frames == 4

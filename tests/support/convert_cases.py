@@ -50,7 +50,7 @@ def tiny_student(folder: Path, **settings: object) -> Student:
 
 
 def streaming_student(folder: Path, **settings: object) -> Student:
-    """A tiny one that hears in chunks of 4 frames, or of 3, or all at once."""
+    """A tiny one that processes audio in chunks of 4 frames, or of 3, or all at once."""
     options = {**tiny.STUDENT, "chunk_frames": [4, 3, 0], "left_context_frames": 7, **settings}
     return load_student(str(write_checkpoint(folder / "stream.pt", STREAM, **options)))
 

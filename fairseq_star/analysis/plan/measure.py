@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fairseq_star.errors import StarError, told_in_one_line
+from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.fairseq_hooks.preflight import check_options
 from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.runtime.memory import process_bytes, synchronize
@@ -86,7 +86,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
         task.load_dataset(split)
     trainer = Trainer(cfg, task, model, criterion, None)
     device = "cuda" if trainer.cuda else "cpu"
-    with told_in_one_line():
+    with exit_on_star_error():
         check_options(cfg, criterion, on_gpu=trainer.cuda)
     batches = _batches(trainer)
     trainer.begin_epoch(1)

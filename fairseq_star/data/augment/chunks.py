@@ -1,4 +1,4 @@
-"""The chunks a streaming student hears in training: one size an update, drawn from those its latency may later have."""
+"""Chunk sizes of a streaming student in training: one an update, drawn from those that it may later run with."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def draw_chunk(sizes: Sequence[int], seed: int, num_updates: int) -> int:
 
 
 def in_drawn_chunks(sample: dict, sizes: Sequence[int], seed: int, num_updates: int) -> dict:
-    """A batch that the student hears in the chunks of an update; as it is where there is nothing to draw."""
+    """A batch that the student receives in the chunks of an update; as it is where there is nothing to draw."""
     if len(sizes) < 2 or "net_input" not in sample:
         return sample
     drawn = draw_chunk(sizes, seed, num_updates)

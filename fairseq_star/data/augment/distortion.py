@@ -71,7 +71,7 @@ def _read(path: str, start: int, num_samples: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Distortion:
+class Augmentation:
     """What ``task.noise_*``, ``reverb_*``, ``babble_*``, ``band_limit_*`` and ``gain_*`` ask for.
 
     Args:
@@ -88,7 +88,7 @@ class Distortion:
     seed: int
 
     @classmethod
-    def of(cls, cfg: ViewConfig, *, sample_rate: int, normalize: bool, seed: int) -> "Distortion | None":
+    def of(cls, cfg: ViewConfig, *, sample_rate: int, normalize: bool, seed: int) -> "Augmentation | None":
         """As the options say; None where they add nothing.
 
         Raises:
@@ -103,7 +103,7 @@ class Distortion:
             raise StarError(f"task.band_limit_hz={list(cfg.band_limit_hz)} must stay below {sample_rate / 2:g} Hz")
         if cfg.gain_prob and normalize:
             raise StarError(
-                "task.gain_prob: this teacher, and so its student, hears audio of unit variance, which has no loudness;"
+                "task.gain_prob: this teacher, and so its student, takes audio of unit variance, which has no loudness;"
                 " leave it out"
             )
         manifests = {
@@ -116,7 +116,7 @@ class Distortion:
         return cls(cfg, manifests["noise_manifest"], manifests["reverb_manifest"], sample_rate, seed)
 
     def apply(self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int) -> Tensor:
-        """What the student hears of ``clean`` (n samples): n samples.
+        """What the student receives of ``clean`` (n samples): n samples.
 
         Args:
             index: the utterance's number, of ``count`` in its manifest.

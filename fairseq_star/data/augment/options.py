@@ -1,4 +1,4 @@
-"""Options of ``task=star_distillation`` that say what the student hears."""
+"""Options of ``task=star_distillation`` that say what the student receives."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -10,7 +10,7 @@ SELECTIONS = ("static", "normal", "poisson")  # "uniform" fails in fairseq 0.12:
 
 @dataclass
 class ViewConfig(FairseqDataclass):
-    """All off by default; then the student hears what the teacher hears."""
+    """All off by default; then the student receives what the teacher receives."""
 
     mask_prob: float = field(
         default=0.0,
@@ -35,14 +35,14 @@ class ViewConfig(FairseqDataclass):
     )
     mask_channel_other: float = field(default=0.0, metadata={"help": "as mask_other, of channels"})
     noise_manifest: Optional[str] = field(
-        default=None, metadata={"help": "manifest (.tsv) of noise to add to what the student hears"}
+        default=None, metadata={"help": "manifest (.tsv) of noise to add to what the student receives"}
     )
     noise_prob: float = field(default=1.0, metadata={"help": "share of utterances that noise is added to"})
     noise_snr: List[float] = field(
         default_factory=lambda: [0.0, 20.0], metadata={"help": "lowest and highest speech-to-noise ratio in dB"}
     )
     reverb_manifest: Optional[str] = field(
-        default=None, metadata={"help": "manifest (.tsv) of room impulse responses that the student hears through"}
+        default=None, metadata={"help": "manifest (.tsv) of room impulse responses that the student receives through"}
     )
     reverb_prob: float = field(default=0.5, metadata={"help": "share of utterances that reverberate"})
     babble_prob: float = field(

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_star.data.augment.distortion import Distortion
+from fairseq_star.data.augment.distortion import Augmentation
 from fairseq_star.data.augment.masking import Masking
 from fairseq_star.data.augment.options import ViewConfig
 from fairseq_star.encoder.frames import FrameGeometry
 
 CLEAN = "clean_source"
-"""In a batch, what the teacher hears where the student's ``net_input`` differs: B x samples."""
+"""In a batch, what the teacher receives where the student's ``net_input`` differs: B x samples."""
 MASKED_FRAMES = "masked_frames"
 """In a batch, which of its own n_b frames are masked, for each utterance: arrays of the host, never of a device."""
 
@@ -29,8 +29,8 @@ class StudentView:
 
     geometry: FrameGeometry
     masking: Masking | None
-    distortion: Distortion | None
-    normalize: bool  # whether the student hears audio of zero mean and unit variance
+    distortion: Augmentation | None
+    normalize: bool  # whether the student takes audio of zero mean and unit variance
 
     @classmethod
     def of(
@@ -43,13 +43,13 @@ class StudentView:
         normalize: bool,
         seed: int,
     ) -> "StudentView | None":
-        """As the options say; None where the student hears what the teacher hears.
+        """As the options say; None where the student receives what the teacher receives.
 
         Raises:
             StarError: an option that cannot be, or a manifest that cannot be used.
         """
         masking = Masking.of(cfg, num_channels, seed)
-        distortion = Distortion.of(cfg, sample_rate=sample_rate, normalize=normalize, seed=seed)
+        distortion = Augmentation.of(cfg, sample_rate=sample_rate, normalize=normalize, seed=seed)
         return cls(geometry, masking, distortion, normalize) if masking or distortion else None
 
     def check(self, num_samples: Sequence[int], name_of: Callable[[int], str]) -> None:
@@ -116,7 +116,7 @@ def padded_mask(masked: Sequence[np.ndarray], num_frames: int) -> Tensor:
 
 
 def teacher_source(batch: dict) -> Tensor:
-    """What the teacher hears of a batch: B x samples."""
+    """What the teacher receives of a batch: B x samples."""
     return batch[CLEAN] if CLEAN in batch else batch["net_input"]["source"]
 
 

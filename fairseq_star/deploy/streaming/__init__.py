@@ -1,4 +1,4 @@
-"""A streaming student hears audio as it arrives: one chunk (``step``), any number of live streams (``streams``)."""
+"""A streaming student takes audio as it arrives: one chunk (``step``), any number of live streams (``streams``)."""
 
 from fairseq_star.deploy.streaming.step import StreamShape, StreamState, StreamStep, check_streams
 from fairseq_star.deploy.streaming.streams import Streams

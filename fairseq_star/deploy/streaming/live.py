@@ -47,7 +47,7 @@ def stream(
     """Print the last layer's frames of ``audio`` as they become final.
 
     A line is a frame: its number, the time in seconds that it begins at, and its first values. After each
-    chunk a line that begins with ``#`` tells what was heard and the real-time factor so far, computing time alone.
+    chunk a line that begins with ``#`` reports what was received and the real-time factor so far, computing time alone.
 
     Args:
         checkpoint: a streaming student's.
@@ -82,7 +82,7 @@ def stream(
             print(given, f"{given * period:.3f}", values, sep="\t")
             given += 1
         if states.size(1):
-            print(f"# heard {heard / rate:.3f} s, real-time factor {busy * rate / heard:.4f}", flush=True)
+            print(f"# received {heard / rate:.3f} s, real-time factor {busy * rate / heard:.4f}", flush=True)
 
     hop = live.chunk_frames * live.shape.downsample_rate
     try:
@@ -105,7 +105,7 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
     with open_to_the_end(path) as (audio, stated):
         if (audio.samplerate, audio.channels) != (sample_rate, 1):
             raise StarError(
-                f"stream: {path} has {audio.samplerate} Hz and {audio.channels} channels; this student hears "
+                f"stream: {path} has {audio.samplerate} Hz and {audio.channels} channels; this student receives "
                 f"{sample_rate} Hz, mono: convert it, for example with `sox IN -r {sample_rate} -c 1 OUT`"
             )
         held = 0

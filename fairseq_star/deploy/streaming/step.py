@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from fairseq_star.deploy.attention import AttendRecent, joined
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
-from fairseq_star.encoder.frozen import Hearer
+from fairseq_star.encoder.frozen import SpeechModel
 from fairseq_star.encoder.modules import SpeechEncoder
 from fairseq_star.encoder.running_norm import Past
 from fairseq_star.errors import StarError
 
 
-def check_streams(student: Hearer) -> None:
-    """See that a student can hear speech as it comes.
+def check_streams(student: SpeechModel) -> None:
+    """See that a student can process a stream.
 
     Raises:
-        StarError: it hears whole utterances only, or audio that is normalized over the whole utterance.
+        StarError: it processes whole utterances only, or audio that is normalized over the whole utterance.
     """
     if not student.model.config.chunk_frames:
         raise StarError(
-            "this student hears whole utterances only; train one that streams, with model._name=starhubert_stream"
+            "this student processes whole utterances only; train one that streams, with model._name=starhubert_stream"
         )
     if student.normalize:
         raise StarError(
-            "this student hears audio of zero mean and unit variance, which no stream tells of an utterance before its "
-            "end; train one of a teacher that hears audio as it is"
+            "this student takes audio of zero mean and unit variance, which no stream tells of an utterance before its "
+            "end; train one of a teacher that takes audio as it is"
         )
 
 
@@ -64,7 +64,7 @@ class StreamState(NamedTuple):
 class StreamShape:
     """The numbers that a stream's windows and state follow from."""
 
-    receptive_field: int  # samples that one frame hears
+    receptive_field: int  # samples that one frame depends on
     downsample_rate: int  # samples from one frame to the next
     num_layers: int
     embed_dim: int
@@ -76,7 +76,7 @@ class StreamShape:
 
     @classmethod
     def of(cls, config: EncoderConfig) -> "StreamShape":
-        """Of a streaming encoder."""
+        """Return the shape of a streaming encoder."""
         geometry = config.geometry
         return cls(
             receptive_field=geometry.receptive_field,
@@ -100,7 +100,7 @@ class StreamShape:
         return (chunk_frames + self.right_context_frames - 1) * self.downsample_rate + self.receptive_field
 
     def first_state(self, num_streams: int) -> StreamState:
-        """The state of streams that heard nothing yet."""
+        """The state of streams that received nothing yet."""
         width = self.embed_dim // self.num_heads
         context = (num_streams, self.num_layers, self.num_heads, self.left_context_frames, width)
         return StreamState(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_star.deploy.streaming.step import StreamShape, StreamState, StreamStep, check_streams
-from fairseq_star.encoder.frozen import Hearer, as_samples
+from fairseq_star.encoder.frozen import SpeechModel, as_samples
 from fairseq_star.errors import StarError
 
 Step = Callable[..., Sequence[Tensor]]
@@ -32,7 +32,7 @@ class Streams:
     Args:
         step: a student's :class:`StreamStep`, or an export of it.
         shape: of that student.
-        sample_rate: Hz, that it hears.
+        sample_rate: Hz, of its audio.
         chunk_frames: frames of a chunk.
         num_streams: how many; each begins, ends and begins anew by itself.
         device: that ``step`` takes its input on.
@@ -54,7 +54,7 @@ class Streams:
         if chunk_frames < 1 or num_streams < 1:
             raise StarError(
                 f"{num_streams} streams in chunks of {chunk_frames} frames cannot be; give 1 or more of each (chunks "
-                "of 0 frames are whole utterances, which no stream hears)"
+                "of 0 frames are whole utterances, which no stream can process)"
             )
         self.step, self.shape, self.sample_rate, self.device = step, shape, sample_rate, device
         self.chunk_frames = chunk_frames
@@ -63,11 +63,11 @@ class Streams:
         self._num_samples = [0] * num_streams  # of the pieces
 
     @classmethod
-    def of(cls, student: Hearer, *, chunk_frames: int | None = None, num_streams: int = 1) -> "Streams":
+    def of(cls, student: SpeechModel, *, chunk_frames: int | None = None, num_streams: int = 1) -> "Streams":
         """Streams through a student; ``chunk_frames`` is the size of chunks it has in use when None.
 
         Raises:
-            StarError: a student that cannot hear a stream (:func:`check_streams`), or a number below 1.
+            StarError: a student that cannot process a stream (:func:`check_streams`), or a number below 1.
         """
         check_streams(student)
         return cls(
@@ -81,7 +81,7 @@ class Streams:
 
     @property
     def look_ahead(self) -> float:
-        """The algorithmic latency in ms: from the first sample that a frame hears to the last one that must have come
+        """Algorithmic latency in ms: from the first sample that a frame depends on to the last one that must have come
         before it is given out, for the frame that waits longest."""
         return 1e3 * self.shape.window(self.chunk_frames) / self.sample_rate
 
@@ -123,7 +123,7 @@ class Streams:
         return [frames[number] for number in ending]
 
     def reset(self, streams: Iterable[int] | None = None) -> None:
-        """Forget what some streams heard, or all: each begins anew."""
+        """Forget what some streams received, or all: each begins anew."""
         numbers = self._numbers(streams)
         first = self.shape.first_state(len(numbers))
         self._state.put(numbers, StreamState(*(value.to(self.device) for value in first)))

@@ -18,7 +18,7 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def _bmm_takes_out_dtype() -> bool:
-    """Whether ``torch.bmm`` has ``out_dtype`` (torch >= 2.8): half inputs, float32 result, on CUDA only."""
+    """Return whether ``torch.bmm`` has ``out_dtype`` (torch >= 2.8): half inputs, float32 result, on CUDA only."""
     return any(
         argument.name == "out_dtype"
         for overload in torch.ops.aten.bmm.overloads()

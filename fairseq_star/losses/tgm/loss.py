@@ -163,7 +163,7 @@ def tgm_loss(
 
 
 def _batched(device: torch.device) -> bool:
-    """Whether the batch is computed as one group (see ``groups``)."""
+    """Return whether the batch is computed as one group (see ``groups``)."""
     return device.type != "cpu"
 
 

@@ -45,7 +45,7 @@ class TeacherCache:
     """Gives a teacher's encoding of a batch, from disk where it is there and from the teacher where it is not.
 
     Entries lie in a subfolder for each setting (the teacher file's content and all else that changes its states), and
-    within it under the digest of the very samples the teacher hears (``dataset.audio_digest``). A changed checkpoint,
+    within it under the digest of the samples that the teacher receives (``audio_digest``). A changed checkpoint,
     option, crop or audio file therefore finds nothing; a moved or copied one finds what is there.
 
     With ``compression`` its first batch waits for a codec, which is fitted to a sample of the largest split and kept in

@@ -96,7 +96,7 @@ class Codec:
         return torch.cat([codes, scales.view(torch.int8)], dim=-1)
 
     def all_finite(self, rows: Tensor) -> bool:
-        """Whether rows are of states without NaN or infinities: their scales are, then."""
+        """Return whether the states of these rows have no NaN or infinity: their scales have none then."""
         return bool(torch.isfinite(_scales(rows)).all())
 
     def decode(self, rows: Tensor, padding_mask: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ PROJECTED_FEATURES = -1  # among the numbers of states; 0 .. L are those of ``En
 
 
 class KeptStates(Sequence[Tensor]):
-    """Those hidden states that were asked of a cache, under the numbers they have among all.
+    """The hidden states that were requested of a cache, under the numbers they have among all.
 
     Raises:
         KeyError: another one is taken.
@@ -48,7 +48,7 @@ class PlainRows:
         return states
 
     def all_finite(self, rows: Tensor) -> bool:
-        """Whether an utterance's rows (S x n x D) hold no number beyond the precision's range."""
+        """Return whether an utterance's rows (S x n x D) hold no number beyond the precision's range."""
         # A sum is finite where all is, and needs no memory.
         return bool(torch.isfinite(rows.sum(dtype=torch.float64)))
 

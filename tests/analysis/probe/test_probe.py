@@ -163,7 +163,7 @@ def test_a_streaming_student_is_probed_in_the_chunks_asked_for(corpus, tmp_path,
         weights = [result.row("phone", name).layer_weights for result in asked.values()]
         assert weights[0] != weights[1], name
     plain = convert_cases.tiny_student(tmp_path)
-    with pytest.raises(StarError, match="this encoder hears whole utterances only"):
+    with pytest.raises(StarError, match="this encoder processes whole utterances only"):
         run_probe(plain.origin, **options, chunk_frames=4)
 
 

@@ -1,4 +1,4 @@
-"""The chunks a streaming student hears in training: drawn by seed and update, taken by the model."""
+"""The chunks a streaming student receives in training: drawn by seed and update, taken by the model."""
 
 from types import SimpleNamespace
 
@@ -66,5 +66,5 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(corpus, teacher_path
 
 def test_a_teacher_of_normalized_audio_cannot_teach_a_stream(corpus, tmp_path):
     normalizing = tiny.write_teacher(tmp_path / "teacher.pt", task={"normalize": True})
-    with pytest.raises(SystemExit, match=r"model\.chunk_frames: this teacher hears audio of zero mean"):
+    with pytest.raises(SystemExit, match=r"model\.chunk_frames: this teacher takes audio of zero mean"):
         build(corpus, normalizing, model=STREAM)

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from fairseq_star.data.augment.distortion import Distortion, mix, reverberate
+from fairseq_star.data.augment.distortion import Augmentation, mix, reverberate
 from fairseq_star.data.augment.options import ViewConfig
 from tests.support import tiny
 from tests.support.steps import batch_of, build
@@ -33,11 +33,11 @@ def rooms(tmp_path) -> str:
     return manifest(tmp_path / "rooms", response)
 
 
-def distortion(normalize=False, **options) -> Distortion:
-    return Distortion.of(ViewConfig(**options), sample_rate=RATE, normalize=normalize, seed=1)
+def distortion(normalize=False, **options) -> Augmentation:
+    return Augmentation.of(ViewConfig(**options), sample_rate=RATE, normalize=normalize, seed=1)
 
 
-def applied(made: Distortion, clean: torch.Tensor, epoch=1, index=0, count=5) -> torch.Tensor:
+def applied(made: Augmentation, clean: torch.Tensor, epoch=1, index=0, count=5) -> torch.Tensor:
     return made.apply(clean, epoch=epoch, index=index, others=lambda i: torch.full((3_000,), i + 1.0), count=count)
 
 

@@ -74,7 +74,7 @@ def test_through_a_pipe_frames_come_as_the_audio_does(student, samples):
     process.stdin.flush()
     while not (lines and lines[-1].startswith("#")):
         lines.append(process.stdout.readline().decode())
-    assert lines[-1].startswith(f"# heard {window / 16_000:.3f} s, real-time factor ")
+    assert lines[-1].startswith(f"# received {window / 16_000:.3f} s, real-time factor ")
     assert len(lines) == CHUNK + 1
     rest, told = process.communicate(data[2 * window :], timeout=60)
     frames = frames_in("".join(lines) + rest.decode())
@@ -92,7 +92,7 @@ def test_what_cannot_be_heard_ends_in_one_line(student, samples, tmp_path, monke
 
     soundfile.write(tmp_path / "slow.wav", samples, 8_000)
     soundfile.write(tmp_path / "short.wav", samples[:399], 16_000)
-    assert "has 8000 Hz and 1 channels; this student hears 16000 Hz" in refused(
+    assert "has 8000 Hz and 1 channels; this student receives 16000 Hz" in refused(
         student.origin, str(tmp_path / "slow.wav")
     )
     assert "holds 399 samples, fewer than the 400" in refused(student.origin, str(tmp_path / "short.wav"))
@@ -107,7 +107,7 @@ def test_what_cannot_be_heard_ends_in_one_line(student, samples, tmp_path, monke
         student.origin, str(tmp_path / "cut.wav")
     )
     plain = convert_cases.tiny_student(tmp_path)
-    assert "hears whole utterances only" in refused(plain.origin, str(tmp_path / "slow.wav"))
+    assert "processes whole utterances only" in refused(plain.origin, str(tmp_path / "slow.wav"))
     with (tmp_path / "slow.wav").open("rb") as file:
         monkeypatch.setattr(sys, "stdin", file)
         assert "standard input holds a file (WAV), not raw samples" in refused(student.origin, "-")

@@ -157,9 +157,9 @@ def test_arrays_of_numpy_and_what_cannot_be_fed(student, tmp_path):
     for options in ({"chunk_frames": 0}, {"num_streams": 0}):
         with pytest.raises(StarError, match="give 1 or more of each"):
             Streams.of(student, **{"chunk_frames": 4, **options})
-    with pytest.raises(StarError, match="hears whole utterances only; train one that streams"):
+    with pytest.raises(StarError, match="processes whole utterances only; train one that streams"):
         Streams.of(convert_cases.tiny_student(tmp_path))
-    with pytest.raises(StarError, match="hears audio of zero mean and unit variance, which no stream tells"):
+    with pytest.raises(StarError, match="takes audio of zero mean and unit variance, which no stream tells"):
         Streams.of(replace(student, normalize=True), chunk_frames=4)
 
 
