@@ -130,7 +130,7 @@ def test_hidden_states_are_those_of_each_utterance_alone(tmp_path, settings, nor
 @pytest.mark.parametrize(
     ("audio", "sample_rate", "told"),
     [
-        ([torch.zeros(16_000)], 8_000, "has 8000 Hz and this encoder hears 16000 Hz; resample it"),
+        ([torch.zeros(16_000)], 8_000, "has 8000 Hz and this encoder takes 16000 Hz; resample it"),
         ([torch.zeros(16_000, dtype=torch.int16)], 16_000, r"audio\[0\] has shape \(16000,\) and type torch.int16"),
         ([torch.zeros(16_000), torch.zeros(2, 16_000)], 16_000, r"audio\[1\] has shape \(2, 16000\)"),
         (torch.zeros(16_000), 16_000, r"audio\[0\] has shape \(\)"),  # not in a list
