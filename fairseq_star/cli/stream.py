@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from fairseq_star.runtime.names import RAW_FORMATS
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
@@ -15,10 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames of a chunk, 20 ms each: 4, 8, 16, 32 ... (default: the first of the student's sizes)",
     )  # fmt: skip
     parser.add_argument(
-        "--format", dest="raw_format", default="s16le", choices=["s16le", "s16be", "s32le", "f32le", "f32be"],
-        help="of raw samples, as ffmpeg names it (default: s16le)",
-    )  # fmt: skip
-    parser.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples, interleaved (default: 1)")
+        "--format", dest="raw_format", choices=RAW_FORMATS, help="of raw samples, as ffmpeg names it (default: s16le)"
+    )
+    parser.add_argument("--channels", type=int, metavar="N", help="of raw samples, interleaved (default: 1)")
     parser.add_argument(
         "--values", dest="num_values", type=int, default=4, metavar="N", help="values to print of a frame (-1: all)"
     )

@@ -22,6 +22,7 @@ from fairseq_star.manifest import stream_manifest
 from fairseq_star.runtime.signals import outlive_foreign_sigterm
 
 logger = logging.getLogger(__name__)
+PREFETCH_FACTOR = 2  # batches that each data worker is ahead: torch's default, and so a run's
 
 
 class StoredStates(Protocol):
@@ -109,6 +110,11 @@ class DistillationDataset(FileAudioDataset):
     def cropped_lengths(self) -> np.ndarray:
         """Samples of each utterance after cropping."""
         return np.minimum(self.sizes, self.max_sample_size)
+
+    def padded_samples(self, indices: Sequence[int]) -> int:
+        """Return the samples of a batch of these utterances, padding included."""
+        longest = min(int(self.sizes[np.asarray(indices)].max()), self.max_sample_size)
+        return len(indices) * (-(-longest // self.pad_to_multiple) * self.pad_to_multiple)
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
         """Batches of utterances, none left out: with a multiple above 1 (8 by default) fairseq-fixed 0.12.3 silently

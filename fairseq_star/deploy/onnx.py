@@ -4,7 +4,7 @@
     last_hidden_state, hidden_states, frame_lengths = session.run(
         None, {"source": source, "num_samples": num_samples})       # float32 B x samples, int64 B
 
-What they are: ``inference_module.py``; of a streaming student ``streaming/step.py`` and docs/streaming.md.
+What they are: ``inference_module.py``; of a streaming student ``deploy/streaming/step.py`` and docs/streaming.md.
 
 A student of whole utterances is written by torch's TorchScript-based exporter: it is in every torch from 2.6 on, needs
 no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, which a streaming student needs.

@@ -3,9 +3,9 @@
     program = torch.export.load("student.pt2").module(check_guards=False)      # torch before 2.9: .module()
     last_hidden_state, hidden_states, frame_lengths = program(source, num_samples)     # see inference_module.py
 
-Of a streaming student it is one chunk and its state: ``streaming/step.py``. Source is of 720 samples or more, shorter
-audio padded, which ``num_samples`` tells. torch's guards are left aside because they refuse a batch of one, which the
-program computes as it should: every file is compared on one before it is left.
+Of a streaming student it is one chunk and its state: ``deploy/streaming/step.py``. Source is of 720 samples or more,
+shorter audio padded, with its length in ``num_samples``. torch's guards are left aside because they refuse a batch of
+one, which the program computes as it should: every file is compared on one before it is left.
 """
 
 import inspect

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BITS = (8, 4)
-BLOCK = 32  # weights of an output channel that share a scale in 4 bits, as `formats/onnx_quantized.py` stores them
+BLOCK = 32  # weights of an output channel that share a scale in 4 bits, as `deploy/onnx_quantized.py` stores them
 
 
 def on_grid(weight: Tensor, bits: int) -> Tensor:

@@ -163,7 +163,7 @@ def _fault(path: str) -> str | None:
 def kept_teacher(save_dir: str, restore_file: str) -> str | None:
     """``task.teacher`` as the checkpoint has it that a run would start from; None where there is no whole one."""
     paths = [restore_file]
-    if restore_file == "checkpoint_last.pt":
+    if restore_file == LAST:
         others = glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt"))  # of which one stands in for it
         paths = [os.path.join(save_dir, restore_file), *sorted(others, key=os.path.getmtime, reverse=True)]
     for path in paths:

@@ -6,13 +6,12 @@ worker dies of SIGBUS, and fairseq's thread that loads ahead waits for its batch
 
 import os
 
-import numpy as np
 from fairseq.data.iterators import EpochBatchIterator
 
+from fairseq_star.data.dataset import PREFETCH_FACTOR
 from fairseq_star.errors import StarError
 
 FOLDER = "/dev/shm"
-PREFETCH_FACTOR = 2  # batches that each worker is ahead, torch's default
 SAMPLE_BYTES = 4  # float32
 
 
@@ -29,11 +28,9 @@ def check_shared_memory(trainer, batches: EpochBatchIterator) -> None:
     workers = trainer.cfg.dataset.num_workers
     if not workers or not os.path.isdir(FOLDER):
         return
-    dataset, multiple = batches.dataset, trainer.task.cfg.pad_to_multiple
-    lengths = dataset.cropped_lengths()
-    sizes = [len(batch) * (-(-int(lengths[batch].max()) // multiple) * multiple) for batch in batches.frozen_batches]
+    dataset = batches.dataset
     sources = 1 if dataset.view is None else 2  # of the student and of the teacher
-    most = int(np.max(sizes)) * SAMPLE_BYTES * sources
+    most = max(map(dataset.padded_samples, batches.frozen_batches)) * SAMPLE_BYTES * sources
     found = os.statvfs(FOLDER)
     free, needed = found.f_bavail * found.f_frsize, most * (PREFETCH_FACTOR * workers + 1)
     if needed > free:

@@ -33,5 +33,8 @@ TARGET_OPTIONS = {
     },
 }
 
+# Formats of raw samples that `stream` takes, as ffmpeg names them.
+RAW_FORMATS = ("s16le", "s16be", "s32le", "f32le", "f32be")
+
 # SUPERB's tasks in the order of its tables.
 SUPERB_TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er", "se")

@@ -1,4 +1,4 @@
-"""Everything that fairseq shall know of: whoever imports ``fairseq_star.tasks.star_distillation`` has it."""
+"""Imports everything that is registered; fairseq imports each module of a user dir's ``tasks/``, and so this one."""
 
 from fairseq_star.checkpoint import allow_checkpoint_classes
 from fairseq_star.criterions import star_tgm  # noqa: F401

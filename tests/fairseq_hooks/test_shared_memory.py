@@ -1,5 +1,7 @@
 """A run whose data workers' batches do not fit into /dev/shm is refused in one line; every other one starts."""
 
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_star.data.dataset import DistillationDataset
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks import shared_memory
 from fairseq_star.fairseq_hooks.shared_memory import check_shared_memory
@@ -14,11 +17,9 @@ from tests.support.runs import TRAIN, hydra_arguments, start
 
 
 def run_of(lengths: list[int], batches: list[list[int]], workers: int, multiple: int = 1, view: object = None):
-    trainer = SimpleNamespace(
-        cfg=SimpleNamespace(dataset=SimpleNamespace(num_workers=workers)),
-        task=SimpleNamespace(cfg=SimpleNamespace(pad_to_multiple=multiple)),
-    )
-    dataset = SimpleNamespace(cropped_lengths=lambda: np.array(lengths), view=view)
+    trainer = SimpleNamespace(cfg=SimpleNamespace(dataset=SimpleNamespace(num_workers=workers)))
+    dataset = SimpleNamespace(sizes=np.array(lengths), max_sample_size=sys.maxsize, pad_to_multiple=multiple, view=view)
+    dataset.padded_samples = partial(DistillationDataset.padded_samples, dataset)
     return trainer, SimpleNamespace(dataset=dataset, frozen_batches=[np.array(batch) for batch in batches])
 
 

@@ -14,13 +14,12 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fairseq_star.data.dataset import PREFETCH_FACTOR
 from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.fairseq_hooks.preflight import check_options
 from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.runtime.memory import process_bytes, synchronize
 from fairseq_star.teacher.cache.settings import leave_cache_out
-
-PREFETCH_FACTOR = 2  # batches that a data worker is ahead, torch's default and so a run's
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,11 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
 
 
 def _batches(trainer: Trainer) -> list[Batch]:
-    frozen = trainer.get_train_iterator(epoch=1).frozen_batches
-    lengths = trainer.task.dataset(trainer.cfg.dataset.train_subset).cropped_lengths()
-    multiple = trainer.task.cfg.pad_to_multiple
-    batches = []
-    for indices in frozen:
-        own = lengths[np.asarray(indices)]
-        longest = -(-int(own.max()) // multiple) * multiple
-        batches.append(Batch([int(index) for index in indices], int(own.sum()), longest * len(own)))
+    epoch = trainer.get_train_iterator(epoch=1)
+    lengths, batches = epoch.dataset.cropped_lengths(), []
+    for indices in epoch.frozen_batches:
+        own = int(lengths[np.asarray(indices)].sum())
+        batches.append(Batch([int(index) for index in indices], own, epoch.dataset.padded_samples(indices)))
     return batches
 
 

@@ -14,7 +14,6 @@ from fairseq_star.audio.lengths import cut_short
 from fairseq_star.deploy.streaming.streams import Streams
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_student
-from fairseq_star.manifest import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +31,7 @@ CONTAINERS = {
     "AU": (b".snd",), "CAF": (b"caff",), "NIST": (b"NIST",), "MP3": (b"ID3",), "WebM or Matroska": (b"\x1aE\xdf\xa3",),
 }  # fmt: skip
 """Audio files by the bytes that they begin with."""
+HEAD_BYTES = 8  # that :func:`container_of` looks at
 IMPLAUSIBLE = 0.3  # mean magnitude of samples; speech is below 0.1, bytes taken for another format at 0.5
 
 
@@ -41,8 +41,8 @@ def stream(
     *,
     chunk_frames: int | None = None,
     num_values: int = 4,
-    raw_format: str = "s16le",
-    channels: int = 1,
+    raw_format: str | None = None,
+    channels: int | None = None,
 ) -> str:
     """Print the last layer's frames of ``audio`` as they become final.
 
@@ -54,8 +54,8 @@ def stream(
         audio: a file, or ``-`` for raw samples through standard input, at the student's rate.
         chunk_frames: frames of a chunk; the size in use when None.
         num_values: how many of a frame's values are printed; all when below 0.
-        raw_format: of standard input, a name of :data:`RAW_FORMATS`.
-        channels: of standard input, interleaved; their mean is processed.
+        raw_format: of standard input, a name of :data:`RAW_FORMATS`; ``s16le`` when None.
+        channels: of standard input, interleaved; their mean is processed; 1 when None.
 
     Returns:
         A sentence on the whole: frames, real-time factor, latency, memory of the stream.
@@ -63,6 +63,8 @@ def stream(
     Raises:
         StarError: no streaming student, or audio that cannot be read or is of another form.
     """
+    if audio != STDIN and not (raw_format is None and channels is None):
+        raise StarError(f"stream: --format and --channels are for raw samples through -, not for the file {audio}")
     student = load_student(checkpoint, "stream")
     live = Streams.of(student, chunk_frames=chunk_frames)
     rate, period = student.sample_rate, student.model.geometry.downsample_rate / student.sample_rate
@@ -86,7 +88,8 @@ def stream(
 
     hop = live.chunk_frames * live.shape.downsample_rate
     try:
-        for piece in _from_stdin(hop, raw_format, channels) if audio == STDIN else _from_file(audio, rate, hop):
+        raw = raw_format or "s16le", 1 if channels is None else channels
+        for piece in _from_stdin(rate, hop, *raw) if audio == STDIN else _from_file(audio, rate, hop):
             hear(piece)
     except KeyboardInterrupt:
         pass  # how a person ends live audio
@@ -123,26 +126,30 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
             raise StarError(f"stream: {path} {cut_short(held, stated)}")
 
 
-def _from_stdin(num_samples: int, raw_format: str, channels: int) -> Iterator[np.ndarray]:
+def _from_stdin(sample_rate: int, num_samples: int, raw_format: str, channels: int) -> Iterator[np.ndarray]:
     """Yield what has come, at most ``num_samples`` at a time: samples are waited for only where there is none."""
     if channels < 1:
         raise StarError(f"stream: --channels {channels} must be 1 or more")
+    if sys.stdin is None:
+        raise StarError("stream: standard input is closed; pipe raw samples into it, or name a file instead of -")
     kind, scale = RAW_FORMATS[raw_format]
     width = np.dtype(kind).itemsize * channels
-    rest, count, magnitude = b"", 0, 0.0
+    head, rest, count, magnitude = b"", b"", 0, 0.0
     while data := os.read(sys.stdin.fileno(), num_samples * width):
-        if not count and not rest and (container := container_of(data)):
-            raise StarError(
-                f"stream: standard input holds a file ({container}), not raw samples; give those of `ffmpeg -i FILE "
-                "-f s16le -ar 16000 -ac 1 -`, or name the file instead of -"
-            )
+        if len(head) < HEAD_BYTES:  # a pipe may bring them one by one
+            head = (head + data)[:HEAD_BYTES]
+            if container := container_of(head):
+                raise StarError(
+                    f"stream: standard input holds a file ({container}), not raw samples; give those of `ffmpeg -i "
+                    f"FILE -f s16le -ar {sample_rate} -ac 1 -`, or name the file instead of -"
+                )
         data = rest + data
         whole = len(data) // width * width
         rest = data[whole:]
         samples = np.frombuffer(data[:whole], kind).astype(np.float32).reshape(-1, channels).mean(1) / scale
         before, count = count, count + len(samples)
         magnitude += float(np.abs(samples).sum())
-        if before < SAMPLE_RATE <= count and magnitude / count > IMPLAUSIBLE:
+        if before < sample_rate <= count and magnitude / count > IMPLAUSIBLE:
             logger.warning(
                 f"stream: the first second has a mean magnitude of {magnitude / count:.2f} of full scale, which no "
                 f"speech has: are these samples {raw_format} with {channels} channel(s)? --format and --channels say so"

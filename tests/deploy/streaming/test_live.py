@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fairseq_star.cli import main
 from fairseq_star.deploy.streaming import live
+from fairseq_star.errors import StarError
+from fairseq_star.runtime import names
 from tests.support import ROOT, convert_cases
 
 ENTRY = "from fairseq_star.cli import main; main()"
@@ -164,3 +166,39 @@ def test_raw_speech_is_rarely_taken_for_a_file(data):
     """Quiet samples, as speech begins with, never are."""
     quiet = (np.frombuffer(data[: len(data) // 2 * 2], "<i2") // 64).astype("<i2").tobytes()
     assert live.container_of(quiet) in (None, "MP3") if quiet[:1] == b"\xff" else live.container_of(quiet) is None
+
+
+def test_a_file_whose_first_bytes_come_one_by_one_is_known_all_the_same(samples, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    whole = (tmp_path / "a.wav").read_bytes()
+    pieces = iter([whole[:1], whole[1:3], whole[3:], b""])
+    monkeypatch.setattr(live.os, "read", lambda number, size: next(pieces))
+    with (tmp_path / "a.wav").open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        with pytest.raises(StarError, match=r"a file \(WAV\).*-ar 8000"):
+            list(live._from_stdin(8_000, 1_280, "s16le", 1))
+
+
+def test_a_closed_standard_input_and_options_of_raw_samples_for_a_file_are_one_line(student, samples, tmp_path):
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    command = [sys.executable, "-c", ENTRY, "stream", student.origin]
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *command, "-"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    options = [["--format", "s16le"], ["--channels", "1"]]
+    given = [
+        subprocess.run([*command, str(tmp_path / "a.wav"), *one], cwd=ROOT, capture_output=True, text=True)
+        for one in options
+    ]
+    for done, message in zip(
+        [closed, *given],
+        ["standard input is closed", *2 * ["for raw samples through -, not for the file"]],
+        strict=True,
+    ):
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_commands_formats_are_those_that_are_read():
+    assert tuple(live.RAW_FORMATS) == names.RAW_FORMATS
