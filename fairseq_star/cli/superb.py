@@ -1,6 +1,7 @@
 """``fairseq-star superb``."""
 
 import argparse
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -55,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", type=int, default=0, metavar="STEPS", help="plan: train this many steps of each task"
     )
+    parser.add_argument(
+        "--store-features", type=float, metavar="GB",
+        help="compute the features of each utterance once, alone, in float16, and keep up to GB of them in --out (0: "
+             "none, with the same numbers)",
+    )  # fmt: skip
     parser.add_argument("--only", metavar="EXPERIMENT", help="only one experiment, such as er-fold1")
     parser.add_argument("--slurm", action="store_true", help="write a job array instead of running")
 
@@ -95,6 +101,9 @@ def run(arguments: argparse.Namespace) -> None:
         path = plan.write_array(sweep, ["fairseq-star", *command])
         print(f"{path}: sbatch it; then `fairseq-star superb table ...`")
         return
+    if sweep.features and sweep.features.limit and arguments.what != "table":
+        sizes = sweep.feature_bytes() / 1e9, sweep.features.limit / 1e9
+        print("features of all audio would take {:.1f} GB; up to {:.1f} GB are stored".format(*sizes), file=sys.stderr)
     results, failed = sweep.results() if arguments.what == "table" else sweep.perform()
     if arguments.only is None:
         counts = {name: count_files(name, description) for name in corpora}
@@ -116,6 +125,7 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
         StarError: no upstream, or two; the folder cannot be made.
     """
     from fairseq_star.superb import toolkit
+    from fairseq_star.superb.experiment import Features
     from fairseq_star.superb.settings import RATE_GRID, parse_changes
     from fairseq_star.superb.sweep import Sweep
     from fairseq_star.superb.tasks import TASKS
@@ -124,6 +134,8 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
     student = arguments.student if arguments.what in ACTIONS else arguments.what
     if (student is None) == (arguments.upstream is None) and arguments.what != "check":
         raise StarError("superb: name a student's checkpoint, or one of s3prl's upstreams with -u; not both")
+    if arguments.store_features is not None and not 0 <= arguments.store_features < math.inf:
+        raise StarError(f"--store-features {arguments.store_features}: must be a number of GB, 0 or more")
     environment = toolkit.Environment.of(arguments.python, [TASKS[name] for name in arguments.tasks])
     source = toolkit.source_package(arguments.s3prl, environment)
     out = arguments.out.absolute()
@@ -137,7 +149,11 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
         chosen = toolkit.exported(student, arguments.name or student, out)
     else:
         chosen = toolkit.named(arguments.upstream or "fbank", arguments.upstream_file)
+    features = None
+    if arguments.store_features is not None:
+        features = Features(out / "features", int(arguments.store_features * 1e9))
     return Sweep(
         out, chosen, copy, description, arguments.tasks, arguments.convention, changes,
         RATE_GRID if arguments.lr else (), arguments.device or environment.device, arguments.seed, arguments.only,
+        features,
     )  # fmt: skip

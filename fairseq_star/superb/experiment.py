@@ -23,6 +23,23 @@ from fairseq_star.superb.toolkit import Toolkit, Upstream
 
 Watch = Callable[[str, subprocess.Popen, Path], None]
 RESULT = "result.json"
+ALONE = "each utterance alone, in float16"  # how stored features are computed
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where an upstream's features are stored, and how many bytes of them; 0: none, with the same results."""
+
+    folder: Path
+    limit: int
+
+    def stored_bytes(self) -> int:
+        """Return the size of what is stored already."""
+        return sum(path.stat().st_size for path in self.folder.glob("*/*"))
+
+    def arguments(self, *, only_repeated: bool) -> list[str]:
+        """Return the options of ``launch.py``."""
+        return ["--features", str(self.folder), str(self.limit), *(["--only-repeated"] if only_repeated else [])]
 
 
 class BusyError(Exception):
@@ -46,6 +63,7 @@ class Run:
     seed: int
     layers: int  # hidden states of the upstream
     watch: Watch
+    features: Features | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -82,9 +100,10 @@ class Run:
             return self._conclude(metrics)
 
     def _described(self) -> dict:
+        alone = [] if self.features is None else [ALONE]
         return {
             "experiment": self.experiment.name,
-            "upstream": [self.upstream.name, self.upstream.identity],
+            "upstream": [self.upstream.name, self.upstream.identity, *alone],
             "seed": self.seed,
             "config": self.config,
         }
@@ -109,7 +128,9 @@ class Run:
         out, err, done = (self.folder / f"{name}.{kind}" for kind in ("out", "err", "done"))
         if not done.is_file():
             began = time.monotonic()
-            self._process(name, self.toolkit.command(*arguments, "--device", self.device), out, err)
+            crops = self.experiment.task.crops and name == "train"
+            features = [] if self.features is None else self.features.arguments(only_repeated=crops)
+            self._process(name, self.toolkit.command(*features, *arguments, "--device", self.device), out, err)
             _write(done, {"seconds": round(time.monotonic() - began, 1)})
         return parsing.read([out])
 
@@ -222,6 +243,8 @@ class Run:
         return place
 
     def _conclude(self, metrics: dict[str, float]) -> dict:
+        if self.features is not None:
+            self.notes.append(f"features computed of {ALONE}; s3prl computes padded batches, in float32")
         done = sorted(self.folder.glob("*.done"))
         printed = parsing.read(sorted(self.folder.glob("*.err")))
         result = {
@@ -231,6 +254,7 @@ class Run:
             "metrics": metrics,
             "notes": list(dict.fromkeys(self.notes)),
             "stand_ins": list(dict.fromkeys(parsing.stand_ins(printed))),
+            "features": parsing.features(printed),
             "differs_from_s3prl": differences(self.experiment.task.name, self.config),
             "seconds": {path.stem: json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in done},
             "device": self.device,

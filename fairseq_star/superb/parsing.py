@@ -4,6 +4,7 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def twv(text: str) -> float:
 def stand_ins(text: str) -> list[str]:
     """Read what ``launch.py`` replaced because it was missing."""
     return re.findall(r"^stand-in: (.+)$", text, re.MULTILINE)
+
+
+def features(text: str) -> dict[str, int]:
+    """Read how many utterances' features ``features.py`` read, computed, stored and removed; empty without a store."""
+    total: Counter[str] = Counter()
+    for line in re.findall(r"^features of utterances: (.+)$", text, re.MULTILINE):
+        total.update({name: int(count) for count, name in re.findall(r"(\d+) (\w+)", line)})
+    return dict(total)
 
 
 def last_error(text: str) -> str:

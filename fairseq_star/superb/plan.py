@@ -4,12 +4,13 @@ import copy
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import write_lines
 from fairseq_star.superb import parsing
-from fairseq_star.superb.experiment import Run
+from fairseq_star.superb.experiment import Features, Run
 from fairseq_star.superb.sweep import Sweep, disk, work
 from fairseq_star.superb.tasks import Experiment
 from fairseq_star.superb.toolkit import look_into
@@ -27,6 +28,11 @@ cd {here}
 {command} --only "${{experiments[$SLURM_ARRAY_TASK_ID]}}"
 """
 
+STORED = (
+    " Hours are of steps whose features are stored; the first use of an utterance costs what it does without. "
+    "Features of all audio would take {:.1f} GB of the {:.1f} allowed."
+)
+
 
 def plan(sweep: Sweep, measure: int) -> str:
     """Return a table of all experiments.
@@ -35,11 +41,16 @@ def plan(sweep: Sweep, measure: int) -> str:
         measure: steps to train each task for its hours, 0 for none. Files of that are removed.
     """
     seconds: dict[str, float | str] = {}
+    stored = sweep.features is not None and sweep.features.limit
     if measure:
         layers = look_into(sweep.upstream, sweep.toolkit)["layers"]
         for one in sweep.experiments():
             if one.task.needs_training and one.task.name not in seconds:
+                if stored:
+                    _measure(sweep, one, measure, layers)  # the same utterances, whose features are stored then
                 seconds[one.task.name] = _measure(sweep, one, measure, layers)
+        if stored:
+            shutil.rmtree(_store(sweep).folder, ignore_errors=True)
     lines = ["| experiment | steps | utterances | disk GB | hours of training |", "|---|--:|--:|--:|--:|"]
     total_disk, hours = 0, 0.0
     for one in sweep.experiments():
@@ -55,6 +66,7 @@ def plan(sweep: Sweep, measure: int) -> str:
     lines.append(
         "\nDisk: checkpoints of heads of the published sizes. Hours: training alone, on this machine under its present "
         "load, without s3prl's evaluations on dev in between."
+        + (STORED.format(sweep.feature_bytes() / 1e9, sweep.features.limit / 1e9) if stored else "")
         + ("" if measure else " `--measure 20` trains 20 steps of each task to estimate them.")
     )
     return "\n".join(lines)
@@ -66,7 +78,8 @@ def _measure(sweep: Sweep, experiment: Experiment, steps: int, layers: int) -> f
     shutil.rmtree(folder, ignore_errors=True)
     config = copy.deepcopy(sweep.config(experiment))
     config["runner"] |= {"total_steps": steps, "log_step": steps, "eval_step": steps + 1, "save_step": steps + 1}
-    run = Run(experiment, folder, config, sweep.toolkit, sweep.upstream, sweep.device, sweep.seed, layers, _wait)
+    run = Run(experiment, folder, config, sweep.toolkit, sweep.upstream, sweep.device, sweep.seed, layers, _wait,
+              _store(sweep))  # fmt: skip
     try:
         run.perform(evaluate=False)
         found = parsing.steps_done(parsing.read([folder / "train.err"]))
@@ -75,6 +88,11 @@ def _measure(sweep: Sweep, experiment: Experiment, steps: int, layers: int) -> f
     finally:
         shutil.rmtree(folder.parent, ignore_errors=True)
     return found[2] / found[0] if found and found[0] else "s3prl showed no progress"
+
+
+def _store(sweep: Sweep) -> Features | None:
+    """Store of the measurements, which is removed after them."""
+    return sweep.features and replace(sweep.features, folder=sweep.out / "plan-features")
 
 
 def _wait(phase: str, process: subprocess.Popen, err: object) -> None:

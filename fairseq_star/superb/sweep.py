@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
+from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.superb import parsing, preparing
-from fairseq_star.superb.corpora import ALL, Description
-from fairseq_star.superb.experiment import BusyError, Run
+from fairseq_star.superb.corpora import ALL, Description, audio_seconds
+from fairseq_star.superb.experiment import BusyError, Features, Run
 from fairseq_star.superb.settings import settings
 from fairseq_star.superb.tasks import TASKS, Experiment, experiments
 from fairseq_star.superb.toolkit import Toolkit, Upstream, look_into
 
+FEATURE_BYTES = 2  # float16
 BYTES_A_PARAMETER = 12  # of a checkpoint: weight and Adam's two moments, four bytes each
 POLL = 1.0  # seconds
 
@@ -34,6 +36,7 @@ class Sweep:
     device: str = "cpu"
     seed: int = 1337
     only: str | None = None
+    features: Features | None = None
     _configs: dict[Experiment, dict] = field(default_factory=dict)
 
     def experiments(self) -> list[Experiment]:
@@ -85,12 +88,25 @@ class Sweep:
                     fix = "s3prl's clone has it: --s3prl CLONE" if theirs else "correct superb.yaml"
                     raise StarError(f"{experiment.task.name}: {path} is not there; {fix}, or --set another")
             needed += disk(experiment, config)
+        if self.features is not None:
+            needed += max(0, self.features.limit - self.features.stored_bytes())
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise StarError(
-                f"--out {self.out}: checkpoints take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free; make "
-                "room, or do fewer tasks at a time"
+                f"--out {self.out}: checkpoints and stored features take about {needed / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} are free; make room, or do fewer tasks at a time"
             )
+
+    def feature_bytes(self) -> int:
+        """Estimate the size of the features of all the corpora's audio, without a limit.
+
+        Raises:
+            StarError: s3prl cannot load the upstream, or a file cannot be read.
+        """
+        shape = look_into(self.upstream, self.toolkit)
+        seconds = sum(audio_seconds(name, self.description) for name in {TASKS[task].corpus for task in self.tasks})
+        frames = seconds * SAMPLE_RATE / shape["downsample_rate"]
+        return int(frames * shape["layers"] * shape["width"] * FEATURE_BYTES)
 
     def perform(self) -> tuple[list[dict], dict[str, str]]:
         """Run unfinished experiments; return results, and the error of each experiment without one.
@@ -135,6 +151,7 @@ class Sweep:
         return Run(
             experiment, self.out / "experiments" / experiment.name, self.config(experiment), self.toolkit,
             self.upstream, self.device, self.seed, layers, progress.watch if progress else lambda *_: None,
+            self.features,
         )  # fmt: skip
 
 

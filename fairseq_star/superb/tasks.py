@@ -37,6 +37,7 @@ class Task:
     dev: tuple[str, bool] | None = ("dev acc", False)  # line on dev by which ``--lr auto`` chooses; lower is better
     submission: str = ""
     modules: tuple[str, ...] = ()  # that it imports
+    crops: bool = False  # its training draws parts of utterances at random
 
     def metric(self, name: str) -> Metric:
         return next(metric for metric in self.metrics if metric.name == name)
@@ -56,16 +57,17 @@ _TASKS = (
         best="dev-clean-best.ckpt", split="test-clean", heads=43, dev=("dev-clean wer", True),
         submission="asr_no_lm", modules=("editdistance", "pandas"),
     ),
-    Task("ks", "keyword spotting", "speech_commands", "speech_commands", _accuracy(), submission="ks"),
+    Task("ks", "keyword spotting", "speech_commands", "speech_commands", _accuracy(), submission="ks", crops=True),
     Task(
         "qbe", "query by example", "quesst14_dtw", "quesst14", (Metric("mtwv", "MTWV", scale=1, unit="", digits=4),),
         best=None, needs_training=False, dev=None, submission="qbe", modules=("dtw", "lxml", "scipy"),
     ),
     Task("sid", "speaker identification", "voxceleb1", "voxceleb1", _accuracy(), heads=0.5, submission="sid",
-         modules=("librosa",)),
+         modules=("librosa",), crops=True),
     Task(
         "asv", "speaker verification", "sv_voxceleb1", "voxceleb1", (Metric("eer", "EER", is_error=True),), best=None,
         heads=6.5, dev=None, submission="sv", modules=("librosa", "joblib", "scipy", "sklearn"),
+        crops=True,
     ),
     Task(
         "sd", "speaker diarization", "diarization", "librimix", (Metric("der", "DER", is_error=True),),

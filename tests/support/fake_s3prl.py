@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("-e", type=Path)
     parser.add_argument("--seed")
     parser.add_argument("--device")
+    parser.add_argument("--features", nargs=2)
+    parser.add_argument("--only-repeated", action="store_true")
     options = parser.parse_args(sys.argv[2:])
     folder = options.e.parent if options.e else Path(options.p)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,9 @@ first use (``stand-in: ...``). With nothing missing, ``python run_downstream.py`
 * ``Tensor.cuda()``, which speaker verification calls whatever the device: without a GPU it leaves a tensor as it is.
 
 ``argparse.Namespace`` is declared harmless to torch, as s3prl keeps its options in checkpoints.
+
+``--features FOLDER BYTES`` before s3prl's options stores the upstream's features, see ``features.py``;
+``--only-repeated`` those that are computed twice.
 """
 
 import argparse
@@ -30,12 +33,15 @@ import numpy as np
 import soundfile
 import torch
 
-_spec = importlib.util.spec_from_file_location(
-    "torchaudio_import", Path(__file__).resolve().parents[2] / "runtime" / "torchaudio_import.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-torchaudio = _module.import_torchaudio()
+
+def _load(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+torchaudio = _load(Path(__file__).resolve().parents[2] / "runtime" / "torchaudio_import.py").import_torchaudio()
 
 SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # speaker verification's
 _reported: set[str] = set()  # a plain set, as joblib passes this file's functions to its workers by value
@@ -153,8 +159,24 @@ def stand_in() -> None:
     torch.serialization.add_safe_globals([argparse.Namespace])
 
 
+def store_features(arguments: list[str]) -> list[str]:
+    """Do as ``--features`` says and return the other arguments."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--features", nargs=2, metavar=("FOLDER", "BYTES"))
+    parser.add_argument("--only-repeated", action="store_true")
+    own, others = parser.parse_known_args(arguments)
+    if own.features:
+        from s3prl import hub
+
+        folder, limit = own.features
+        features = _load(Path(__file__).with_name("features.py"))
+        features.store_features(hub, Path(folder), int(limit), only_repeated=own.only_repeated)
+    return others
+
+
 if __name__ == "__main__":
     stand_in()
+    sys.argv[1:] = store_features(sys.argv[1:])
     from s3prl.run_downstream import main
 
     main()
