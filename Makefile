@@ -71,7 +71,8 @@ $(SUPERB_VENV)/.ready: tools/superb-environment.txt
 superb-demo: setup-demo superb-env
 	test -e demo/long/checkpoint_best.pt || $(MAKE) demo-long
 	$(BIN)/python manifests/demo/superb.py demo/superb
-	$(BIN)/python -m benchmarks.superb_demo demo/long/checkpoint_best.pt $(SUPERB) --tasks $(SUPERB_TASKS)
+	$(BIN)/python -m benchmarks.superb_demo demo/long/checkpoint_best.pt $(SUPERB) --tasks $(SUPERB_TASKS) \
+		--store-features 2
 
 ablation: setup-demo
 	$(BIN)/python manifests/demo/corpus.py demo/corpus

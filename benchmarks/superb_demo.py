@@ -24,6 +24,7 @@ from fairseq_star.deploy.targets import load_target
 from fairseq_star.formats import export, load_student
 from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb.corpora import read_description
+from fairseq_star.superb.experiment import Features
 from fairseq_star.superb.programs.tied import end_with
 from fairseq_star.superb.scores import COLUMNS
 from fairseq_star.superb.sweep import Sweep, task_numbers
@@ -32,7 +33,7 @@ from fairseq_star.superb.toolkit import LOCAL, Environment, Toolkit, Upstream, e
 from manifests.preparing import run_script
 
 FIRST = "student, first weights"
-KEPT = ("experiment", "metrics", "notes", "seconds", "environment")  # the rest lies in WORK
+KEPT = ("experiment", "metrics", "notes", "seconds", "features", "environment")  # the rest lies in WORK
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--s3prl", type=Path, metavar="CLONE", help="clone of s3prl")
     parser.add_argument("--tasks", nargs="+", choices=SUPERB_TASKS, default=list(SUPERB_TASKS), metavar="TASK")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "superb_demo", help="folder of the sweeps")
+    parser.add_argument("--store-features", type=float, metavar="GB", help="of each sweep, as fairseq-star superb does")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="sweeps at a time (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     options = parser.parse_args(arguments)
@@ -58,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         out = options.work.absolute() / name.replace(", ", "-").replace(" ", "-")
         toolkit = Toolkit(tools, source, out / "code")
         toolkit.copy()
-        sweeps[name] = Sweep(out, upstream, toolkit, description, options.tasks)
+        features = Features.of(out, options.store_features)
+        sweeps[name] = Sweep(out, upstream, toolkit, description, options.tasks, features=features)
         sweeps[name].check()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), end_with, (os.getpid(),)) as pool:

@@ -1,7 +1,6 @@
 """``fairseq-star superb``."""
 
 import argparse
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -134,8 +133,6 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
     student = arguments.student if arguments.what in ACTIONS else arguments.what
     if (student is None) == (arguments.upstream is None) and arguments.what != "check":
         raise StarError("superb: name a student's checkpoint, or one of s3prl's upstreams with -u; not both")
-    if arguments.store_features is not None and not 0 <= arguments.store_features < math.inf:
-        raise StarError(f"--store-features {arguments.store_features}: must be a number of GB, 0 or more")
     environment = toolkit.Environment.of(arguments.python, [TASKS[name] for name in arguments.tasks])
     source = toolkit.source_package(arguments.s3prl, environment)
     out = arguments.out.absolute()
@@ -149,11 +146,8 @@ def _sweep(arguments: argparse.Namespace, description: "Description") -> "Sweep"
         chosen = toolkit.exported(student, arguments.name or student, out)
     else:
         chosen = toolkit.named(arguments.upstream or "fbank", arguments.upstream_file)
-    features = None
-    if arguments.store_features is not None:
-        features = Features(out / "features", int(arguments.store_features * 1e9))
     return Sweep(
         out, chosen, copy, description, arguments.tasks, arguments.convention, changes,
         RATE_GRID if arguments.lr else (), arguments.device or environment.device, arguments.seed, arguments.only,
-        features,
+        Features.of(out, arguments.store_features),
     )  # fmt: skip

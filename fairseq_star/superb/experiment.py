@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,19 @@ class Features:
 
     folder: Path
     limit: int
+
+    @classmethod
+    def of(cls, out: Path, gigabytes: float | None) -> "Features | None":
+        """Return the store in a sweep's folder; None for None.
+
+        Raises:
+            StarError: ``gigabytes`` is no size.
+        """
+        if gigabytes is None:
+            return None
+        if not 0 <= gigabytes < math.inf:
+            raise StarError(f"--store-features {gigabytes}: must be a number of GB, 0 or more; correct it")
+        return cls(out / "features", int(gigabytes * 1e9))
 
     def stored_bytes(self) -> int:
         """Return the size of what is stored already."""

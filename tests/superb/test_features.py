@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairseq_star.superb import experiment, parsing
+from fairseq_star.errors import StarError
+from fairseq_star.superb import experiment, parsing, sweep
 from fairseq_star.superb.programs import features
 from fairseq_star.superb.programs.features import FeatureStore, StoredUpstream
 from tests.superb.test_sweep import make  # noqa: F401
@@ -250,3 +252,19 @@ def test_a_sweep_with_stored_features_says_so_and_is_another_one(make):  # noqa:
     described = json.loads((made.out / "experiments" / "ic" / "experiment.json").read_text())
     assert described["upstream"][-1] == experiment.ALONE
     assert results[0]["features"] == {}
+
+
+@pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(StarError, match="--store-features"):
+        experiment.Features.of(Path("out"), size)
+
+
+def test_the_features_of_a_corpus_are_estimated(make, monkeypatch, tmp_path):  # noqa: F811
+    """Eleven seconds in two parts, in float16: 2 bytes x 3 states x 8 channels x 50 frames a second."""
+    shape = {"layers": 3, "width": 8, "downsample_rate": 320}
+    monkeypatch.setattr(sweep, "look_into", lambda *_: shape)
+    for name, seconds in (("train/a/1.wav", 4), ("train/a/2.wav", 6), ("test/b/1.wav", 1)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(seconds * 16_000), 16_000)
+    assert make("ks").feature_bytes() == 11 * 50 * 3 * 8 * 2
