@@ -1,6 +1,5 @@
 """All experiments of one upstream, one after another: none runs twice, and a failed one does not stop the rest."""
 
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
+from fairseq_star.runtime.job import free_disk
 from fairseq_star.superb import parsing, preparing
 from fairseq_star.superb.corpora import ALL, Description
 from fairseq_star.superb.experiment import BusyError, Run
@@ -85,7 +85,7 @@ class Sweep:
                     fix = "s3prl's clone has it: --s3prl CLONE" if theirs else "correct superb.yaml"
                     raise StarError(f"{experiment.task.name}: {path} is not there; {fix}, or --set another")
             needed += disk(experiment, config)
-        free = shutil.disk_usage(self.out).free
+        free = free_disk(self.out)
         if free < needed:
             raise StarError(
                 f"--out {self.out}: checkpoints take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free; make "

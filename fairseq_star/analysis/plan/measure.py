@@ -18,7 +18,8 @@ from fairseq_star.data.dataset import PREFETCH_FACTOR
 from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.fairseq_hooks.preflight import check_options
 from fairseq_star.runtime.host import settle_on_host
-from fairseq_star.runtime.memory import process_bytes, synchronize
+from fairseq_star.runtime.job import free_memory, process_bytes
+from fairseq_star.runtime.memory import synchronize
 from fairseq_star.teacher.cache.settings import leave_cache_out
 
 
@@ -49,7 +50,8 @@ class Measured:
     steps: list[Step]
     bytes_before: int  # in use before the first step
     peak_bytes: int  # over all steps, the one with the most samples among them, everything included
-    total_bytes: int  # the device's; on a CPU free memory plus the process's own
+    total_bytes: int  # the device's; on a CPU what the job may still take plus the process's own
+    memory_limit: str  # what sets it, for messages
     device: str
     trainer: Trainer
 
@@ -107,7 +109,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     ]
     for _ in samples:  # until the workers and the thread end
         pass
-    return Measured(batches, steps, before, _peak(device), _total(device), device, trainer)
+    return Measured(batches, steps, before, _peak(device), *_total(device), device, trainer)
 
 
 def _batches(trainer: Trainer) -> list[Batch]:
@@ -165,9 +167,8 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else process_bytes("VmHWM")
 
 
-def _total(device: str) -> int:
+def _total(device: str) -> tuple[int, str]:
     if device == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory
-    with open("/proc/meminfo") as lines:
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return free * 1024 + process_bytes("VmRSS")
+        return torch.cuda.get_device_properties(0).total_memory, "the GPU"
+    free = free_memory()
+    return free.num_bytes + process_bytes("VmRSS"), free.limit
