@@ -85,11 +85,15 @@ def _limits_of_group(folder: Path) -> Iterator[Free]:
 
 
 def _cached_files(folder: Path) -> int:
+    """Return the bytes of files that are cached and that no process has mapped, as it has libraries that it runs."""
     lines = dict(line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    both = [
-        int(lines.get(f"total_{kind}_file") or lines.get(f"{kind}_file") or 0) for kind in ("active", "inactive")
-    ]  # version 1 counts the groups below in "total_" alone
-    return sum(both)
+
+    def count(*names: str) -> int:
+        return next((int(lines[name]) for name in names if name in lines), 0)
+
+    # Version 1 counts the groups below in "total_" alone.
+    cached = sum(count(f"total_{kind}_file", f"{kind}_file") for kind in ("active", "inactive"))
+    return max(0, cached - count("total_mapped_file", "file_mapped"))
 
 
 def _cpu_quota(folder: Path) -> float | None:

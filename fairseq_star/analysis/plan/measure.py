@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fairseq_star.data.dataset import PREFETCH_FACTOR
 from fairseq_star.errors import StarError, exit_on_star_error
+from fairseq_star.fairseq_hooks.data_watch import WatchedIterator
 from fairseq_star.fairseq_hooks.preflight import check_options
 from fairseq_star.runtime.host import settle_on_host
 from fairseq_star.runtime.job import free_memory, process_bytes
@@ -140,7 +141,7 @@ def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
         prefetch_factor=PREFETCH_FACTOR if cfg.num_workers else None,
     )
     # In a thread, as in a run; one ahead, since a run with a full buffer reads one batch a step.
-    return iter(BufferedIterator(1, loader))
+    return WatchedIterator(BufferedIterator(1, loader))
 
 
 def _step(trainer: Trainer, batch: Batch, sample: dict, device: str) -> tuple[float, float]:
