@@ -32,7 +32,7 @@ PEAK = "peak bytes:"
 # The peak is told by the process itself: the kernel's count for its parent includes data workers, which begin as large.
 TRAIN = f"""
 from fairseq_cli.hydra_train import cli_main
-from fairseq_star.runtime.memory import process_bytes
+from fairseq_star.runtime.job import process_bytes
 cli_main()
 print("{PEAK}", process_bytes("VmHWM"), flush=True)
 """

@@ -28,7 +28,7 @@ from fairseq_star.analysis.units.kmeans import Quality
 from fairseq_star.analysis.units.run import measure, states_of_layer, utterances_of
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_teacher
-from fairseq_star.runtime.memory import process_bytes
+from fairseq_star.runtime.job import process_bytes
 from manifests.preparing import run_script
 
 WIDTH = 768

@@ -17,6 +17,7 @@ from fairseq_star.audio.threads import map_in_threads, show_progress
 from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
+from fairseq_star.runtime.job import num_cores
 from manifests.finding import LeftOut
 from manifests.splits import compare_splits
 from manifests.spool import Spool
@@ -105,7 +106,7 @@ def prepare(
     root = Path(os.path.abspath(root))
     converting = options.resample is not None
     results = map_in_threads(
-        lambda item: _look_at(root, item, options), found, num_workers=os.cpu_count() if converting else None
+        lambda item: _look_at(root, item, options), found, num_workers=num_cores() if converting else None
     )
     what = "converting" if converting else "reading audio headers"
     num_bad = 0

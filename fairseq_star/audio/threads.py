@@ -1,6 +1,5 @@
 """Many files at once, in threads, with a report of progress."""
 
-import os
 import sys
 import time
 from collections import deque
@@ -9,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from fairseq_star.errors import StarError
+from fairseq_star.runtime.job import num_cores
 
 SECONDS_BETWEEN_LINES = 60  # of progress, in a log file
 
@@ -33,7 +33,7 @@ def map_in_threads(
         except StarError as error:
             return item, error
 
-    num_workers = num_workers or min(32, 4 * (os.cpu_count() or 1))
+    num_workers = num_workers or min(32, 4 * num_cores())
     return in_order(run, items, num_workers, max_pending=16 * num_workers)
 
 

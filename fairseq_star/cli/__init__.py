@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     command = importlib.import_module(f"fairseq_star.cli.{MODULES.get(name, name)}")
     parser = argparse.ArgumentParser(prog=f"fairseq-star {name}", description=COMMANDS[name])
     command.add_arguments(parser)
-    arguments = parser.parse_args(argv[1:])
+    arguments = parser.parse_intermixed_args(argv[1:])  # options in any order
     logging.getLogger().setLevel(logging.WARNING)  # fairseq, if imported already, has set it lower
     with exit_on_star_error():
         try:

@@ -31,6 +31,7 @@ from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_a
 from fairseq_star.formats import hub
 from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.host import settle_on_host
+from fairseq_star.runtime.job import free_disk
 from fairseq_star.runtime.signals import handle_signals_on_a_stack_of_their_own
 from fairseq_star.runtime.workers import rank_and_world_size
 
@@ -243,7 +244,7 @@ def _write(path: str, write: Callable[[Path], object]) -> None:
             return
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            free = shutil.disk_usage(os.path.dirname(path) or ".").free
+            free = free_disk(os.path.dirname(path) or ".")
             told = f"{path} cannot be written ({reason}; {free / 1e9:,.2f} GB are free there)"
             if wait is None:
                 raise StarError(

@@ -5,6 +5,7 @@ begins a run anew in another's place. ``resuming.py`` looks into the checkpoint 
 """
 
 import ast
+import logging
 import os
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.models.starhubert import StarHubertModel
+from fairseq_star.runtime.job import num_cores
+
+logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file, looked for in checkpoint.save_dir
 # What an option (or each of its values) must be at least, where it is given.
@@ -62,6 +66,10 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         values = value if isinstance(value, ListConfig | list) else [value]
         if any(number is not None and number < least for number in values):
             raise StarError(f"{name}={value} must be {least} or more")
+    if cfg.dataset.num_workers > num_cores():
+        logger.warning(
+            f"dataset.num_workers={cfg.dataset.num_workers} is more than the {num_cores()} cores that this job may use"
+        )
     for name in GPU_PRECISIONS:
         if OmegaConf.select(cfg, f"common.{name}") and not on_gpu:
             why = "common.cpu=true leaves it aside" if cfg.common.cpu else "torch finds none on this machine"

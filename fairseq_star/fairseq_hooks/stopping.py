@@ -15,6 +15,8 @@ from fairseq.data.iterators import BackgroundConsumer
 
 logger = logging.getLogger(__name__)
 
+seconds_for_loading = 30.0  # that the process waits for fairseq's thread as it ends
+
 
 class StopRequest:
     """A wish to stop, the same on all workers.
@@ -80,10 +82,10 @@ def end_loading_at_exit() -> None:
     atexit.register(_end_loading)
 
 
-def _end_loading(seconds: float = 30.0) -> None:
+def _end_loading() -> None:
     """A thread in torch's code while the interpreter ends takes the process down with SIGABRT, and the status the run
     wanted to end with, be it 0 or 1, is lost. So each is let come to its end, which is one batch away."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds_for_loading
     for thread in threading.enumerate():
         if not isinstance(thread, BackgroundConsumer):
             continue

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import torch
 
+from fairseq_star.runtime.job import num_cores
+
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 STEP = 64 * 2**20  # bytes by which the heap grows
@@ -40,17 +42,30 @@ _cores: "SharedCores | None" = None
 
 
 def settle_on_host(*, keep_memory: bool = False) -> None:
-    """Apply the settings to this whole process, where a run or a long command starts; do nothing where there is a GPU.
+    """Apply the settings to this whole process, where a run or a long command starts.
+
+    Where there is a GPU only the number of threads is set.
 
     Args:
         keep_memory: also :func:`keep_freed_memory`, which pays in training.
     """
+    use_own_cores()
     if torch.cuda.is_available():
         return
     bound_primitive_cache()
     share_cores()
     if keep_memory:
         keep_freed_memory()
+
+
+def use_own_cores() -> None:
+    """Limit torch's threads to the cores that the job may use, unless the environment sets their number.
+
+    torch starts a thread for each core that the process may run on, and knows no quota of a container: the threads
+    above it are then stopped in the middle of each parallel region, and the others wait for them.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and (cores := num_cores()) < torch.get_num_threads():
+        torch.set_num_threads(cores)
 
 
 def bound_primitive_cache() -> None:

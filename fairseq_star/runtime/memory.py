@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from fairseq_star.runtime.job import process_bytes
+
 
 def synchronize(device: str) -> None:
     """Wait for an accelerator to finish; return at once on the CPU."""
@@ -35,11 +37,3 @@ def peak_extra_bytes(function: Callable[[], object], device: str) -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-
-
-def process_bytes(key: str) -> int:
-    """Return one memory line of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no line {key}")

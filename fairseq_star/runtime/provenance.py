@@ -1,6 +1,5 @@
 """Versions, commit and hardware that a result was made with."""
 
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fairseq_star.runtime.job import num_cores
 from fairseq_star.runtime.version import __version__
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -45,8 +45,8 @@ def processor() -> str:
 
 
 def hardware() -> str:
-    """Return processor, cores and, where there is one, GPU of this machine."""
-    host = f"{processor()}, {os.cpu_count()} cores"
+    """Return processor, cores that may be used and, where there is one, GPU of this machine."""
+    host = f"{processor()}, {num_cores()} cores"
     return f"{torch.cuda.get_device_name()}; host {host}" if torch.cuda.is_available() else host
 
 

@@ -1,6 +1,5 @@
 """All experiments of one upstream, one after another: none runs twice, and a failed one does not stop the rest."""
 
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
+from fairseq_star.runtime.job import free_disk
 from fairseq_star.superb import parsing, preparing
 from fairseq_star.superb.corpora import ALL, Description, audio_seconds
 from fairseq_star.superb.experiment import BusyError, Features, Run
@@ -90,7 +90,7 @@ class Sweep:
             needed += disk(experiment, config)
         if self.features is not None:
             needed += max(0, self.features.limit - self.features.stored_bytes())
-        free = shutil.disk_usage(self.out).free
+        free = free_disk(self.out)
         if free < needed:
             raise StarError(
                 f"--out {self.out}: checkpoints and stored features take about {needed / 1e9:.1f} GB, "

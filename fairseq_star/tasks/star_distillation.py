@@ -10,6 +10,7 @@ from fairseq_star.data.splits import check_folder, load_split, load_view
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.checkpoints import guard_runs, run_teacher
+from fairseq_star.fairseq_hooks.data_watch import watch
 from fairseq_star.fairseq_hooks.first_weights import begin_student, size_student
 from fairseq_star.fairseq_hooks.preflight import adopt_audio_format, check_student
 from fairseq_star.fairseq_hooks.steps import Steps
@@ -128,7 +129,7 @@ class StarDistillationTask(FairseqTask):
             iterator = super().get_batch_iterator(dataset, *arguments, **options)
         # A validation's begin when the process is at its largest, and would keep a copy of that to the run's end.
         iterator.persistent_workers &= dataset is self.datasets.get(self._option("train_subset"))
-        return iterator
+        return watch(iterator)
 
     def begin_epoch(self, epoch: int, model) -> None:
         self.steps.begin_epoch(model)

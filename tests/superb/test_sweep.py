@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_no_room_and_no_list_are_told_before_anything_starts(make, monkeypatch, 
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
     made.check()
-    monkeypatch.setattr(sweep.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1})())
     with pytest.raises(StarError, match="checkpoints and stored features take about"):
         made.check()
 

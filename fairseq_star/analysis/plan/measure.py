@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from fairseq_star.data.dataset import PREFETCH_FACTOR
 from fairseq_star.errors import StarError, exit_on_star_error
+from fairseq_star.fairseq_hooks.data_watch import WatchedIterator
 from fairseq_star.fairseq_hooks.preflight import check_options
 from fairseq_star.runtime.host import settle_on_host
-from fairseq_star.runtime.memory import process_bytes, synchronize
+from fairseq_star.runtime.job import free_memory, process_bytes
+from fairseq_star.runtime.memory import synchronize
 from fairseq_star.teacher.cache.settings import leave_cache_out
 
 
@@ -49,7 +51,8 @@ class Measured:
     steps: list[Step]
     bytes_before: int  # in use before the first step
     peak_bytes: int  # over all steps, the one with the most samples among them, everything included
-    total_bytes: int  # the device's; on a CPU free memory plus the process's own
+    total_bytes: int  # the device's; on a CPU what the job may still take plus the process's own
+    memory_limit: str  # what sets it, for messages
     device: str
     trainer: Trainer
 
@@ -107,7 +110,7 @@ def measure(cfg: DictConfig, num_steps: int) -> Measured:
     ]
     for _ in samples:  # until the workers and the thread end
         pass
-    return Measured(batches, steps, before, _peak(device), _total(device), device, trainer)
+    return Measured(batches, steps, before, _peak(device), *_total(device), device, trainer)
 
 
 def _batches(trainer: Trainer) -> list[Batch]:
@@ -138,7 +141,7 @@ def _read_ahead(trainer: Trainer, batches: Sequence[Batch]) -> Iterator[dict]:
         prefetch_factor=PREFETCH_FACTOR if cfg.num_workers else None,
     )
     # In a thread, as in a run; one ahead, since a run with a full buffer reads one batch a step.
-    return iter(BufferedIterator(1, loader))
+    return WatchedIterator(BufferedIterator(1, loader))
 
 
 def _step(trainer: Trainer, batch: Batch, sample: dict, device: str) -> tuple[float, float]:
@@ -165,9 +168,8 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else process_bytes("VmHWM")
 
 
-def _total(device: str) -> int:
+def _total(device: str) -> tuple[int, str]:
     if device == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory
-    with open("/proc/meminfo") as lines:
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return free * 1024 + process_bytes("VmRSS")
+        return torch.cuda.get_device_properties(0).total_memory, "the GPU"
+    free = free_memory()
+    return free.num_bytes + process_bytes("VmRSS"), free.limit

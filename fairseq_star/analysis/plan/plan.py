@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fairseq_star.analysis.plan.measure import Measured, measure
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.throughput import step_macs
+from fairseq_star.runtime.job import num_cores
 from fairseq_star.tasks.registration import register_all
 from fairseq_star.teacher.cache.codec import SCALE_BYTES
 from fairseq_star.teacher.cache.store import StateStore
@@ -45,7 +46,8 @@ class Plan:
     data_share: float  # time to read a batch, divided among the data workers, relative to a step's
     padding: float  # share of samples
     peak_bytes: int
-    total_bytes: int
+    total_bytes: int  # that may be used
+    memory_limit: str  # what limits them
     peak_grows: bool  # for some minutes: a CPU process keeps freed memory, in pieces of all sizes
     batch_size_that_fits: int  # utterances of the longest one's duration
     checkpoint_bytes: int
@@ -68,8 +70,9 @@ class Plan:
             "audio": f"{self.audio_seconds_a_second:,.1f} s of speech a second, {self.mfu:.0%} of what a large matrix "
             "product reaches here",
             "data": f"reading takes {self.data_share:.0%} of a step's time; padding is {self.padding:.1%}",
-            "memory": f"{self.peak_bytes / 2**20:,.0f} MiB of {self.total_bytes / 2**20:,.0f} at the largest batch"
-            f"{kept}; about {self.batch_size_that_fits:,} utterances of the longest's length would fit",
+            "memory": f"{self.peak_bytes / 2**20:,.0f} MiB of {self.total_bytes / 2**20:,.0f} (limited by "
+            f"{self.memory_limit}) at the largest batch{kept}; about {self.batch_size_that_fits:,} utterances of the "
+            "longest's length would fit",
             "disk": f"{self.checkpoints} checkpoints of {self.checkpoint_bytes / 1e6:,.0f} MB; teacher cache: "
             + (cache or "none is possible with these options"),
         }
@@ -120,7 +123,6 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
     rate = measured.trainer.task.cfg.sample_rate
     own = sum(batch.samples for batch in batches)
     extra = (measured.peak_bytes - measured.bytes_before) / len(measured.largest.indices)
-    saved = cfg.checkpoint
     return Plan(
         device=measured.device,
         world_size=world_size,
@@ -137,10 +139,11 @@ def plan(config_dir: str, config_name: str, overrides: Sequence[str], *, steps: 
         padding=1 - own / sum(batch.padded for batch in batches),
         peak_bytes=measured.peak_bytes,
         total_bytes=measured.total_bytes,
+        memory_limit=measured.memory_limit,
         peak_grows=measured.device == "cpu" and not cfg.task.release_memory and cfg.task.pad_to_multiple == 1,
         batch_size_that_fits=max(0, int((measured.total_bytes - measured.bytes_before) / max(extra, 1.0))),
         checkpoint_bytes=_checkpoint_bytes(measured),
-        checkpoints=1 + (not saved.no_last_checkpoints) + max(saved.keep_interval_updates, 0),
+        checkpoints=_checkpoints(cfg, updates, math.ceil(len(batches) / batches_an_update)),
         cache_bytes=_cache_bytes(measured),
         warnings=_warnings(cfg, measured, data),
         sliced=sliced,
@@ -192,6 +195,22 @@ def _flops(measured: Measured) -> float:
     return 2 * step_macs(num_samples, model.config, task.teacher.config)
 
 
+def _checkpoints(cfg: DictConfig, updates: int, an_epoch: int) -> int:
+    """Return how many checkpoints a run of so many updates leaves, at most, as fairseq's ``save_checkpoint`` does."""
+    saved, every = cfg.checkpoint, cfg.checkpoint.save_interval_updates
+    if saved.no_save:
+        return 0
+    validated = not cfg.dataset.disable_validation
+    count = (not saved.no_last_checkpoints) + (1 + max(saved.keep_best_checkpoints, 0) if validated else 0)
+    if not saved.no_epoch_checkpoints:
+        epochs = updates // an_epoch // saved.save_interval
+        count += epochs if saved.keep_last_epochs < 0 else min(epochs, saved.keep_last_epochs)
+    if every > 0:
+        within = updates // every - updates // math.lcm(every, an_epoch)  # those at an epoch's end are of the epoch
+        count += within if saved.keep_interval_updates < 0 else min(within, saved.keep_interval_updates)
+    return count
+
+
 def _checkpoint_bytes(measured: Measured) -> int:
     trainer = measured.trainer
     weights = [*trainer.model.parameters(), *trainer.criterion.parameters()]
@@ -221,6 +240,11 @@ def _warnings(cfg: DictConfig, measured: Measured, data: float) -> list[str]:
         lines.append(
             "warning: the largest batch takes more than nine tenths of the memory; lower dataset.batch_size or "
             "dataset.max_tokens, crop with task.max_sample_size, or set model.checkpoint_activations=true"
+        )
+    if cfg.dataset.num_workers > num_cores():
+        lines.append(
+            f"warning: dataset.num_workers={cfg.dataset.num_workers} is more than the {num_cores()} cores that this "
+            "job may use"
         )
     if data > 1:
         lines.append(

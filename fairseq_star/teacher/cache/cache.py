@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Collection, Sequence
@@ -25,6 +24,7 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
 from fairseq_star.errors import StarError
 from fairseq_star.runtime.files import replacing
+from fairseq_star.runtime.job import free_disk
 from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec, keep_codec, read_codec
 from fairseq_star.teacher.cache.codec_fit import make_codec, told
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES, PlainRows
@@ -286,7 +286,7 @@ class TeacherCache:
         )
         there = min(needed, store.num_bytes())
         nearest = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(nearest).free
+        free = free_disk(nearest)
         hour = 3600 * self.sample_rate / self.geometry.downsample_rate  # frames
         logger.info(
             f"teacher cache: {len(frames):,} utterances, {int(frames.sum()):,} frames x {num_states} states x "

@@ -31,7 +31,7 @@ def planned(corpus, teacher_path, tmp_path, capsys, monkeypatch):
 
 def test_what_can_be_told_is_exact(planned, corpus, teacher_path, tmp_path):
     """12 utterances in batches of 4, 6 updates of one batch."""
-    found = planned()
+    found = planned("checkpoint.save_interval_updates=2")
     task, student, _ = build(corpus, teacher_path)
     for split in ("train", "valid"):
         task.load_dataset(split)
