@@ -9,6 +9,7 @@ preprocessor do: :func:`load_recognizer` is all that they lack. It needs onnx-as
 """
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -28,6 +29,7 @@ def load_recognizer(folder: str | Path, **options: Any) -> Any:
 
     class HubertCtc(_AsrWithCtcDecoding):
         _preprocessor_name, _subsampling_factor = "identity", 2  # frames of 20 ms, in steps of 10 ms
+        DECODE_SPACE_PATTERN = re.compile(r"\A\s|(\s)")  # its own also takes the space before 'TIS
 
         @staticmethod
         def _get_model_files(quantization: str | None = None) -> dict[str, str]:
@@ -51,5 +53,5 @@ def onnx_asr_texts(folder: Path, sources: Sequence[Any]) -> dict[str, list[str]]
     waveforms = [source.numpy() for source in sources]
     return {
         "onnx-asr": [recognizer.recognize(waveform) for waveform in waveforms],
-        "onnx-asr, in one batch": recognizer.recognize(waveforms),
+        "onnx-asr's batches": recognizer.recognize(waveforms),
     }

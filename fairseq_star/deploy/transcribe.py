@@ -55,17 +55,13 @@ class Recognizer:
         """Return the log-probabilities (n x tokens) of audio (N, mono, float32, at the student's rate)."""
         if len(samples) <= AT_ONCE * self.sample_rate:
             return self._of_window(samples)
-        step, context = (seconds * self.sample_rate // self.downsample_rate for seconds in (WINDOW, CONTEXT))  # frames
+        step, context = (int(seconds * self.sample_rate) // self.downsample_rate for seconds in (WINDOW, CONTEXT))
         kept = []
         for first in range(0, len(samples) // self.downsample_rate, step):
             start, end = max(first - context, 0), first + step + context
             frames = self._of_window(samples[start * self.downsample_rate : end * self.downsample_rate])
             kept.append(frames[first - start : first - start + step])
         return torch.cat(kept)
-
-    def transcribe(self, samples: Tensor) -> str:
-        """Return the text of audio: the most probable token of each frame, repeats and blanks removed."""
-        return self.tokens.greedy(self.log_probs(samples))
 
     def _of_window(self, samples: Tensor) -> Tensor:
         missing = max(int(LEAST_SECONDS * self.sample_rate) - len(samples), 0)
@@ -138,7 +134,10 @@ def transcribe(
     for file in files:
         read = _from_stdin if file == STDIN else partial(read_audio, file)
         samples = read(recognizer.sample_rate, resample)
-        yield file, recognizer.transcribe(samples)
+        log_probs = recognizer.log_probs(samples)
+        if not len(log_probs):
+            raise StarError(f"transcribe: {file} holds {len(samples)} samples, fewer than a frame takes")
+        yield file, recognizer.tokens.greedy(log_probs)
 
 
 def read_audio(path: str, sample_rate: int, resample: bool) -> Tensor:
@@ -182,5 +181,7 @@ def _from_stdin(sample_rate: int, resample: bool) -> Tensor:
         try:
             return read_audio(file.name, sample_rate, resample)
         except StarError as error:
-            told = str(error).removeprefix("transcribe: ").replace(file.name, "standard input")
-            raise StarError(f"transcribe: {told}; a WAV, FLAC or Ogg file is expected there") from None
+            told = str(error).replace(file.name, "standard input")
+            if told.startswith("standard input"):  # it is no audio
+                told = f"transcribe: {told.partition(';')[0]}; pipe a WAV, FLAC or Ogg file into it"
+            raise StarError(told) from None

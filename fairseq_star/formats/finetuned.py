@@ -131,9 +131,8 @@ def _read_dictionary(path: str, what: str) -> Dictionary:
     except OSError as error:
         raise StarError(f"{what} cannot be read ({error.strerror}); correct the path") from error
     except Exception as error:  # fairseq raises a bare Exception for bytes that are no UTF-8
-        raise StarError(
-            f"{what} is no dictionary of fairseq's, lines of `symbol count` ({error}); correct it"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise StarError(f"{what} does not hold fairseq's lines `symbol count` ({reason}); correct it") from error
 
 
 class _Reference:
