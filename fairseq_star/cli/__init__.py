@@ -12,7 +12,8 @@ from fairseq_star.errors import exit_on_star_error
 
 COMMANDS = {
     "evaluate": "losses of a student before and after training",
-    "export": "a student for s3prl, fairseq, HuggingFace, torchaudio, TorchScript, ONNX or torch.export, checked there",
+    "export": "a student, fine-tuned or not, for s3prl, fairseq, HuggingFace, torchaudio, TorchScript, ONNX, "
+    "sherpa-onnx or torch.export, checked there",
     "import": "a student from another toolkit's file, or from the authors' .ckpt and .yaml",
     "plan": "how long a run will take and whether it fits, from a few steps of it on this machine",
     "probe": "how well a student's features predict phones, keywords and speakers, compared with its teacher's",
@@ -22,6 +23,7 @@ COMMANDS = {
     "stream": "frames of a streaming student, printed as the audio arrives",
     "superb": "a student on the eleven tasks of SUPERB, through s3prl, in one table",
     "teacher": "facts on a checkpoint, and the layers that a student would learn from",
+    "transcribe": "audio files to text by a fine-tuned student: its checkpoint or an exported file",
     "units": "k-means centroids of a teacher layer, whose units a student can learn to predict",
 }
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"  # fairseq's
@@ -31,7 +33,7 @@ MODULES = {"import": "import_checkpoint"}  # where a command's name cannot be a 
 def main(argv: list[str] | None = None) -> None:
     """Run the command that ``argv`` (the command line when None) names; ``--help`` alone lists them."""
     argv = sys.argv[1:] if argv is None else argv
-    listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="fairseq-star",
         description="Everything but training; `fairseq-star COMMAND --help` lists a command's options.",

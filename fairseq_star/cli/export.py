@@ -8,10 +8,18 @@ from fairseq_star.runtime.names import TARGET_OPTIONS, TARGETS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command, and those of each target."""
-    parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
+    parser.add_argument(
+        "checkpoint",
+        help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt, or of a fine-tuned student",
+    )
     parser.add_argument("--to", required=True, choices=TARGETS, help="the toolkit to write for")
-    parser.add_argument("--out", required=True, help="file to write (for huggingface a folder)")
+    parser.add_argument(
+        "--out", required=True, help="file to write (a folder for huggingface, and for a fine-tuned student)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--dictionary", metavar="FILE", help="of a fine-tuned student: its labels, where the checkpoint holds none"
+    )
     parser.conflict_handler = "resolve"  # two targets may have an option of the same name
     for target, options in TARGET_OPTIONS.items():
         group = parser.add_argument_group(f"options of --to {target}")
@@ -22,14 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Export ``arguments.checkpoint`` and print the file, its accuracy, and the next step."""
     from fairseq_star.deploy.targets import load_target
-    from fairseq_star.formats import export, load_student
+    from fairseq_star.formats import export, load_tuned
 
     options = _options(arguments)
     target = load_target(arguments.to)(**options)
-    exported = export(load_student(arguments.checkpoint, "export"), target, arguments.out, force=arguments.force)
+    student = load_tuned(arguments.checkpoint, "export", arguments.dictionary)
+    exported = export(student, target, arguments.out, force=arguments.force)
     print(f"{exported.path}: {target.title}, {exported.num_bytes / 1e6:,.1f} MB")
-    print(f"hidden states against the student's, {target.measure}: {exported.alone:.1e} for each utterance alone, "
+    what = "hidden states against the student's" if student.head is None else f"{student.head.title} against fairseq's"
+    print(f"{what}, {target.measure}: {exported.alone:.1e} for each utterance alone, "
           f"{exported.batched:.1e} for three at once")  # fmt: skip
+    if exported.runtimes:
+        print(f"same texts in {', '.join(exported.runtimes)}")
     print(f"next: {target.next_step(exported.path)}")
 
 

@@ -1,12 +1,15 @@
 """The student of whole utterances as a program takes and gives it: what TorchScript, ONNX and ``.pt2`` files hold.
 
 It runs the encoder's own forward pass (``SpeechEncoder.run``). It takes raw audio, normalizing it where the student
-wants that, and gives every hidden state. Lengths are tensors, so that no shape depends on them, and features depend
+wants that, and gives every hidden state, or of a fine-tuned student what its head makes of them. Lengths are tensors,
+so that no shape depends on them, and features depend
 neither on the batch nor on what (finite) numbers stand in ``source`` past ``num_samples``. A row that is empty or
 shorter than a frame has 0 frames; its states are padding, finite and without meaning.
 
 Shapes: B utterances, T frames of the longest one, D width, L layers.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,21 @@ from fairseq_star.encoder.attention import Context, Whole, attention
 from fairseq_star.encoder.group_norm import standardized, valid_frames
 from fairseq_star.formats.student import Student
 
+INPUTS = ("source", "num_samples")
 OUTPUTS = ("last_hidden_state", "hidden_states", "frame_lengths")
+
+
+def output_names(student: Student) -> tuple[str, ...]:
+    """Return the names of what ``student`` gives as a program, in order."""
+    return OUTPUTS if student.head is None else student.head.output_names
+
+
+def head_metadata(student: Student, inputs: Sequence[str] = INPUTS) -> dict[str, str]:
+    """Return what a program's file says of its head, nothing for an encoder."""
+    if student.head is None:
+        return {}
+    downsample_rate = student.model.geometry.downsample_rate
+    return student.head.metadata(inputs, sample_rate=student.sample_rate, downsample_rate=downsample_rate)
 
 
 class InferenceStudent(nn.Module):
@@ -30,10 +47,10 @@ class InferenceStudent(nn.Module):
     def __init__(self, student: Student, attend: Attend = attention):
         super().__init__()
         self.encoder = student.model.for_inference()
-        self.normalize, self.attend = student.normalize, attend
+        self.normalize, self.attend, self.head = student.normalize, attend, student.head
 
-    def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states of raw audio.
+    def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Hidden states of raw audio, or a head's outputs.
 
         Args:
             source: B x samples, float32.
@@ -42,29 +59,35 @@ class InferenceStudent(nn.Module):
         Returns:
             ``last_hidden_state`` (B x T x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
             (L+1 x B x T x D: the first layer's input, then each layer's output) and ``frame_lengths`` (B): frames past
-            them are padding.
+            them are padding. Of a fine-tuned student the head's outputs, such as ``log_probs`` (B x T x tokens), in
+            place of the first two.
         """
-        if num_samples is None:
-            last, states = self.whole(source)
-            return last, states, torch.full((len(source),), last.size(1), device=source.device)
-        return self.padded(source, num_samples)
+        return self.whole(source) if num_samples is None else self.padded(source, num_samples)
 
-    def whole(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The first two of these of a batch without padding."""
+    def whole(self, source: Tensor) -> tuple[Tensor, ...]:
+        """These of a batch without padding."""
         if self.normalize:
             source = F.layer_norm(source, source.shape[1:])
-        return self._run(source, None, Whole())
+        return self._run(source, None, Whole(), None)
 
-    def padded(self, source: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All three of a batch with padding."""
+    def padded(self, source: Tensor, num_samples: Tensor) -> tuple[Tensor, ...]:
+        """These of a batch with padding."""
         if self.normalize:
             source = standardized(source, valid_frames(num_samples, source))
         frame_lengths = self.encoder.geometry.all_num_frames(num_samples)
-        return *self._run(source, num_samples, _Valid(frame_lengths, self.attend)), frame_lengths
+        return self._run(source, num_samples, _Valid(frame_lengths, self.attend), frame_lengths)
 
-    def _run(self, source: Tensor, num_samples: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, source: Tensor, num_samples: Tensor | None, context: Context, frame_lengths: Tensor | None
+    ) -> tuple[Tensor, ...]:
         states = self.encoder.run(source, context, num_samples=num_samples).hidden_states
-        return self.encoder.finished(states[-1]), torch.stack(states)
+        last = self.encoder.finished(states[-1])
+        if frame_lengths is None:
+            # Summed, not made of sizes: those are numbers of the example in a traced program.
+            frame_lengths = torch.ones_like(last[..., 0], dtype=torch.long).sum(1)
+        if self.head is not None:
+            return (*self.head([*states[:-1], last], frame_lengths), frame_lengths)
+        return last, torch.stack(states), frame_lengths
 
 
 class _Valid(Whole):

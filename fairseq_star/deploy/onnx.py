@@ -4,7 +4,8 @@
     last_hidden_state, hidden_states, frame_lengths = session.run(
         None, {"source": source, "num_samples": num_samples})       # float32 B x samples, int64 B
 
-What they are: ``inference_module.py``; of a streaming student ``deploy/streaming/step.py`` and docs/streaming.md.
+What they are: ``inference_module.py``; of a streaming student ``deploy/streaming/step.py`` and docs/streaming.md. Of a
+fine-tuned student, the folder holds ``model.onnx``, whose outputs are its head's, and the labels; docs/product.md.
 
 A student of whole utterances is written by torch's TorchScript-based exporter: it is in every torch from 2.6 on, needs
 no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, which a streaming student needs.
@@ -12,23 +13,25 @@ no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, wh
 
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_star.deploy.attention import Attend, attention_by_blocks
 from fairseq_star.deploy.calibration import Calibration
-from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.deploy.inference_module import INPUTS, InferenceStudent, head_metadata, output_names
+from fairseq_star.deploy.onnx_asr import onnx_asr_texts
 from fairseq_star.deploy.onnx_quantized import only_errors, to_int4, to_int8, to_static_int8
-from fairseq_star.deploy.programs import INPUTS, STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
+from fairseq_star.deploy.programs import STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
 from fairseq_star.errors import StarError
+from fairseq_star.formats.head import FRAME_LENGTHS, METADATA
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.target import batches, check_sources, need
+from fairseq_star.formats.target import batches, check_sources, model_file, need
 
 OPSET = 17  # the first with LayerNormalization; torch's TorchScript-based exporter knows up to 20
 AXES = {
@@ -36,8 +39,9 @@ AXES = {
     "num_samples": {0: "batch"},
     "last_hidden_state": {0: "batch", 1: "frames"},
     "hidden_states": {1: "batch", 2: "frames"},
-    "frame_lengths": {0: "batch"},
+    FRAME_LENGTHS: {0: "batch"},
 }
+QUANTIZED_MARGIN = 0.05  # as `text_tolerance`: another onnxruntime rounds elsewhere
 COSINE, WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
 _EXTRA = "pip install 'fairseq-star[onnx]'"
 
@@ -53,7 +57,7 @@ class Onnx(ProgramTarget):
         StarError: options that contradict each other.
     """
 
-    title = "ONNX file"
+    title, file = "ONNX file", "model.onnx"
     requires: ClassVar = {"onnx": _EXTRA, "onnxruntime": _EXTRA}
     tolerance = 5e-5
 
@@ -68,12 +72,15 @@ class Onnx(ProgramTarget):
         if int8 or int4:
             ranges = ", fixed ranges" if calibration else ""
             self.title, self.tolerance = f"ONNX file ({'int8' if int8 else 'int4'}{ranges})", 1 - COSINE
-            self.measure = "1 - cosine (or a tenth of the worst frame's)"
+            self.measure, self.text_tolerance = "1 - cosine (or a tenth of the worst frame's)", QUANTIZED_MARGIN
             self.remedy = "these weights do not stand so few bits; " + (
                 "leave --calibration out" if calibration else "take --int8" if int4 else "leave --int8 out"
             )
 
     def write(self, student: Student, path: Path) -> None:
+        self._write_file(student, model_file(path, student.head, self.file))
+
+    def _write_file(self, student: Student, path: Path) -> None:
         if not (self.int8 or self.int4):
             self._write(student, path)
             return
@@ -113,13 +120,19 @@ class Onnx(ProgramTarget):
     def difference(self, got: Tensor, expected: Tensor) -> float:
         if not (self.int8 or self.int4):
             return super().difference(got, expected)
-        apart = 1 - F.cosine_similarity(got, expected, dim=-1)
+        apart = 1 - self.cosines(got, expected)
         return float(torch.maximum(apart.mean(), apart.max() * (1 - COSINE) / (1 - WORST)))
 
-    def _write(self, student: Student, path: Path) -> None:
+    @staticmethod
+    @contextmanager
+    def quietly() -> Iterator[None]:
+        """Run an exporter: the older is deprecated, and warns of checks of shapes, which hold for all shapes here."""
         with warnings.catch_warnings(), only_errors(), torch.no_grad():
-            # The older is deprecated, and it warns of checks of shapes, which hold for all shapes here.
             warnings.simplefilter("ignore")
+            yield
+
+    def _write(self, student: Student, path: Path) -> None:
+        with self.quietly():
             if self.dynamo or student.config.chunk_frames:
                 _write_by_dynamo(student, path)
             else:
@@ -141,9 +154,20 @@ class Onnx(ProgramTarget):
 
         return run, session.get_modelmeta().custom_metadata_map.get(STREAM)
 
+    @staticmethod
+    def about_head(path: Path) -> str | None:
+        import onnx
+
+        told = onnx.load(path, load_external_data=False).metadata_props
+        return {entry.key: entry.value for entry in told}.get(METADATA)
+
+    def texts(self, path: Path, sources: Sequence[Tensor]) -> dict[str, list[str]]:
+        return onnx_asr_texts(path, sources)
+
     def next_step(self, path: Path) -> str:
         return self.run_lines(
-            f"session = onnxruntime.InferenceSession({str(path)!r})",
+            path,
+            "session = onnxruntime.InferenceSession({})",
             'session.run(None, {"source": source, "num_samples": num_samples})',
         )
 
@@ -178,17 +202,19 @@ def write_whole(student: Student, path: Path, attend: Attend = attention_by_bloc
         dynamo=False,
         opset_version=OPSET,
         input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        dynamic_axes=AXES,
+        output_names=list(output_names(student)),
+        dynamic_axes=AXES | ({} if student.head is None else student.head.outputs),
     )
-    _forget_shapes_in_loops(path)
+    complete(path, head_metadata(student))
 
 
-def _forget_shapes_in_loops(path: Path) -> None:
-    """Of what a loop hands on the exporter writes the example's sizes, which onnxruntime then holds against others."""
+def complete(path: Path, metadata: dict[str, str]) -> None:
+    """Add metadata, and forget the shapes in loops: of what a loop hands on the exporter writes the example's sizes,
+    which onnxruntime then holds against others."""
     import onnx
 
     model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata)
     for node in model.graph.node:
         if node.op_type == "Loop":
             [body] = (attribute.g for attribute in node.attribute if attribute.name == "body")

@@ -12,20 +12,21 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from fairseq_star.deploy.attention import attention_by_products, joined, joined_by_products
-from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent
+from fairseq_star.deploy.inference_module import INPUTS, OUTPUTS, InferenceStudent, head_metadata, output_names
 from fairseq_star.deploy.streaming import Streams, StreamShape, StreamState, StreamStep, check_streams
 from fairseq_star.encoder.attention import attention
 from fairseq_star.errors import StarError
+from fairseq_star.formats.head import Head
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
 
-INPUTS = ("source", "num_samples")
 STREAM_INPUTS = ("window", "num_frames", *StreamState._fields)
 STREAM_OUTPUTS = (*OUTPUTS[:2], *(f"next_{name}" for name in StreamState._fields))
 STREAM = "fairseq_star.stream"
@@ -62,7 +63,8 @@ def program_of(student: Student, products: bool = False) -> Program:
         inputs = next(batches(check_sources(), padded=True, normalize=False))
         module = InferenceStudent(student, attention_by_products if products else attention)
         exported = _export(module, inputs, ({0: some, 1: samples}, {0: some}))
-        return Program(exported, INPUTS, OUTPUTS, {})
+        metadata = head_metadata(student)
+        return Program(exported, INPUTS, output_names(student), metadata)
     check_streams(student)
     step = StreamStep(student.model, joined_by_products if products else joined)
     shape, chunk = step.shape, 4
@@ -105,6 +107,8 @@ class ProgramTarget(Target):
 
     padded_group_norm = False
     streams = True
+    heads: ClassVar = (Head,)
+    file: ClassVar[str]  # its name in the folder of a fine-tuned student
 
     def __init__(self):
         self._loaded: dict[Path, tuple[Run, str | None]] = {}
@@ -114,12 +118,15 @@ class ProgramTarget(Target):
     def load(path: Path) -> tuple[Run, str | None]:
         """A file's program, and what it says under :data:`STREAM`, None for a student of whole utterances."""
 
+    @staticmethod
+    @abstractmethod
+    def about_head(path: Path) -> str | None:
+        """Return a file's description of its head, None for an encoder."""
+
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
         """Of whole utterances; a streaming program hears each as a stream in odd pieces, where ``padded`` all streams
         at once. For the rest see the base class."""
-        if path not in self._loaded:  # a streaming student is compared many times
-            self._loaded = {path: self.load(path)}
-        run, settings = self._loaded[path]
+        run, settings = self.loaded(path)
         utterances = []
         if settings is None:
             for source, num_samples in batches(sources, padded=padded, normalize=False):
@@ -137,7 +144,29 @@ class ProgramTarget(Target):
                 utterances.append(list(torch.cat([*frames, piece], dim=1)))
         return utterances
 
-    def run_lines(self, load: str, whole: str) -> str:
-        """What a user would type: a line that loads the file, and one that runs it, if the student receives whole
-        utterances."""
-        return f"{load}\n{'the loop that feeds it is in docs/streaming.md' if self.chunk_frames else whole}"
+    def head_outputs(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        run, _ = self.loaded(path / self.file)
+        utterances = []
+        for source, num_samples in batches(sources, padded=padded, normalize=False):
+            *outputs, frame_lengths = run(source, num_samples)
+            utterances += self.head.split(outputs, frame_lengths)
+        return utterances
+
+    def loaded(self, path: Path) -> tuple[Run, str | None]:
+        """Return :meth:`load` of a file, once for all comparisons."""
+        if path not in self._loaded:
+            self._loaded = {path: self.load(path)}
+        return self._loaded[path]
+
+    def run_lines(self, path: Path, load: str, call: str) -> str:
+        """Return what a user would type: a line that loads the file, and one that runs whole utterances through it.
+
+        Args:
+            path: of the export.
+            load: with ``{}`` for the file.
+            call: the call, to the right of the names of what it returns.
+        """
+        file = path if self.head is None else path / self.file
+        names = OUTPUTS if self.head is None else self.head.output_names
+        run = "the loop that feeds it is in docs/streaming.md" if self.chunk_frames else f"{', '.join(names)} = {call}"
+        return f"{load.format(repr(str(file)))}\n{run}"

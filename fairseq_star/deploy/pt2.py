@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from fairseq_star.deploy.programs import STREAM, ProgramTarget, Run, program_of
+from fairseq_star.formats.head import METADATA
 from fairseq_star.formats.student import Student
+from fairseq_star.formats.target import model_file
 
 
 class Pt2(ProgramTarget):
     """The program of an :class:`InferenceStudent`, or of a streaming student's :class:`StreamStep`."""
 
     title = "torch.export program"
+    file = "model.pt2"
 
     def write(self, student: Student, path: Path) -> None:
         program = program_of(student)
-        with path.open("wb") as file:  # a path must end in .pt2
+        with model_file(path, student.head, self.file).open("wb") as file:  # a path must end in .pt2
             torch.export.save(program.exported, file, extra_files=program.metadata)
 
     @staticmethod
@@ -43,8 +46,14 @@ class Pt2(ProgramTarget):
 
         return run, extra[STREAM] or None
 
+    @staticmethod
+    def about_head(path: Path) -> str | None:
+        extra = {METADATA: ""}
+        with path.open("rb") as file:
+            torch.export.load(file, extra_files=extra)
+        return extra[METADATA] or None
+
     def next_step(self, path: Path) -> str:
         return self.run_lines(
-            f"program = torch.export.load({str(path)!r}).module(check_guards=False)",
-            "last_hidden_state, hidden_states, frame_lengths = program(source, num_samples)",
+            path, "program = torch.export.load({}).module(check_guards=False)", "program(source, num_samples)"
         )

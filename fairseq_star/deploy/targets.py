@@ -38,6 +38,8 @@ def _import_class(name: str) -> type[Target]:
             from fairseq_star.deploy.torchscript import TorchScript as Found
         case "onnx":
             from fairseq_star.deploy.onnx import Onnx as Found
+        case "sherpa-onnx":
+            from fairseq_star.deploy.sherpa_onnx import SherpaOnnx as Found
         case "pt2":
             from fairseq_star.deploy.pt2 import Pt2 as Found
     return Found

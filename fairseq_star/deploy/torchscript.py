@@ -9,17 +9,18 @@ int8 is torch's dynamic quantization of all linear layers: a third of the size, 
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import ClassVar, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.deploy.inference_module import InferenceStudent
+from fairseq_star.deploy.inference_module import OUTPUTS, InferenceStudent, head_metadata
 from fairseq_star.errors import StarError
+from fairseq_star.formats.head import Head
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.target import Target, batches, check_sources, valid_frames
+from fairseq_star.formats.target import Target, batches, check_sources, model_file, valid_frames
 
+FILE = "model.ts"  # in the folder of a fine-tuned student
 INT8_COSINE = 0.98  # what a state's frames must have in common with the student's, in the mean, for int8 to pass
 
 
@@ -31,6 +32,7 @@ class TorchScript(Target):
 
     title = "TorchScript program"
     padded_group_norm = False
+    heads: ClassVar = (Head,)
 
     def __init__(self, int8: bool = False):
         self.int8 = int8
@@ -42,7 +44,8 @@ class TorchScript(Target):
             model = InferenceStudent(student)
             if self.int8:
                 model = quantize(model)
-            torch.jit.save(torch.jit.freeze(torch.jit.script(_Program(model).eval())), path)
+            program = torch.jit.freeze(torch.jit.script(_Program(model).eval()))
+            torch.jit.save(program, model_file(path, student.head, FILE), _extra_files=head_metadata(student))
 
     @torch.no_grad()
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
@@ -54,16 +57,25 @@ class TorchScript(Target):
             utterances += valid_frames([*states[:-1], last], frame_lengths)
         return utterances
 
+    @torch.no_grad()
+    def head_outputs(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        with _quiet():
+            model = torch.jit.load(path / FILE)
+        utterances = []
+        for source, num_samples in batches(sources, padded=padded, normalize=False):
+            *outputs, frame_lengths = model(source, num_samples if padded else None)
+            utterances += self.head.split(outputs, frame_lengths)
+        return utterances
+
     def difference(self, got: Tensor, expected: Tensor) -> float:
         if not self.int8:
             return super().difference(got, expected)
-        return 1 - float(F.cosine_similarity(got, expected, dim=-1).mean())
+        return 1 - float(self.cosines(got, expected).mean())
 
     def next_step(self, path: Path) -> str:
-        return (
-            f"model = torch.jit.load({str(path)!r})\n"
-            "last_hidden_state, hidden_states, frame_lengths = model(source, num_samples)"
-        )
+        file = path if self.head is None else path / FILE
+        names = OUTPUTS if self.head is None else self.head.output_names
+        return f"model = torch.jit.load({str(file)!r})\n{', '.join(names)} = model(source, num_samples)"
 
 
 class _Program(nn.Module):
@@ -75,12 +87,10 @@ class _Program(nn.Module):
         inputs = {"padded": (source, num_samples), "whole": (source,)}
         self.program = torch.jit.trace_module(model, inputs, check_trace=False)
 
-    def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, source: Tensor, num_samples: Tensor | None = None):  # the compiler finds out what is returned
         if num_samples is not None:
             return self.program.padded(source, num_samples)
-        last, states = self.program.whole(source)
-        lengths = torch.full((source.size(0),), last.size(1), dtype=torch.long, device=source.device)
-        return last, states, lengths
+        return self.program.whole(source)
 
 
 def quantize(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ that fails. ``import_student`` writes a checkpoint of this project from another 
 """
 
 from fairseq_star.formats.families import import_student, load_encoder, load_teacher, read_student
+from fairseq_star.formats.finetuned import load_tuned
 from fairseq_star.formats.hf_folder import teacher_files
 from fairseq_star.formats.student import Student, load_student, write_student
 from fairseq_star.formats.target import Exported, Target, export
@@ -18,6 +19,7 @@ __all__ = [
     "load_encoder",
     "load_student",
     "load_teacher",
+    "load_tuned",
     "read_student",
     "teacher_files",
     "write_student",

@@ -157,12 +157,13 @@ def sections(config: Any) -> tuple[dict, dict]:
     if isinstance(config, argparse.Namespace):
         flat = vars(config)
         return {**flat, "_name": flat.get("arch")}, flat
-    config = _plain(config)
-    model, task = (_plain(config.get(part)) for part in ("model", "task"))
+    config = plain(config)
+    model, task = (plain(config.get(part)) for part in ("model", "task"))
     return {"_name": model.get("arch"), **model}, task
 
 
-def _plain(config: Any) -> dict:
+def plain(config: Any) -> dict:
+    """Return a config of any kind as a dict of plain values, empty for anything that is none."""
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config, resolve=False)
     if isinstance(config, argparse.Namespace):  # cfg.model, where a model has no dataclass of its own

@@ -19,10 +19,10 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import ClassVar, Sequence
+from typing import Any, ClassVar, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_star.encoder.config import HUBERT_BASE, EncoderConfig
 from fairseq_star.encoder.frames import ConvLayer
@@ -30,6 +30,7 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen, misfit
 from fairseq_star.formats.config import ACTIVATIONS, Section, check_divides
+from fairseq_star.formats.ctc import BOUNDARY, LETTER, SPACE, CtcHead, Tokens
 from fairseq_star.formats.hf_folder import (
     CONFIG,
     EXTRACTOR_TYPE,
@@ -46,6 +47,7 @@ from fairseq_star.runtime.provenance import __version__
 
 logger = logging.getLogger(__name__)
 
+TASK = "automatic-speech-recognition"
 # Defaults of all four families.
 CONV_DIM, CONV_KERNEL, CONV_STRIDE = zip(*HUBERT_BASE.conv_layers, strict=True)
 
@@ -181,10 +183,14 @@ def dropouts(config: Section) -> dict[str, float]:
 
 
 class HuggingFace(Target):
-    """A folder of config, safetensors, preprocessor and model card."""
+    """A folder of config, safetensors, preprocessor and model card; of a fine-tuned student with a tokenizer.
+
+    That is a ``HubertForCTC``, which ``transformers.pipeline("automatic-speech-recognition")`` runs.
+    """
 
     title = "HuggingFace folder"
     is_folder = True
+    heads: ClassVar = (CtcHead,)
     requires: ClassVar = {"transformers": "pip install 'fairseq-star[hf]'"}
 
     def write(self, student: Student, path: Path) -> None:
@@ -193,6 +199,11 @@ class HuggingFace(Target):
         path.mkdir()
         weights = huggingface_weights(student) | {"masked_spec_embed": student.mask_or_zeros()}
         weights = {TO_PARAMETRIZED.get(key, key): value.contiguous() for key, value in weights.items()}
+        if student.head is not None:
+            weights = {f"hubert.{key}": value for key, value in weights.items()}
+            weights |= {f"lm_head.{key}": value for key, value in student.head.proj.state_dict().items()}
+            for name, values in _tokenizer(student.head.tokens).items():
+                (path / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (path / WEIGHT_FILES[0]).write_bytes(save(weights, metadata={"format": "pt"}))
         (path / CONFIG).write_text(json.dumps(_config(student), indent=2) + "\n")
         preprocessor = {
@@ -209,30 +220,41 @@ class HuggingFace(Target):
 
     @torch.no_grad()
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
-        from transformers import AutoFeatureExtractor, AutoModel
-        from transformers.utils import logging
+        from transformers import AutoModel
 
-        logging.disable_progress_bar()  # loading takes a tenth of a second
-        model, loading = AutoModel.from_pretrained(path, output_loading_info=True)
-        if unmatched := [key for keys in loading.values() for key in keys]:
-            raise StarError(f"export: transformers does not match {unmatched[0]!a} of the written folder")
-        model.eval()
-        extractor = AutoFeatureExtractor.from_pretrained(path)
-        utterances = []
-        for batch in in_batches(sources, padded):
-            inputs = extractor(
-                [source.numpy() for source in batch],
-                sampling_rate=extractor.sampling_rate,
-                padding=True,
-                return_tensors="pt",
-            )
+        model, utterances = _load(AutoModel, path), []
+        for inputs in _inputs(path, sources, padded):
             output = model(**inputs, output_hidden_states=True)
             states = [*output.hidden_states[:-1], output.last_hidden_state]
             lengths = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(1))
             utterances += valid_frames(states, lengths)
         return utterances
 
+    @torch.no_grad()
+    def head_outputs(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        from transformers import AutoModelForCTC
+
+        model, utterances = _load(AutoModelForCTC, path), []
+        for inputs in _inputs(path, sources, padded):
+            log_probs = torch.log_softmax(model(**inputs).logits, dim=-1)
+            lengths = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(1))
+            utterances += self.head.split([log_probs], lengths)
+        return utterances
+
+    def texts(self, path: Path, sources: Sequence[Tensor]) -> dict[str, list[str]]:
+        from transformers import pipeline
+
+        recognizer = pipeline("automatic-speech-recognition", model=str(path))
+        rate = recognizer.feature_extractor.sampling_rate
+        given = [{"raw": source.numpy(), "sampling_rate": rate} for source in sources]
+        return {"transformers' pipeline": [recognizer(utterance)["text"] for utterance in given]}
+
     def next_step(self, path: Path) -> str:
+        if self.head is not None:
+            program = (
+                f"from transformers import pipeline; print(pipeline({TASK!r}, {str(path)!r})('speech.wav')['text'])"
+            )
+            return f"python -c {shlex.quote(program)}"
         folder = shlex.quote(str(path.resolve()))
         program = f"from transformers import AutoModel; print(AutoModel.from_pretrained({str(path)!r}))"
         return (
@@ -242,12 +264,72 @@ class HuggingFace(Target):
         )
 
 
+def _load(kind: Any, path: Path) -> nn.Module:
+    """Load a written folder as one of transformers' ``Auto`` classes, every key accounted for."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes a tenth of a second
+    model, loading = kind.from_pretrained(path, output_loading_info=True)
+    if unmatched := [key for keys in loading.values() for key in keys]:
+        raise StarError(f"export: transformers does not match {unmatched[0]!a} of the written folder")
+    return model.eval()
+
+
+def _inputs(path: Path, sources: Sequence[Tensor], padded: bool) -> Iterator[dict[str, Tensor]]:
+    from transformers import AutoFeatureExtractor
+
+    extractor = AutoFeatureExtractor.from_pretrained(path)
+    for batch in in_batches(sources, padded):
+        yield extractor(
+            [source.numpy() for source in batch],
+            sampling_rate=extractor.sampling_rate,
+            padding=True,
+            return_tensors="pt",
+        )
+
+
+def _tokenizer(tokens: Tokens) -> dict[str, dict]:
+    """Return the files of a ``Wav2Vec2CTCTokenizer``, as far as decoding needs it.
+
+    transformers calls CTC's blank ``<pad>``; fairseq's own ``<pad>``, which no label has, gets the name of fairseq's
+    blank. Subwords bring their spaces along.
+    """
+    letters = tokens.post_process == LETTER
+    symbols = list(tokens.symbols if letters else (piece.replace(SPACE, " ") for piece in tokens.pieces))
+    blank, padding = symbols[tokens.blank], "<pad>"
+    if padding in symbols:
+        symbols[symbols.index(padding)] = blank
+    symbols[tokens.blank] = padding
+    return {
+        "vocab.json": {symbol: number for number, symbol in enumerate(symbols)},
+        "tokenizer_config.json": {
+            "tokenizer_class": "Wav2Vec2CTCTokenizer",
+            "pad_token": padding,
+            "unk_token": "<unk>",
+            "bos_token": None,
+            "eos_token": None,
+            "word_delimiter_token": BOUNDARY if letters else " ",
+            "do_lower_case": False,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+
+
 def _config(student: Student) -> dict:
     config = student.config
     config.check_uniform("transformers' HuBERT")
     channels, kernels, strides = zip(*config.conv_layers, strict=True)
+    head = {}
+    if student.head is not None:
+        tokens = student.head.tokens
+        head = {
+            "vocab_size": len(tokens.symbols),
+            "pad_token_id": tokens.blank,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
     return {
-        "architectures": ["HubertModel"],
+        "architectures": ["HubertModel" if student.head is None else "HubertForCTC"],
         "model_type": "hubert",
         "dtype": "float32",
         **{theirs: getattr(config, own) for own, theirs in SIZES.items()},
@@ -265,7 +347,27 @@ def _config(student: Student) -> dict:
         "layerdrop": 0.0,
         "mask_time_prob": 0.05,
         **{theirs: student.dropouts[name] for name, theirs in DROPOUTS.items()},
+        **head,
     }
+
+
+_USE = """```python
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("THIS_FOLDER")
+model = AutoModel.from_pretrained("THIS_FOLDER").eval()
+inputs = extractor([audio], sampling_rate={rate}, padding=True, return_tensors="pt")
+with torch.no_grad():
+    states = model(**inputs, output_hidden_states=True).hidden_states
+```
+"""
+_RECOGNIZE = """```python
+from transformers import pipeline
+
+print(pipeline("automatic-speech-recognition", "THIS_FOLDER")("speech.wav")["text"])
+```
+"""
 
 
 def _card(student: Student) -> str:
@@ -287,27 +389,20 @@ def _card(student: Student) -> str:
             "with.\n"
         )
     normalize = "zero mean and unit variance (the preprocessor does it)" if student.normalize else "as it is"
+    task, what, use = ("feature-extraction", "speech encoder", _USE.format(rate=student.sample_rate))
+    if student.head is not None:
+        task, what, use = TASK, "speech recognizer, fine-tuned with CTC, whose encoder was", _RECOGNIZE
     return f"""---
 library_name: transformers
-pipeline_tag: feature-extraction
+pipeline_tag: {task}
 tags: [audio, speech, hubert, distillation]
 ---
 # {student.name}
 
-A speech encoder distilled by STaR (arXiv 2312.09040) with fairseq-star {__version__}: {student.num_parameters:,}
+A {what} distilled by STaR (arXiv 2312.09040) with fairseq-star {__version__}: {student.num_parameters:,}
 parameters, {config.num_layers} layers of {config.embed_dim}, {student.sample_rate:,} Hz mono audio, taken {normalize},
 {student.sample_rate / student.model.geometry.downsample_rate:g} frames a second.
 
-```python
-import torch
-from transformers import AutoFeatureExtractor, AutoModel
-
-extractor = AutoFeatureExtractor.from_pretrained("THIS_FOLDER")
-model = AutoModel.from_pretrained("THIS_FOLDER").eval()
-inputs = extractor([audio], sampling_rate={student.sample_rate}, padding=True, return_tensors="pt")
-with torch.no_grad():
-    states = model(**inputs, output_hidden_states=True).hidden_states
-```
-
+{use}
 {padding}{projection}* `masked_spec_embed`, of use in fine-tuning with SpecAugment only, is zeros if none was learned.
 """

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.config import EXTRACTOR_MODES, Section, encoder_config, sections
+from fairseq_star.formats.head import Head
 from fairseq_star.models import starhubert
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
 
@@ -109,6 +110,9 @@ class Student(SpeechModel):
     name: str  # the architecture it is registered by, such as starhubert
     origin: str  # the file it was read from
     mask_embedding: Tensor | None = None  # D; of a student that was trained with masked frames
+    head: Head | None = None  # of a fine-tuned student
+    # Of a fine-tuned student: utterances (1-D, raw) -> the head's outputs by the toolkit it was fine-tuned with.
+    reference: Callable[[Sequence[Tensor]], list[list[Tensor]]] | None = None
 
     @property
     def config(self) -> EncoderConfig:

@@ -35,9 +35,10 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
 from fairseq_star.formats.config import Section, check_divides
+from fairseq_star.formats.ctc import CtcHead
 from fairseq_star.formats.hf_keys import huggingface_weights, table, to_fairseq
 from fairseq_star.formats.student import Student
-from fairseq_star.formats.target import Target, batches, valid_frames
+from fairseq_star.formats.target import Target, batches, model_file, valid_frames
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
@@ -48,6 +49,7 @@ INSTALL = "pip install the torchaudio of your torch release"
 PARENTS = (("feature_projection.", "encoder.feature_projection."), ("encoder.", "encoder.transformer."))
 TO_HUGGINGFACE = tuple((theirs, own) for own, theirs in PARENTS)
 LAYER = re.compile(r"encoder\.transformer\.layers\.(\d+)\.")
+FILE = "model.pt"  # in the folder of a fine-tuned student
 HEAD = "aux."  # of a model that was fine-tuned with CTC
 EXTRACTOR_MODES = {"group_norm": "default", "layer_norm": "layer_norm"}
 # Fields of EncoderConfig and fairseq's dropouts -> torchaudio's names.
@@ -208,13 +210,17 @@ def _moved(key: str, parents: tuple[tuple[str, str], ...]) -> str:
 
 
 class Torchaudio(Target):
-    """A file with a dict of ``arguments``, ``state_dict``, ``sample_rate`` and ``normalize``."""
+    """A file with a dict of ``arguments``, ``state_dict``, ``sample_rate`` and ``normalize``.
+
+    Of a fine-tuned student a folder with that file, whose model's output are scores of tokens, and the tokens.
+    """
 
     title = "torchaudio file"
     requires: ClassVar = {"torchaudio": INSTALL}
+    heads: ClassVar = (CtcHead,)
 
     def write(self, student: Student, path: Path) -> None:
-        torch.save(torchaudio_state(student), path)
+        torch.save(torchaudio_state(student), model_file(path, student.head, FILE))
 
     @torch.no_grad()
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
@@ -231,11 +237,22 @@ class Torchaudio(Target):
             utterances += valid_frames(states, frame_lengths)
         return utterances
 
+    @torch.no_grad()
+    def head_outputs(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        saved = torch.load(path / FILE, weights_only=True)
+        model, utterances = build_model(saved), []
+        for source, num_samples in batches(sources, padded=padded, normalize=saved["normalize"]):
+            scores, frame_lengths = model(source, num_samples)
+            utterances += self.head.split([torch.log_softmax(scores, dim=-1)], frame_lengths)
+        return utterances
+
     def next_step(self, path: Path) -> str:
+        file = path if self.head is None else path / FILE
+        run = "" if self.head is None else "\nlog_probs = torch.log_softmax(model(waveforms)[0], dim=-1)"
         return (
-            f"saved = torch.load({str(path)!r}, weights_only=True)\n"
+            f"saved = torch.load({str(file)!r}, weights_only=True)\n"
             'model = torchaudio.models.wav2vec2_model(**saved["arguments"]).eval()\n'
-            'model.load_state_dict(saved["state_dict"])'
+            f'model.load_state_dict(saved["state_dict"]){run}'
         )
 
 
@@ -261,11 +278,14 @@ def torchaudio_state(student: Student) -> dict:
         **({} if config.head_dim is None else {HEAD_DIM: config.head_dim}),
         **{theirs: student.dropouts[own] for own, theirs in DROPOUTS.items()},
         "encoder_layer_drop": 0.0,
-        "aux_num_out": None,
+        "aux_num_out": None if student.head is None else student.head.proj.out_features,
     }
+    weights = {_moved(key, PARENTS): value.clone() for key, value in huggingface_weights(student).items()}
+    if student.head is not None:
+        weights |= {f"{HEAD}{key}": value for key, value in student.head.proj.state_dict().items()}
     return {
         "arguments": arguments,
-        "state_dict": {_moved(key, PARENTS): value.clone() for key, value in huggingface_weights(student).items()},
+        "state_dict": weights,
         "sample_rate": student.sample_rate,
         "normalize": student.normalize,
     }

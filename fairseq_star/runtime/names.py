@@ -8,29 +8,31 @@ HUBERT_BASE = "hubert_base"
 PHONE, KEYWORD, SPEAKER = PROBE_TASKS = ("phone", "keyword", "speaker")
 
 # Libraries that `export` writes for; the class of each: ``fairseq_star.deploy.targets``.
-TARGETS = ("s3prl", "fairseq", "huggingface", "torchaudio", "torchscript", "onnx", "pt2")
+TARGETS = ("s3prl", "fairseq", "huggingface", "torchaudio", "torchscript", "onnx", "sherpa-onnx", "pt2")
 # Options of targets -> argparse's settings of each. An option is an argument of the target's class.
 _FLAG = {"action": "store_true", "default": False}
+_INT8 = {
+    **_FLAG,
+    "help": "quantize linear layers to int8, store other weights in 16 bits: a third of the size or less, less exact",
+}
+_INT4 = {
+    **_FLAG,
+    "help": "quantize weights of linear layers to int4, store others in 16 bits: even smaller, even less exact",
+}
 TARGET_OPTIONS = {
     "torchscript": {"int8": {**_FLAG, "help": "quantize linear layers to int8: smaller, for CPUs, less exact"}},
     "onnx": {
         "dynamo": {**_FLAG, "help": "use torch's newer exporter, in half a minute (streaming students always do)"},
-        "int8": {
-            **_FLAG,
-            "help": "quantize linear layers to int8, store other weights in 16 bits: a third of the size or less, less "
-            "exact",
-        },
+        "int8": _INT8,
         "calibration": {
             "metavar": "MANIFEST",
             "default": None,
             "help": "with --int8: fix each layer's input range by speech of this manifest, instead of measuring it in "
             "each utterance; the file is then checked on other speech of it",
         },
-        "int4": {
-            **_FLAG,
-            "help": "quantize weights of linear layers to int4, store others in 16 bits: even smaller, even less exact",
-        },
+        "int4": _INT4,
     },
+    "sherpa-onnx": {"int8": _INT8, "int4": _INT4},
 }
 
 # Formats of raw samples that `stream` takes, as ffmpeg names them.

@@ -1,0 +1,187 @@
+"""Audio files to text by a fine-tuned student: its checkpoint, or an exported ONNX file or program of torch.export.
+
+Audio is read, brought to mono and to the student's rate on request, and run at once up to two minutes. Longer audio is
+run in windows that overlap, and each frame is taken from the window that it is furthest inside of.
+
+Shapes: N samples, n frames.
+"""
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Callable, Iterator
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_star.audio.file import open_to_the_end
+from fairseq_star.audio.lengths import cut_short
+from fairseq_star.deploy.inference_module import INPUTS, InferenceStudent
+from fairseq_star.deploy.onnx import Onnx
+from fairseq_star.deploy.programs import ProgramTarget
+from fairseq_star.deploy.pt2 import Pt2
+from fairseq_star.deploy.targets import load_target
+from fairseq_star.encoder.frozen import as_samples
+from fairseq_star.errors import StarError
+from fairseq_star.formats import load_tuned
+from fairseq_star.formats.ctc import Tokens
+from fairseq_star.formats.finetuned import read_labels
+from fairseq_star.runtime.torchaudio_import import import_torchaudio
+
+STDIN = "-"
+BLOCK = 2**20  # samples read at a time
+AT_ONCE = 120  # seconds at most
+WINDOW, CONTEXT = 50, 5  # seconds of a window, and before and after it
+LEAST_SECONDS = 0.1  # of a program's input, which shorter audio is padded to
+
+
+@dataclass
+class Recognizer:
+    """A fine-tuned student that is ready to transcribe."""
+
+    run: Callable[[Tensor, Tensor], list[Tensor]]  # source (1 x N), num_samples (1) -> log-probabilities, frame_lengths
+    tokens: Tokens
+    sample_rate: int  # Hz
+    downsample_rate: int  # samples a frame
+
+    @torch.no_grad()
+    def log_probs(self, samples: Tensor) -> Tensor:
+        """Return the log-probabilities (n x tokens) of audio (N, mono, float32, at the student's rate)."""
+        if len(samples) <= AT_ONCE * self.sample_rate:
+            return self._of_window(samples)
+        step, context = (int(seconds * self.sample_rate) // self.downsample_rate for seconds in (WINDOW, CONTEXT))
+        kept = []
+        for first in range(0, len(samples) // self.downsample_rate, step):
+            start, end = max(first - context, 0), first + step + context
+            frames = self._of_window(samples[start * self.downsample_rate : end * self.downsample_rate])
+            kept.append(frames[first - start : first - start + step])
+        return torch.cat(kept)
+
+    def _of_window(self, samples: Tensor) -> Tensor:
+        missing = max(int(LEAST_SECONDS * self.sample_rate) - len(samples), 0)
+        log_probs, frame_lengths = self.run(F.pad(samples, (0, missing))[None], torch.tensor([len(samples)]))
+        return log_probs[0, : int(frame_lengths)]
+
+
+def load_recognizer(path: str, dictionary: str | None = None, num_threads: int = 0) -> Recognizer:
+    """Load a fine-tuned checkpoint, or what ``export --to onnx`` or ``--to pt2`` wrote of one.
+
+    Args:
+        path: the checkpoint; the exported folder, or the file in it.
+        dictionary: as of :func:`~fairseq_star.formats.finetuned.load_tuned`, for a checkpoint.
+        num_threads: of onnxruntime; 0: a core each.
+
+    Raises:
+        StarError: the file cannot be read, or is of another kind.
+    """
+    for target in (Onnx, Pt2):
+        file = Path(path) / target.file if os.path.isdir(path) else Path(path)
+        if file.suffix == Path(target.file).suffix and file.is_file():
+            return _load_program(file, target, dictionary, num_threads)
+    if os.path.isdir(path):
+        raise StarError(
+            f"transcribe: {path} holds no {Onnx.file} and no {Pt2.file}; export a fine-tuned student --to onnx"
+        )
+    student = load_tuned(path, "transcribe", dictionary)
+    if student.head is None:
+        raise StarError(f"transcribe: {path} is an encoder; fine-tune it first (configs/finetune_ctc.yaml)")
+    program = InferenceStudent(student)
+    return Recognizer(
+        lambda source, num_samples: list(program(source, num_samples)),
+        student.head.tokens,
+        student.sample_rate,
+        student.model.geometry.downsample_rate,
+    )
+
+
+def _load_program(file: Path, target: type[ProgramTarget], dictionary: str | None, num_threads: int) -> Recognizer:
+    if dictionary is not None:
+        raise StarError(f"transcribe: --dictionary is for checkpoints; {file} holds its tokens: leave it out")
+    name = f"transcribe: {file}"
+    load_target("onnx" if target is Onnx else "pt2")  # checks what is installed
+    try:
+        about = target.about_head(file)
+        run, _ = target.load(file, num_threads) if target is Onnx else target.load(file)
+    except Exception as error:  # of protobuf's, onnxruntime's or torch's kinds
+        reason = str(error).strip().splitlines()[0][:200]
+        raise StarError(f"{name} cannot be loaded ({reason}); export it again") from error
+    labels = read_labels(about, name)
+    if labels.inputs != INPUTS:
+        raise StarError(f"{name} was written for sherpa-onnx; give one that was exported --to onnx")
+    return Recognizer(run, labels.labels, labels.sample_rate, labels.downsample_rate)
+
+
+def transcribe(
+    model: str, files: list[str], *, dictionary: str | None = None, resample: bool = False, num_threads: int = 0
+) -> Iterator[tuple[str, str]]:
+    """Yield each file and its text.
+
+    Args:
+        model, dictionary, num_threads: as of :func:`load_recognizer`.
+        files: of audio; ``-`` is one that comes through standard input.
+        resample: convert audio of another rate, or of several channels, whose mean is taken.
+
+    Raises:
+        StarError: a model or a file that cannot be read, or audio of another form.
+    """
+    recognizer = load_recognizer(model, dictionary, num_threads)
+    for file in files:
+        read = _from_stdin if file == STDIN else partial(read_audio, file)
+        samples = read(recognizer.sample_rate, resample)
+        log_probs = recognizer.log_probs(samples)
+        if not len(log_probs):
+            raise StarError(f"transcribe: {file} holds {len(samples)} samples, fewer than a frame takes")
+        yield file, recognizer.tokens.greedy(log_probs)
+
+
+def read_audio(path: str, sample_rate: int, resample: bool) -> Tensor:
+    """Return a file's samples (N, float32) at ``sample_rate``.
+
+    Raises:
+        StarError: it cannot be read, is cut short or empty, or is of another rate or not mono and ``resample`` is off.
+    """
+    blocks, count = [], 0
+    with open_to_the_end(path) as (audio, stated):
+        rate, channels = audio.samplerate, audio.channels
+        if not resample and (rate, channels) != (sample_rate, 1):
+            raise StarError(
+                f"transcribe: {path} has {rate} Hz and {channels} channel(s); this student receives {sample_rate} Hz, "
+                "mono: convert it with --resample"
+            )
+        try:
+            while wanted := BLOCK if stated is None else min(BLOCK, stated - count):
+                block = audio.read(wanted, dtype="float32", always_2d=True)
+                blocks.append(block.mean(axis=1))
+                count += len(block)
+                if len(block) < wanted:
+                    break
+        except soundfile.SoundFileError as error:
+            raise StarError(f"transcribe: {path} is cut short or damaged ({error}); restore it") from error
+    if stated is not None and count < stated:
+        raise StarError(f"transcribe: {path} {cut_short(count, stated)}")
+    if not count:
+        raise StarError(f"transcribe: {path} holds no samples")
+    samples = as_samples(np.concatenate(blocks), f"transcribe: {path}")
+    return samples if rate == sample_rate else import_torchaudio().functional.resample(samples, rate, sample_rate)
+
+
+def _from_stdin(sample_rate: int, resample: bool) -> Tensor:
+    if sys.stdin is None:
+        raise StarError("transcribe: standard input is closed; pipe an audio file into it, or name one instead of -")
+    with tempfile.NamedTemporaryFile() as file:  # formats state their length at the start or at the end
+        while data := sys.stdin.buffer.read(BLOCK):
+            file.write(data)
+        file.flush()
+        try:
+            return read_audio(file.name, sample_rate, resample)
+        except StarError as error:
+            told = str(error).replace(file.name, "standard input")
+            if told.startswith("standard input"):  # it is no audio
+                told = f"transcribe: {told.partition(';')[0]}; pipe a WAV, FLAC or Ogg file into it"
+            raise StarError(told) from None
