@@ -72,6 +72,7 @@ class DistillationDataset(FileAudioDataset):
             pad=True,
             normalize=normalize,
         )
+        self.manifest = manifest_path
         self.root_dir = stream_manifest(manifest_path)[0]  # fairseq takes a byte order mark for a part of it
         self.random_crop = random_crop
         self.pad_to_multiple = pad_to_multiple

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Collection, Sequence
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fairseq_star.data.augment.student_view import teacher_source
 from fairseq_star.data.dataset import DistillationDataset
+from fairseq_star.data.origin import CORPUS, corpus_origin, differences
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.modules import Encoding
@@ -26,7 +28,7 @@ from fairseq_star.errors import StarError
 from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.job import free_disk
 from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec, keep_codec, read_codec
-from fairseq_star.teacher.cache.codec_fit import make_codec, told
+from fairseq_star.teacher.cache.codec_fit import better_codec, make_codec, told
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES, PlainRows
 from fairseq_star.teacher.cache.read_ahead import STORED, ReadAhead, Where
 from fairseq_star.teacher.cache.settings import NONE, check_dim, tell_others
@@ -49,7 +51,8 @@ class TeacherCache:
     option, crop or audio file therefore finds nothing; a moved or copied one finds what is there.
 
     With ``compression`` its first batch waits for a codec, which is fitted to a sample of the largest split and kept in
-    the same subfolder; no entry is read with another codec than wrote it.
+    the same subfolder; no entry is read with another codec than wrote it. One that was fitted to another corpus is
+    measured on this one first.
 
     What it gives is rounded to the stored precision whether it was read or just computed, so that a run's losses do not
     depend on what was in the cache when it began. Frames past an utterance's end are zero.
@@ -255,22 +258,40 @@ class TeacherCache:
         if not self.stores:
             self._check_space(store, len(states))
         try:
-            store.open()
-            about = store.folder / "about.json"
-            if not about.exists():
-                with replacing(about, temporary=store.unfinished / f"about.{os.getpid()}") as temporary:
-                    temporary.write_text(settings + "\n")
+            _begin(store, settings)
             if not coded:
                 return store, PlainRows(self.dtype, self.width)
-            if (codec := read_codec(folder)) is None:
-                largest = max(self.expected.values(), key=len)
-                codec = make_codec(largest, self.geometry, states_of, states, self.dim)
-                codec = keep_codec(folder, codec, store.unfinished)
+            return self._with_codec(store, settings, states, states_of)
         except OSError as error:
             raise StarError(
                 f"task.teacher_cache: {store.folder} cannot be made ({error.strerror}); "
                 "choose a folder you may write to"
             ) from error
+
+    def _with_codec(
+        self, store: StateStore, settings: str, states: list[int], states_of: Callable[[Tensor], Sequence[Tensor]]
+    ) -> tuple[StateStore, Codec]:
+        """The store's codec, or, where that was fitted to another corpus and one fitted to this corpus is more exact,
+        this one, with a store of its own."""
+        largest = max(self.expected.values(), key=len)
+        corpus = corpus_origin(largest.manifest)
+        origin = {"origin": {CORPUS: corpus}}
+        if (codec := read_codec(store.folder)) is None:
+            codec = make_codec(largest, self.geometry, states_of, states, self.dim)
+            codec = keep_codec(store.folder, replace(codec, about=codec.about | origin), store.unfinished)
+        if other := differences(codec.about.get("origin"), {CORPUS: corpus}):
+            digest = hashlib.sha256(json.dumps(corpus).encode()).hexdigest()[:8]
+            own = StateStore(store.folder.with_name(f"{store.folder.name}-{digest}"), store.dtype)
+            if (mine := read_codec(own.folder)) is None:
+                _begin(own, settings)
+                mine = better_codec(codec, largest, self.geometry, states_of, self.dim)
+                mine = keep_codec(own.folder, replace(mine, about=mine.about | origin), own.unfinished)
+            fits = mine.kind == codec.kind
+            logger.info(
+                f"teacher cache: what is in {store.folder} was fitted to {other[0]}; measured on this corpus it is "
+                + ("as exact as a new fit, and used" if fits else f"worse than a new fit, which is in {own.folder}")
+            )
+            store, codec = store if fits else own, mine
         logger.info(f"teacher cache: {told(codec)}")
         store.kind = codec.kind
         return store, codec
@@ -300,6 +321,19 @@ class TeacherCache:
                 f"states but its disk has {free / 1e9:,.3f} GB free; make room, name a folder on a larger disk, or "
                 "leave the cache out"
             )
+
+
+def _begin(store: StateStore, settings: str) -> None:
+    """Make a store's folder, with the settings of its rows in a file.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    store.open()
+    about = store.folder / "about.json"
+    if not about.exists():
+        with replacing(about, temporary=store.unfinished / f"about.{os.getpid()}") as temporary:
+            temporary.write_text(settings + "\n")
 
 
 def _numbered(encoding: Encoding, number: int) -> Tensor:

@@ -5,6 +5,7 @@ compression moves what STaR learns from: Gram matrices, and the gradient that th
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,8 @@ from fairseq_star.teacher.cache.codec import Codec
 SAMPLE_FRAMES = 30_000  # ten minutes; 39 frames a dimension of HuBERT Base
 HELD_OUT = 8  # utterances
 LEAST_SPREAD = 1e-4  # of the largest coordinate's; a coordinate that stands still in the sample must not divide by 0
+WORSE = 1.25  # times the error of a new codec that one of another corpus may have: a new one costs the whole cache
+LEAST_ERROR = 1e-4  # below which an error is as good as none
 MOST_FRAMES = 1000  # of an utterance: its Gram matrices are formed
 
 
@@ -62,16 +65,56 @@ def make_codec(
         StarError: there is but one utterance, or none can be used.
     """
     chosen, held_out = choose(dataset, geometry)
-
-    def states(indices: Sequence[int], doing: str) -> Iterator[Sequence[Tensor]]:
-        for index in tqdm(indices, f"teacher cache: {doing}", unit="utt", leave=False, disable=None):
-            # What cannot be read is named when its batch comes.
-            if (source := dataset[index]["source"]) is not None:
-                yield states_of(source)
-
-    codec = fit_codec(states(chosen, "fitting"), numbers, dim)
-    codec.about["held_out"] = measure(codec, states(held_out, "trying"))
+    codec = fit_codec(_states(dataset, chosen, states_of, "fitting"), numbers, dim)
+    codec.about["held_out"] = measure(codec, _states(dataset, held_out, states_of, "trying"))
     return codec
+
+
+def better_codec(
+    codec: Codec,
+    dataset: DistillationDataset,
+    geometry: FrameGeometry,
+    states_of: Callable[[Tensor], Sequence[Tensor]],
+    dim: int | None,
+) -> Codec:
+    """Return ``codec``, which was fitted to another corpus, or one fitted to ``dataset`` if that is more exact there.
+
+    Args:
+        codec: of another corpus.
+        dataset, geometry, states_of, dim: as of :func:`make_codec`.
+
+    Returns:
+        The codec, with what was measured on held-out utterances of ``dataset``, or on its only one.
+
+    Raises:
+        StarError: no utterance can be used.
+    """
+    held_out, new = [0], None
+    if len(dataset) > 1:
+        new, held_out = make_codec(dataset, geometry, states_of, codec.numbers, dim), choose(dataset, geometry)[1]
+    measured = measure(codec, _states(dataset, held_out, states_of, "trying"))
+    if new is not None and not _as_exact(measured, new.about["held_out"]):
+        return new
+    return replace(codec, about=codec.about | {"held_out": measured})
+
+
+def _as_exact(errors: dict, new: dict) -> bool:
+    """Return whether the mean errors of one codec, as of :func:`measure`, are no larger than another's."""
+    means = [
+        [sum(one[name]) / len(one[name]) for one in (errors, new)]
+        for name in ("layerwise", "intra_layer", "gradient")
+        if errors[name] and new[name]
+    ]
+    return bool(means) and all(error <= max(WORSE * of_new, LEAST_ERROR) for error, of_new in means)
+
+
+def _states(
+    dataset: DistillationDataset, indices: Sequence[int], states_of: Callable[[Tensor], Sequence[Tensor]], doing: str
+) -> Iterator[Sequence[Tensor]]:
+    for index in tqdm(indices, f"teacher cache: {doing}", unit="utt", leave=False, disable=None):
+        # What cannot be read is named when its batch comes.
+        if (source := dataset[index]["source"]) is not None:
+            yield states_of(source)
 
 
 def told(codec: Codec) -> str:
