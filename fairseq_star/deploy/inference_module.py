@@ -1,9 +1,9 @@
-"""The student of whole utterances as a program takes and gives it: what TorchScript, ONNX and ``.pt2`` files hold.
+"""The module of a whole-utterance student that TorchScript, ONNX and ``.pt2`` files hold.
 
-It runs the encoder's own forward pass (``SpeechEncoder.run``). It takes raw audio, normalizing it where the student
-wants that, and gives every hidden state. Lengths are tensors, so that no shape depends on them, and features depend
-neither on the batch nor on what (finite) numbers stand in ``source`` past ``num_samples``. A row that is empty or
-shorter than a frame has 0 frames; its states are padding, finite and without meaning.
+It runs the encoder's own forward pass (``SpeechEncoder.run``). It takes raw audio, normalizes it where the student's
+config says so, and returns every hidden state. Lengths are tensors, so that no shape depends on them, and features
+depend neither on the batch nor on the (finite) numbers in ``source`` past ``num_samples``. A row that is empty or
+shorter than a frame has 0 frames; its states are finite padding.
 
 Shapes: B utterances, T frames of the longest one, D width, L layers.
 """
@@ -33,11 +33,11 @@ class InferenceStudent(nn.Module):
         self.normalize, self.attend = student.normalize, attend
 
     def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states of raw audio.
+        """Return the hidden states of raw audio.
 
         Args:
             source: B x samples, float32.
-            num_samples: B, int64, how many of each row are audio, from 0 on; all when None.
+            num_samples: B, int64, valid samples of each row, from 0 on; all when None.
 
         Returns:
             ``last_hidden_state`` (B x T x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
@@ -50,13 +50,13 @@ class InferenceStudent(nn.Module):
         return self.padded(source, num_samples)
 
     def whole(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The first two of these of a batch without padding."""
+        """Return the first two for a batch without padding."""
         if self.normalize:
             source = F.layer_norm(source, source.shape[1:])
         return self._run(source, None, Whole())
 
     def padded(self, source: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All three of a batch with padding."""
+        """Return all three for a batch with padding."""
         if self.normalize:
             source = standardized(source, valid_frames(num_samples, source))
         frame_lengths = self.encoder.geometry.all_num_frames(num_samples)
@@ -76,7 +76,7 @@ class _Valid(Whole):
 
     def padded(self, features: Tensor) -> Tensor:
         like = features[..., 0]
-        # A row without any frame attends to its first, which is zeros: over none, the softmax would be nan.
+        # A row without frames attends to its first, which is zeros: over no key, the softmax would be nan.
         self.mask = valid_frames(self.frame_lengths.clamp(min=1), like)[:, None] > 0
         return valid_frames(self.frame_lengths, like) == 0
 
