@@ -6,7 +6,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 
 from fairseq_star.checkpoint import shapes
-from fairseq_star.data.augment.student_view import MASKED_FRAMES
+from fairseq_star.data.augment.student import MASKED_FRAMES
 from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.losses.batch import DistillationBatch
 from fairseq_star.losses.layer_plan import match_layers
@@ -23,13 +23,13 @@ class StarTGMCriterion(FairseqCriterion):
 
     An utterance's loss is a mean over its own frames and layers, so the gradient is the same however a batch is padded,
     split over devices or accumulated. Heads of the units and of the frames are this criterion's parameters: fairseq
-    trains them along and saves them beside the student, whose own weights they are no part of.
+    trains them with the student and saves them next to its weights.
     """
 
     def __init__(self, task, cfg: StarTGMConfig):
         super().__init__(task)
         self.cfg = cfg
-        self.weights_alone = False  # whether the run takes over a student alone: heads that do not fit begin anew
+        self.weights_alone = False  # the run takes over a student's weights only: heads that do not fit start anew
         with exit_on_star_error():
             provider = task.provider
             teacher = provider.encoder
@@ -84,7 +84,7 @@ class StarTGMCriterion(FairseqCriterion):
         return total, utterances, logging_output
 
     def load_state_dict(self, state_dict, strict=True):
-        """The heads of a checkpoint; with :attr:`weights_alone` only where they fit."""
+        """Load the heads of a checkpoint; with :attr:`weights_alone` only where they fit."""
         if self.weights_alone and shapes(state_dict) != shapes(self.state_dict()):
             logger.info("the criterion's heads begin anew: the checkpoint has none that fit")
             return None

@@ -1,1 +1,2 @@
-"""What a distillation run is made of beside model, task and criterion: data, checks before it, watches in it, cache."""
+"""Data of a distillation run: the audio data set, splits, bad and overlong audio, augmentation of the student's
+input."""

@@ -1,8 +1,8 @@
-"""Audio that turns out bad in mid-run: told where it is read, counted and judged in the main process.
+"""Bad audio during a run: detected in the data workers, counted and acted on in the main process.
 
-A data worker cannot end a run in one line: what it raises arrives as a traceback inside a traceback. So a bad utterance
-travels in its batch, as a sentence under ``bad_audio``, and the task asks here what to do about it. A batch of which
-nothing is left has no ``net_input``; fairseq would take an empty dict for one of its dummy batches, whose utterances it
+A data worker cannot end a run in one line: its exception arrives as a traceback inside a traceback. So the problem
+travels in the batch, as a sentence under ``bad_audio``, and :class:`BadAudio` acts on it. A batch without any good
+utterance has no ``net_input``; fairseq would take an empty dict for one of its dummy batches, whose utterances it
 counts into ``sample_size`` when several batches make an update.
 """
 
@@ -32,7 +32,7 @@ def all_finite(samples: Tensor) -> bool:
 
 
 def what_is_wrong(path: str, sample_rate: int, num_samples: int, reason: object) -> str:
-    """One sentence on a file that could not be read: the manifest's own check of it, else ``reason``."""
+    """Return a sentence on a file that could not be read: the manifest's own check of it, else ``reason``."""
     try:
         probe_audio(path, sample_rate, stated_samples=num_samples)
     except StarError as error:
@@ -41,7 +41,7 @@ def what_is_wrong(path: str, sample_rate: int, num_samples: int, reason: object)
 
 
 class BadAudio:
-    """What ``task.on_bad_audio`` and ``task.max_bad_share`` ask for.
+    """The policy of ``task.on_bad_audio`` and ``task.max_bad_share``, and the counts it needs.
 
     Args:
         policy: ``error`` ends the run at the first bad utterance; ``skip`` names it and goes on without it.
@@ -61,20 +61,20 @@ class BadAudio:
         self._told: set[str] = set()
 
     def set_split_size(self, num_utterances: int) -> None:
-        """Take notice of a split's size."""
+        """Set the number of utterances of the split being read."""
         self.fewest = min(FEWEST, max(self.fewest, num_utterances))
 
     def begin_pass(self) -> None:
-        """Count anew: a pass over a split begins."""
+        """Reset the counts at the beginning of a pass over a split."""
         if self.bad:
             logger.warning(f"bad audio: {self.bad:,} of {self.read:,} utterances were skipped in the pass just ended")
         self.bad = self.read = 0
 
     def report(self, batch: dict) -> int:
-        """Name the bad utterances of a batch, each once a run.
+        """Log the bad utterances of a batch, each once a run.
 
         Returns:
-            How many there are; their sentences are taken out of the batch.
+            Their number; their sentences are taken out of the batch.
 
         Raises:
             StarError: there is one and the policy is ``error``.
@@ -89,7 +89,7 @@ class BadAudio:
         return len(problems)
 
     def reduce(self, logging_outputs: Sequence[dict]) -> None:
-        """Count what all workers met in an update.
+        """Add up the counts of all workers in an update.
 
         Raises:
             StarError: more than ``max_share`` of the utterances are bad.
@@ -108,7 +108,7 @@ class BadAudio:
 
 
 def stand_in(geometry: FrameGeometry, model: nn.Module, *, masked: bool = False) -> dict:
-    """A short batch for a worker that has nothing: it must go forward and backward as the others do.
+    """Return a short batch for a worker without audio, which must run forward and backward as the others do.
 
     Without ``audio_digests``, so that no cache keeps it. Where frames are ``masked`` it has a mask, in which none is.
     """
@@ -123,5 +123,5 @@ def stand_in(geometry: FrameGeometry, model: nn.Module, *, masked: bool = False)
 
 
 def without_counts(logging_output: dict) -> dict:
-    """The logging output of a batch that does not count: the same keys, which all workers must have, and zeros."""
+    """Return the same keys, which all workers must have, with zeros: the log of a batch that does not count."""
     return {name: torch.zeros_like(value) if isinstance(value, Tensor) else 0 for name, value in logging_output.items()}

@@ -15,7 +15,7 @@ from fairseq.data import FileAudioDataset
 from torch import Tensor
 
 from fairseq_star.audio.file import check_audio, open_audio
-from fairseq_star.data.augment.student_view import StudentView
+from fairseq_star.data.augment.student import StudentAugmentation
 from fairseq_star.data.bad_audio import NOT_FINITE, all_finite, what_is_wrong
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
@@ -26,13 +26,13 @@ PREFETCH_FACTOR = 2  # batches that each data worker is ahead: torch's default, 
 
 
 class StoredStates(Protocol):
-    """What a teacher cache holds of utterances, read in the data workers (``teacher/cache/read_ahead.py``)."""
+    """Teacher states stored in a cache, read in the data workers (``teacher/cache/read_ahead.py``)."""
 
     def read(self, digest: str, num_samples: int) -> Any:
-        """Read what there is of an utterance, by its :func:`audio_digest`."""
+        """Read an utterance's entry, by its :func:`audio_digest`."""
 
     def collate(self, read: Sequence[Any], num_samples: int) -> dict:
-        """Return what a batch padded to ``num_samples`` gets of what was read of its utterances."""
+        """Return the additions to a batch padded to ``num_samples``, from the entries of its utterances."""
 
 
 class DistillationDataset(FileAudioDataset):
@@ -41,8 +41,8 @@ class DistillationDataset(FileAudioDataset):
     A batch is ``{"id", "num_samples", "paths", "net_input": {"source"}}``: ``source`` is B x samples, ``num_samples`` a
     list of plain numbers, so that it stays on the host where slices and frame counts are made from it. With ``digests``
     there is also ``audio_digests``, a list of :func:`audio_digest`, and with ``read_ahead`` what a teacher cache holds
-    of the batch (:class:`StoredStates`). With a ``view`` the source is what the student receives; what
-    else there then is, :mod:`fairseq_star.data.augment.student_view` says.
+    of the batch (:class:`StoredStates`). With ``augment`` the source is the student's input, and the batch has the
+    keys described in :mod:`fairseq_star.data.augment.student`.
 
     A file that cannot be read, or is not what the manifest says, raises nothing, since that may happen in a data
     worker: its item has ``source`` None, and its sentence comes in the batch's ``bad_audio``, a list. A batch without
@@ -62,7 +62,7 @@ class DistillationDataset(FileAudioDataset):
         seed: int,
         digests: bool = False,
         read_ahead: StoredStates | None = None,
-        view: StudentView | None = None,
+        augment: StudentAugmentation | None = None,
     ):
         super().__init__(
             manifest_path,
@@ -79,37 +79,37 @@ class DistillationDataset(FileAudioDataset):
         self.seed = seed
         self.digests = digests
         self.read_ahead = read_ahead
-        self.view = view
-        # Shared: data workers that stay from epoch to epoch read in it which one it is.
+        self.augment = augment
+        # In shared memory: data workers that persist across epochs read the current one from it.
         self._epoch = torch.ones((), dtype=torch.int64).share_memory_()
         if not len(self):
             raise StarError(
                 f"{manifest_path}: no utterance of at least {min_sample_size} samples (task.min_sample_size) is left"
             )
-        if view is not None:
-            view.check(self.cropped_lengths(), self.path)
+        if augment is not None:
+            augment.check(self.cropped_lengths(), self.path)
 
     @property
     def epoch(self) -> int:
-        """Whose crops, masked frames and noise are given, in this process and in its data workers."""
+        """The epoch that crops, masks and noise are drawn for, in this process and in its data workers."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch; what workers are still reading of the one before is read as of this one."""
+        """Begin an epoch; utterances that workers still read for the previous one are drawn for this one."""
         self._epoch.fill_(epoch)
 
     def size(self, index: int) -> int:
-        """Samples of an utterance after cropping: what fairseq's ``max_tokens`` counts."""
+        """Return an utterance's samples after cropping, which fairseq's ``max_tokens`` counts."""
         return min(int(self.sizes[index]), self.max_sample_size)
 
     def ordered_indices(self) -> np.ndarray:
-        """Longest first, ties in an order that depends on the seed alone: fairseq's also depends on the epoch in which
-        the run was started, so that a resumed run would form other batches."""
+        """Return the utterances, longest first; ties are in an order that depends on the seed alone: fairseq's also
+        depends on the epoch in which the run was started, so that a resumed run would form other batches."""
         ties = np.random.default_rng(self.seed).permutation(len(self))
         return np.lexsort((ties, self.cropped_lengths()))[::-1]
 
     def cropped_lengths(self) -> np.ndarray:
-        """Samples of each utterance after cropping."""
+        """Return the samples of each utterance after cropping."""
         return np.minimum(self.sizes, self.max_sample_size)
 
     def padded_samples(self, indices: Sequence[int]) -> int:
@@ -118,8 +118,8 @@ class DistillationDataset(FileAudioDataset):
         return len(indices) * (-(-longest // self.pad_to_multiple) * self.pad_to_multiple)
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        """Batches of utterances, none left out: with a multiple above 1 (8 by default) fairseq-fixed 0.12.3 silently
-        drops the utterances that do not fill one.
+        """Return batches of all utterances: with a multiple above 1 (8 by default) fairseq-fixed 0.12.3 silently drops
+        the utterances that do not fill one.
 
         Raises:
             StarError: an utterance is longer than ``max_tokens`` samples.
@@ -134,7 +134,7 @@ class DistillationDataset(FileAudioDataset):
         return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
 
     def filter_indices_by_size(self, indices, max_sizes):
-        """All of them: fairseq would leave out those that are above ``max_tokens`` before they are cropped."""
+        """Return all: fairseq would leave out those that are above ``max_tokens`` before they are cropped."""
         return indices, []
 
     def __getitem__(self, index: int) -> dict:
@@ -153,12 +153,12 @@ class DistillationDataset(FileAudioDataset):
             item["audio_digest"] = audio_digest(item["source"])
         if self.read_ahead is not None:
             item["stored"] = self.read_ahead.read(item["audio_digest"], len(item["source"]))
-        if self.view is not None:
+        if self.augment is not None:
             try:
-                item |= self.view.look(
+                item |= self.augment.apply(
                     item["source"], epoch=self.epoch, index=int(index), others=self._other, count=len(self)
                 )
-            except Exception as error:  # of another file, which is read beside this one
+            except Exception as error:  # of another file, which is mixed into this one
                 return {"id": index, "source": None, "bad_audio": f"{path}: nothing can be mixed into it ({error})"}
         return item
 
@@ -166,11 +166,11 @@ class DistillationDataset(FileAudioDataset):
         return self._beside_leftover(self.path(index), index) or super().__getitem__(index)
 
     def _other(self, index: int) -> Tensor:
-        """The samples of an utterance that is mixed into another one."""
+        """Return the samples of an utterance that is mixed into another one."""
         return self._read(index)["source"]
 
     def _beside_leftover(self, path: str, index: int) -> dict | None:
-        """A file beside macOS's leftover ``._NAME``, which libsndfile may read too when it is handed the name."""
+        """Read a file with macOS's leftover ``._NAME`` next to it, which libsndfile may open when given the name."""
         folder, name = os.path.split(path)
         if not os.path.exists(os.path.join(folder, f"._{name}")):
             return None
@@ -179,19 +179,19 @@ class DistillationDataset(FileAudioDataset):
             return {"id": index, "source": self.postprocess(source, audio.samplerate)}
 
     def path(self, index: int) -> str:
-        """Where an utterance lies; an archive's entry with its offset and size."""
+        """Return an utterance's path; that of an archive's entry with offset and size."""
         name = self.fnames[index]
         name = name if isinstance(self.fnames, list) else name.as_py()
         return os.path.join(self.root_dir, self.text_compressor.decompress(name))
 
     def _problem(self, source: Tensor, index: int) -> str | None:
-        """What libsndfile does not object to: a WAV file cut short simply ends earlier."""
+        """Return a fault that libsndfile does not report: a WAV file cut short simply ends earlier."""
         if len(source) != self.sizes[index]:
             return f"holds {len(source)} samples but the manifest says {self.sizes[index]}; restore the file"
         return None if all_finite(source) else NOT_FINITE
 
     def postprocess(self, feats: Tensor, curr_sample_rate: int) -> Tensor:
-        """Samples just read as fairseq gives them on, normalized if asked for.
+        """Return the samples as fairseq's data set does, normalized if ``normalize`` is set.
 
         Raises:
             StarError: they are not mono.
@@ -201,8 +201,8 @@ class DistillationDataset(FileAudioDataset):
         return super().postprocess(feats, curr_sample_rate)
 
     def _crop(self, source: Tensor, index: int) -> Tensor:
-        """Cut to ``max_sample_size``, at a place that depends on seed, epoch and utterance alone: a resumed run, or one
-        with other workers, sees the same samples."""
+        """Crop to ``max_sample_size``, at an offset that depends on seed, epoch and utterance alone: a resumed run, or
+        one with other workers, gets the same samples."""
         excess = len(source) - self.max_sample_size
         if excess <= 0:
             return source
@@ -212,7 +212,8 @@ class DistillationDataset(FileAudioDataset):
         return source[start : start + self.max_sample_size]
 
     def collater(self, samples: list[dict]) -> dict:
-        """A padded batch (``net_input``) of what could be read, its sample counts and paths, and what could not."""
+        """Return a padded batch (``net_input``) of the readable utterances, their sample counts and paths, and a
+        sentence for each other one."""
         good = [sample for sample in samples if sample["source"] is not None]
         batch = super().collater(good)
         batch["bad_audio"] = [sample["bad_audio"] for sample in samples if sample["source"] is None]
@@ -227,22 +228,22 @@ class DistillationDataset(FileAudioDataset):
             if self.read_ahead is not None:
                 width = batch["net_input"]["source"].size(1)
                 batch |= self.read_ahead.collate([sample["stored"] for sample in good], width)
-            if self.view is not None:
-                self.view.collate(good, batch)
+            if self.augment is not None:
+                self.augment.collate(good, batch)
         return batch
 
 
 def audio_digest(source: Tensor) -> str:
-    """64 hexadecimal digits that stand for exactly these samples (float32, one utterance, as the teacher receives it).
+    """Return 64 hexadecimal digits that identify these samples (float32, one utterance, the teacher's input).
 
-    Names an utterance in the teacher cache. Unlike a path, size and time it cannot be out of date; it takes about 1 ms
-    for 16 s, beside some 30 ms of decoding, in the data workers.
+    They name an utterance in the teacher cache. Unlike path, size and time they cannot be out of date. They take about
+    1 ms for 16 s, against some 30 ms of decoding, in the data workers.
     """
     return hashlib.blake2b(source.contiguous().numpy(), digest_size=32).hexdigest()
 
 
 def check_manifest(path: str, *, sample_rate: int, rank: int = 0, world_size: int = 1, headers: bool = True) -> None:
-    """Refuse a manifest that would break a run, before the run starts.
+    """Refuse a manifest that would end a run later.
 
     Every line is read, and every ``world_size``-th file's header from ``rank`` on, so that the ranks share the work.
 
@@ -263,5 +264,5 @@ def check_manifest(path: str, *, sample_rate: int, rank: int = 0, world_size: in
         if more <= 20:
             logger.error(problem)
     if first:
-        told = f" ({more} more such files, the first of them logged above)" if more else ""
-        raise StarError(f"{first}{told}; listed in {os.path.basename(path)}")
+        others = f" ({more} more such files, the first of them logged above)" if more else ""
+        raise StarError(f"{first}{others}; listed in {os.path.basename(path)}")

@@ -1,4 +1,4 @@
-"""Recordings so long that a step may not fit into memory: named before training, and if it does not fit."""
+"""Recordings so long that a step may not fit into memory: reported before training, and where a step does not fit."""
 
 import logging
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ CROP = 15  # seconds, of fairseq's own recipes
 
 
 def warn_of_long(split: str, dataset: DistillationDataset) -> None:
-    """Warn of what stays longer than :data:`LONG` after cropping, and name the option that crops."""
+    """Warn of recordings longer than :data:`LONG` after cropping, and name the option that crops."""
     lengths, rate = dataset.cropped_lengths(), dataset.sample_rate
     count = int((lengths > LONG * rate).sum())
     if not count:
@@ -30,8 +30,8 @@ def warn_of_long(split: str, dataset: DistillationDataset) -> None:
 
 
 @contextmanager
-def told_if_too_long(sample: dict, sample_rate: int) -> Iterator[None]:
-    """Make a ``StarError`` of memory refused to a step on the CPU. Of a GPU's, fairseq itself takes care."""
+def out_of_memory_is_star_error(sample: dict, sample_rate: int) -> Iterator[None]:
+    """Raise a ``StarError`` where a step runs out of memory on the CPU; fairseq itself handles that of a GPU."""
     try:
         yield
     except RuntimeError as error:

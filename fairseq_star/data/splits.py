@@ -1,11 +1,11 @@
-"""A run's splits: each manifest checked before training, and made into a data set; the student's view of them."""
+"""A run's splits: each manifest checked before training and made into a data set, and the student's augmentation."""
 
 import os
 
 from omegaconf import DictConfig
 
 from fairseq_star.data.augment.distortion import MANIFESTS
-from fairseq_star.data.augment.student_view import StudentView
+from fairseq_star.data.augment.student import StudentAugmentation
 from fairseq_star.data.dataset import DistillationDataset, StoredStates, check_manifest
 from fairseq_star.data.long_recordings import warn_of_long
 from fairseq_star.encoder.frames import FrameGeometry
@@ -26,8 +26,8 @@ def check_folder(folder: str) -> None:
         )
 
 
-def load_view(cfg: DictConfig, geometry: FrameGeometry, num_channels: int) -> StudentView | None:
-    """Make the student's view of the audio as the task's options say; None where it is what the teacher receives.
+def load_augmentation(cfg: DictConfig, geometry: FrameGeometry, num_channels: int) -> StudentAugmentation | None:
+    """Build the student's augmentation from the task's options; None where they change nothing.
 
     Args:
         cfg: the task's options, with the teacher's audio format.
@@ -35,17 +35,17 @@ def load_view(cfg: DictConfig, geometry: FrameGeometry, num_channels: int) -> St
         num_channels: of the student's features.
 
     Raises:
-        StarError: an option that cannot be, or a manifest or one of its files that cannot be used.
+        StarError: an option out of range, or a manifest or one of its files that cannot be used.
     """
     audio = {name: cfg[name] for name in ("sample_rate", "normalize", "seed")}
-    view = StudentView.of(cfg, geometry=geometry, num_channels=num_channels, **audio)
+    augment = StudentAugmentation.of(cfg, geometry=geometry, num_channels=num_channels, **audio)
     for name in MANIFESTS:
         if path := cfg[name]:
             try:
                 _check(cfg, path, headers=True)
             except StarError as error:
                 raise StarError(f"task.{name}: {error}") from error
-    return view
+    return augment
 
 
 def load_split(
@@ -53,7 +53,7 @@ def load_split(
     split: str,
     *,
     geometry: FrameGeometry | None,
-    view: StudentView | None,
+    augment: StudentAugmentation | None,
     digests: bool = False,
     read_ahead: StoredStates | None = None,
 ) -> DistillationDataset:
@@ -61,8 +61,8 @@ def load_split(
 
     Args:
         cfg: the task's options, with the teacher's audio format.
-        geometry: of the frames, of which an utterance must have one; None: any length will do.
-        view, digests, read_ahead: as :class:`DistillationDataset` takes them.
+        geometry: of the frames; utterances of less than one are left out; None: all are loaded.
+        augment, digests, read_ahead: see :class:`DistillationDataset`.
 
     Raises:
         StarError: a bad line or file, or no utterance is left.
@@ -80,7 +80,7 @@ def load_split(
         seed=cfg.seed,
         digests=digests,
         read_ahead=read_ahead,
-        view=view,
+        augment=augment,
     )
     if rank_and_world_size()[0] == 0:
         warn_of_long(split, dataset)

@@ -2,10 +2,10 @@
 
 All frames of an utterance attend to the same ones, its own: a mask of keys alone, B x 1 x T, is all that needs.
 :func:`~fairseq_star.encoder.attention.attention` takes it as it is. In an ONNX file torch's own is five passes
-over the weights beside the two products: the mask is made and added, and after the softmax the weights are searched for
-nan, which are replaced.
+over the weights besides the two products: the mask is made and added, and after the softmax nan weights are searched
+    for and replaced.
 
-Shapes: B utterances or streams, H heads of W, T frames; L kept frames before C new ones.
+Shapes: B utterances or streams, H heads of W, T frames; L past frames before C new ones.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from torch import Tensor
 from fairseq_star.encoder.attention import attention
 
 Attend = Callable[..., Tensor]
-"""A function that takes and returns what ``encoder.attention.attention`` does."""
+"""A function with the arguments and the result of ``encoder.attention.attention``."""
 AttendRecent = Callable[..., Tensor]
-"""A function that takes and returns what :func:`joined` does."""
-UNSEEN = -1e9  # of a score: exp is 0, and a row of nothing else still no nan
+"""A function with the arguments and the result of :func:`joined`."""
+UNSEEN = -1e9  # score of a masked key: exp gives 0, and a row of nothing else gives no nan
 BLOCK = 256  # frames that attend at a time: at 120 s their weights are 49 MB instead of 1.2 GB
 
 
 def attention_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Return attention as two products and a softmax.
 
-    Which keys are seen is a column of the first product: 1 of a query, 0 or ``UNSEEN`` of a key.
+    The mask is a column of the first product: 1 for a query, 0 or ``UNSEEN`` for a key.
 
     Args:
         query, key, value: B x H x T x W.
@@ -40,12 +40,12 @@ def attention_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 def attention_by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Return the same, computed for :data:`BLOCK` frames at a time: memory grows with T, not with its square."""
     query, key = _with_mask(query, key, mask)
-    # Scripted it is a loop in the file; traced, it would be as many steps as the example has blocks.
+    # Scripted, it is a loop in the file; traced, it would be unrolled to the example's number of blocks.
     return torch.jit.script(_by_blocks)(query, key, value, BLOCK)
 
 
 def joined(query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Return attention (B x H x C x W) of a stream's new frames to kept and new ones, by torch's own.
+    """Return attention (B x H x C x W) of a stream's new frames to past and new ones, by torch's own.
 
     Args:
         query, keys, values: B x H x C x W.
@@ -59,7 +59,7 @@ def joined(query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, 
 def joined_by_products(
     query: Tensor, past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return the same as products of what is kept and what is new, so that nothing kept is copied to join the two."""
+    """Return the same as separate products with past and new frames, so that past ones need no copy to join the two."""
     query = query * query.size(-1) ** -0.5
     scores = torch.cat([query @ past_keys.transpose(2, 3), query @ keys.transpose(2, 3)], dim=3)
     weights = torch.softmax(scores + UNSEEN * (~mask[:, None]).float(), dim=3)

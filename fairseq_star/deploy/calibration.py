@@ -1,4 +1,4 @@
-"""Speech that a file's fixed ranges are taken from, and other speech that the file is then judged by."""
+"""Calibration speech for fixed activation ranges of a quantized file, and held-out speech for its comparison."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from fairseq_star.data.dataset import DistillationDataset, check_manifest
 from fairseq_star.errors import StarError
 from fairseq_star.formats.student import Student
 
-HEARD, JUDGED = 64, 4  # utterances at most
+CALIBRATION, HELD_OUT = 64, 4  # utterances at most
 LEAST = 8  # of the manifest
 SECONDS = 20  # of an utterance, from its beginning
 
@@ -18,12 +18,12 @@ SECONDS = 20  # of an utterance, from its beginning
 class Calibration:
     """Raw audio (1-D, float32), utterance by utterance."""
 
-    heard: list[Tensor]
-    judged: list[Tensor]
+    calibration: list[Tensor]
+    held_out: list[Tensor]
 
     @classmethod
     def read(cls, manifest: str, student: Student) -> "Calibration":
-        """Utterances at even distances in a manifest, of the student's sample rate.
+        """Read evenly spaced utterances of a manifest, which must have the student's sample rate.
 
         Raises:
             StarError: the manifest or a file of it cannot be read, or it lists too few.
@@ -39,17 +39,17 @@ class Calibration:
         if len(dataset) < LEAST:
             raise StarError(
                 f"--calibration: {manifest} lists {len(dataset)} utterances long enough for a frame; {LEAST} are the "
-                f"least, {HEARD + JUDGED} will do"
+                f"least, {CALIBRATION + HELD_OUT} will do"
             )
-        number = min(len(dataset), HEARD + JUDGED)
+        number = min(len(dataset), CALIBRATION + HELD_OUT)
         utterances = []
         for place in np.linspace(0, len(dataset) - 1, number).round().astype(int):
             item = dataset[place]
             if item["source"] is None:
                 raise StarError(f"--calibration: {item['bad_audio']}")
             utterances.append(item["source"])
-        held = set(np.linspace(0, number - 1, JUDGED).round().astype(int).tolist())
+        held = set(np.linspace(0, number - 1, HELD_OUT).round().astype(int).tolist())
         return cls(
-            heard=[source for place, source in enumerate(utterances) if place not in held],
-            judged=[source for place, source in enumerate(utterances) if place in held],
+            calibration=[source for place, source in enumerate(utterances) if place not in held],
+            held_out=[source for place, source in enumerate(utterances) if place in held],
         )

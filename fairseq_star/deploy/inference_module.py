@@ -1,10 +1,9 @@
-"""The student of whole utterances as a program takes and gives it: what TorchScript, ONNX and ``.pt2`` files hold.
+"""The module of a whole-utterance student that TorchScript, ONNX and ``.pt2`` files hold.
 
-It runs the encoder's own forward pass (``SpeechEncoder.run``). It takes raw audio, normalizing it where the student
-wants that, and gives every hidden state, or of a fine-tuned student what its head makes of them. Lengths are tensors,
-so that no shape depends on them, and features depend
-neither on the batch nor on what (finite) numbers stand in ``source`` past ``num_samples``. A row that is empty or
-shorter than a frame has 0 frames; its states are padding, finite and without meaning.
+It runs the encoder's own forward pass (``SpeechEncoder.run``). It takes raw audio, normalizes it where the student's
+config says so, and returns every hidden state, or the outputs of a fine-tuned student's head. Lengths are tensors, so
+that no shape depends on them, and features depend neither on the batch nor on the (finite) numbers in ``source`` past
+``num_samples``. A row that is empty or shorter than a frame has 0 frames; its states are finite padding.
 
 Shapes: B utterances, T frames of the longest one, D width, L layers.
 """
@@ -50,11 +49,11 @@ class InferenceStudent(nn.Module):
         self.normalize, self.attend, self.head = student.normalize, attend, student.head
 
     def forward(self, source: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Hidden states of raw audio, or a head's outputs.
+        """Return the hidden states of raw audio, or a head's outputs.
 
         Args:
             source: B x samples, float32.
-            num_samples: B, int64, how many of each row are audio, from 0 on; all when None.
+            num_samples: B, int64, valid samples of each row, from 0 on; all when None.
 
         Returns:
             ``last_hidden_state`` (B x T x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
@@ -65,13 +64,13 @@ class InferenceStudent(nn.Module):
         return self.whole(source) if num_samples is None else self.padded(source, num_samples)
 
     def whole(self, source: Tensor) -> tuple[Tensor, ...]:
-        """These of a batch without padding."""
+        """Return the outputs of a batch without padding."""
         if self.normalize:
             source = F.layer_norm(source, source.shape[1:])
         return self._run(source, None, Whole(), None)
 
     def padded(self, source: Tensor, num_samples: Tensor) -> tuple[Tensor, ...]:
-        """These of a batch with padding."""
+        """Return the outputs of a batch with padding."""
         if self.normalize:
             source = standardized(source, valid_frames(num_samples, source))
         frame_lengths = self.encoder.geometry.all_num_frames(num_samples)
@@ -99,7 +98,7 @@ class _Valid(Whole):
 
     def padded(self, features: Tensor) -> Tensor:
         like = features[..., 0]
-        # A row without any frame attends to its first, which is zeros: over none, the softmax would be nan.
+        # A row without frames attends to its first, which is zeros: over no key, the softmax would be nan.
         self.mask = valid_frames(self.frame_lengths.clamp(min=1), like)[:, None] > 0
         return valid_frames(self.frame_lengths, like) == 0
 

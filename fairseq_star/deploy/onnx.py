@@ -4,8 +4,8 @@
     last_hidden_state, hidden_states, frame_lengths = session.run(
         None, {"source": source, "num_samples": num_samples})       # float32 B x samples, int64 B
 
-What they are: ``inference_module.py``; of a streaming student ``deploy/streaming/step.py`` and docs/streaming.md. Of a
-fine-tuned student, the folder holds ``model.onnx``, whose outputs are its head's, and the labels; docs/product.md.
+Inputs and outputs: ``inference_module.py``; of a streaming student ``deploy/streaming/step.py`` and docs/streaming.md.
+The folder of a fine-tuned student holds ``model.onnx``, whose outputs are its head's, and the labels; docs/product.md.
 
 A student of whole utterances is written by torch's TorchScript-based exporter: it is in every torch from 2.6 on, needs
 no package but onnx, and takes seconds. ``dynamo`` takes torch's present one, which a streaming student needs.
@@ -33,7 +33,7 @@ from fairseq_star.formats.head import FRAME_LENGTHS, METADATA
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import batches, check_sources, model_file, need
 
-OPSET = 17  # the first with LayerNormalization; torch's TorchScript-based exporter knows up to 20
+OPSET = 17  # the first with LayerNormalization; torch's TorchScript-based exporter supports up to 20
 AXES = {
     "source": {0: "batch", 1: "samples"},
     "num_samples": {0: "batch"},
@@ -42,7 +42,7 @@ AXES = {
     FRAME_LENGTHS: {0: "batch"},
 }
 QUANTIZED_MARGIN = 0.05  # as `text_tolerance`: another onnxruntime rounds elsewhere
-COSINE, WORST = 0.99, 0.9  # with the student's: frames of each state in the mean, and every single one
+COSINE, WORST = 0.99, 0.9  # least cosine with the student's frames, of each state: mean, and worst frame
 _EXTRA = "pip install 'fairseq-star[onnx]'"
 
 
@@ -50,8 +50,8 @@ class Onnx(ProgramTarget):
     """The graph of an :class:`InferenceStudent`, ``source`` and ``num_samples`` in, ``OUTPUTS`` out; of a streaming
     student that of a :class:`StreamStep`.
 
-    With ``int8`` or ``int4`` what is compared is 1 minus the frames' mean cosine, of each state, and the worst frame's
-    beside it; with ``calibration`` on speech of that manifest which no range was taken from.
+    With ``int8`` or ``int4`` the difference is 1 minus the frames' mean cosine, of each state, and the worst frame's;
+    with ``calibration`` it is measured on held-out speech of that manifest.
 
     Raises:
         StarError: options that contradict each other.
@@ -73,7 +73,7 @@ class Onnx(ProgramTarget):
             ranges = ", fixed ranges" if calibration else ""
             self.title, self.tolerance = f"ONNX file ({'int8' if int8 else 'int4'}{ranges})", 1 - COSINE
             self.measure, self.text_tolerance = "1 - cosine (or a tenth of the worst frame's)", QUANTIZED_MARGIN
-            self.remedy = "these weights do not stand so few bits; " + (
+            self.remedy = "these weights lose too much in so few bits; " + (
                 "leave --calibration out" if calibration else "take --int8" if int4 else "leave --int8 out"
             )
 
@@ -93,12 +93,12 @@ class Onnx(ProgramTarget):
             elif self._speech is None:
                 to_int8(whole, path)
             else:
-                to_static_int8(whole, path, self._given(whole, student, self._speech.heard))
+                to_static_int8(whole, path, self._given(whole, student, self._speech.calibration))
 
-    def _given(self, path: Path, student: Student, heard: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
-        """What the file at ``path`` takes to hear utterances one by one, a streaming student's in chunks."""
+    def _given(self, path: Path, student: Student, utterances: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the inputs of the file at ``path`` for the utterances one by one, chunk by chunk for streaming ones."""
         run, settings = self.load(path)
-        for source in heard:
+        for source in utterances:
             if settings is None:
                 yield {INPUTS[0]: source[None].numpy(), INPUTS[1]: np.array([len(source)])}
                 continue
@@ -115,7 +115,7 @@ class Onnx(ProgramTarget):
             yield from taken
 
     def sources(self) -> list[Tensor]:
-        return self._speech.judged if self._speech else super().sources()
+        return self._speech.held_out if self._speech else super().sources()
 
     def difference(self, got: Tensor, expected: Tensor) -> float:
         if not (self.int8 or self.int4):
@@ -140,7 +140,7 @@ class Onnx(ProgramTarget):
 
     @staticmethod
     def load(path: Path, num_threads: int = 0) -> tuple[Run, str | None]:
-        """The graph in onnxruntime, on ``num_threads`` (0: a core each), and what it says of its streams, if any."""
+        """Load the graph in onnxruntime, on ``num_threads`` (0: all cores), with its stream settings, if any."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -209,8 +209,8 @@ def write_whole(student: Student, path: Path, attend: Attend = attention_by_bloc
 
 
 def complete(path: Path, metadata: dict[str, str]) -> None:
-    """Add metadata, and forget the shapes in loops: of what a loop hands on the exporter writes the example's sizes,
-    which onnxruntime then holds against others."""
+    """Add metadata, and remove the example's sizes, which the exporter writes for loop variables and onnxruntime then
+    enforces."""
     import onnx
 
     model = onnx.load(path)
@@ -218,7 +218,7 @@ def complete(path: Path, metadata: dict[str, str]) -> None:
     for node in model.graph.node:
         if node.op_type == "Loop":
             [body] = (attribute.g for attribute in node.attribute if attribute.name == "body")
-            for value in (*body.input[2:], *body.output[1:]):  # but the step's number and whether it goes on
+            for value in (*body.input[2:], *body.output[1:]):  # without the iteration number and the condition
                 for size in value.type.tensor_type.shape.dim:
                     size.Clear()
     onnx.save(model, path)

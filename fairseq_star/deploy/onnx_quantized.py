@@ -1,8 +1,8 @@
 """ONNX files in 8 or 4 bits, by onnxruntime's own tools; convolutions and all other weights stored in 16 bits.
 
-Quantized are linear layers: products with a weight. Convolutions compute in float: the first ones hear raw audio, whose
-range no scale fits (moonshine#73). Their weights take half the space in the file and are float again once it is loaded.
-The products within attention stay in float too.
+Linear layers, that is products with a weight, are quantized. Convolutions compute in float: no scale fits the range of
+raw audio, the input of the first ones (moonshine#73). Their weights take half the space in the file and are float again
+once it is loaded. The products within attention stay in float too.
 """
 
 import logging
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-LEAST_NUMBERS = 4096  # of a weight that is stored in 16 bits: norms and biases stay as they are
+LEAST_NUMBERS = 4096  # of a weight that is stored in 16 bits: norms and biases stay in 32
 BLOCK = 32  # weights of an output channel that share a scale in 4 bits
-INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: what comes in is rounded to 8 bits, a scale each block
+INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: inputs are rounded to 8 bits, with a scale for each block
 
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """Keeps what exporter and quantizers tell of each node from a root logger that some library has opened to all."""
+    """Suppress messages of exporter and quantizers on every node, where a library lowered the root logger's level."""
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)
     try:
@@ -29,9 +29,9 @@ def only_errors() -> Iterator[None]:
 
 
 def to_int8(path: Path, out: Path) -> None:
-    """Write the ONNX file at ``path`` in 8 bits at ``out``, what it says of itself kept.
+    """Quantize the ONNX file at ``path`` to int8 at ``out``; its metadata stays.
 
-    Weights have a scale for each output channel; what comes in has one, taken from itself as it comes.
+    Weights have a scale for each output channel; inputs have one, computed at run time.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -40,14 +40,14 @@ def to_int8(path: Path, out: Path) -> None:
     _store_the_rest_in_16_bits(path, out)
 
 
-def to_static_int8(path: Path, out: Path, heard: Iterable[dict[str, np.ndarray]]) -> None:
-    """The same, with the range of what comes into each linear layer fixed: from least to greatest of all that is
-    ``heard``, inputs of the file by name."""
+def to_static_int8(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray]]) -> None:
+    """Quantize to int8 with a fixed input range for each linear layer: minimum and maximum over ``samples``, inputs of
+    the file by name."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.left = iter(heard)
+            self.left = iter(samples)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.left, None)
@@ -56,14 +56,14 @@ def to_static_int8(path: Path, out: Path, heard: Iterable[dict[str, np.ndarray]]
         quantize_static(
             path, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=["MatMul"],
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            # Neither products within attention nor what comes out of a layer.
+            # Neither products within attention nor a layer's output.
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )  # fmt: skip
     _store_the_rest_in_16_bits(path, out)
 
 
 def to_int4(path: Path, out: Path) -> None:
-    """Weights in 4 bits, a scale for each 32 of an output channel; what comes in is rounded to 8 as it comes."""
+    """Quantize weights to int4, a scale for each 32 of an output channel; inputs are rounded to int8 at run time."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -77,7 +77,7 @@ def to_int4(path: Path, out: Path) -> None:
 
 
 def _store_the_rest_in_16_bits(path: Path, out: Path) -> None:
-    """What is large and still float in the file at ``out``, which was made of that at ``path``."""
+    """Store the large weights that are still float in ``out``, made from ``path``, in 16 bits."""
     import onnx
 
     model = onnx.load(out)

@@ -1,10 +1,11 @@
-"""Students as programs of ``torch.export``, which today's ONNX exporter and ``.pt2`` files are written from.
+"""Students as programs of ``torch.export``, from which ``.pt2`` files and dynamo's ONNX files are written.
 
 A student of whole utterances is an :class:`InferenceStudent`, batch and length dynamic. A streaming student is a
 :class:`StreamStep`: a window of audio and a state in, frames and the next state out; any number of streams and of chunk
-frames, so that one file serves every latency, and whole utterances as a single chunk. Shapes are told in either module.
+frames, so that one file serves every latency, and whole utterances as a single chunk. Shapes are documented in either
+module.
 
-A streaming program's file also says, under :data:`STREAM`, what its windows and state follow from.
+A streaming program's file also stores, under :data:`STREAM`, the numbers that its windows and state follow from.
 """
 
 import json
@@ -30,7 +31,7 @@ from fairseq_star.formats.target import Target, batches, check_sources, valid_fr
 STREAM_INPUTS = ("window", "num_frames", *StreamState._fields)
 STREAM_OUTPUTS = (*OUTPUTS[:2], *(f"next_{name}" for name in StreamState._fields))
 STREAM = "fairseq_star.stream"
-MOST = 1 << 20  # utterances, streams or frames at a time: torch wants a bound
+MOST = 1 << 20  # utterances, streams or frames at a time: torch requires a bound
 PIECE = 997  # samples at a time that a stream is checked with: no multiple of a frame
 Run = Callable[..., list[Tensor]]
 """A loaded program: input tensors in, output tensors out, both in order."""
@@ -47,10 +48,10 @@ class Program:
 
 
 def program_of(student: Student, products: bool = False) -> Program:
-    """``student`` as a program.
+    """Build the program of ``student``.
 
     Args:
-        products: whether attention is written out as products, which is what onnxruntime is fast at.
+        products: whether attention is written out as products, which onnxruntime runs faster.
 
     Raises:
         StarError: a streaming student receives normalized audio.
@@ -58,7 +59,7 @@ def program_of(student: Student, products: bool = False) -> Program:
     some = Dim("streams" if student.config.chunk_frames else "batch", min=1, max=MOST)
     if not student.config.chunk_frames:
         geometry = student.model.geometry
-        # torch takes a single frame for a special case: shorter audio is padded, which num_samples tells.
+        # torch specializes on a single frame: shorter audio is padded, with its length in num_samples.
         samples = Dim("samples", min=geometry.receptive_field + geometry.downsample_rate)
         inputs = next(batches(check_sources(), padded=True, normalize=False))
         module = InferenceStudent(student, attention_by_products if products else attention)
@@ -82,18 +83,18 @@ def _export(module: torch.nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple[
 
 
 def streams_of(run: Run, settings: str, *, chunk_frames: int | None = None, num_streams: int = 1) -> Streams:
-    """Streams through a loaded program.
+    """Build live streams on a loaded program.
 
     Args:
-        settings: what its file says under :data:`STREAM`.
-        chunk_frames: frames of a chunk; those that the student had in use when None.
+        settings: its file's entry :data:`STREAM`.
+        chunk_frames: frames of a chunk; the student's own when None.
 
     Raises:
-        StarError: ``settings`` are not what is written here.
+        StarError: ``settings`` of another format.
     """
     try:
-        told = json.loads(settings)
-        shape, sample_rate, in_use = StreamShape(**told["shape"]), told["sample_rate"], told["chunk_frames"]
+        stored = json.loads(settings)
+        shape, sample_rate, in_use = StreamShape(**stored["shape"]), stored["sample_rate"], stored["chunk_frames"]
     except (ValueError, TypeError, KeyError) as error:
         raise StarError(
             f"{STREAM}: {settings[:60]!a} is not what this version writes; export the streaming student again"
@@ -103,7 +104,7 @@ def streams_of(run: Run, settings: str, *, chunk_frames: int | None = None, num_
 
 
 class ProgramTarget(Target):
-    """What ONNX and ``.pt2`` files have in common: they hold either kind of student, and are run as they are loaded."""
+    """Base of ONNX and ``.pt2`` targets: either kind of student, run by a loaded program."""
 
     padded_group_norm = False
     streams = True
@@ -116,7 +117,7 @@ class ProgramTarget(Target):
     @staticmethod
     @abstractmethod
     def load(path: Path) -> tuple[Run, str | None]:
-        """A file's program, and what it says under :data:`STREAM`, None for a student of whole utterances."""
+        """Load a file's program and its entry :data:`STREAM`, None for a student of whole utterances."""
 
     @staticmethod
     @abstractmethod
@@ -124,8 +125,8 @@ class ProgramTarget(Target):
         """Return a file's description of its head, None for an encoder."""
 
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
-        """Of whole utterances; a streaming program hears each as a stream in odd pieces, where ``padded`` all streams
-        at once. For the rest see the base class."""
+        """See the base class; a streaming program processes each utterance as a stream in odd pieces, all streams at
+        once where ``padded``."""
         run, settings = self.loaded(path)
         utterances = []
         if settings is None:

@@ -3,9 +3,9 @@
     program = torch.export.load("student.pt2").module(check_guards=False)      # torch before 2.9: .module()
     last_hidden_state, hidden_states, frame_lengths = program(source, num_samples)     # see inference_module.py
 
-Of a streaming student it is one chunk and its state: ``deploy/streaming/step.py``. Source is of 720 samples or more,
-shorter audio padded, with its length in ``num_samples``. torch's guards are left aside because they refuse a batch of
-one, which the program computes as it should: every file is compared on one before it is left.
+For a streaming student it is one chunk and its state: ``deploy/streaming/step.py``. Source has 720 samples or more;
+shorter audio is padded, with its length in ``num_samples``. torch's guards are off because they refuse a batch of one,
+which the program computes correctly: every written file is compared on one.
 """
 
 import inspect
@@ -33,7 +33,7 @@ class Pt2(ProgramTarget):
 
     @staticmethod
     def load(path: Path) -> tuple[Run, str | None]:
-        """The program and what it says of its streams, if any. The file must be one's own: torch runs what it holds."""
+        """Load the program and its stream settings, if any. Load trusted files only: torch runs the code they hold."""
         extra = {STREAM: ""}
         with path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)

@@ -10,7 +10,7 @@ def load_target(name: str, *, check: bool = True) -> type[Target]:
 
     Args:
         name: one of :data:`fairseq_star.runtime.names.TARGETS`.
-        check: see that the library that loads the export is installed.
+        check: whether the library that loads the export must be installed.
 
     Raises:
         StarError: no such target, or its library is not installed.

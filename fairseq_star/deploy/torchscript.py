@@ -21,13 +21,13 @@ from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import Target, batches, check_sources, model_file, valid_frames
 
 FILE = "model.ts"  # in the folder of a fine-tuned student
-INT8_COSINE = 0.98  # what a state's frames must have in common with the student's, in the mean, for int8 to pass
+INT8_COSINE = 0.98  # least mean cosine of a state's frames with the student's
 
 
 class TorchScript(Target):
     """A traced :class:`InferenceStudent`.
 
-    With ``int8`` what is compared is not the largest difference but 1 minus the frames' mean cosine, of each state.
+    With ``int8`` the difference is not the largest one but 1 minus the frames' mean cosine, of each state.
     """
 
     title = "TorchScript program"
@@ -79,7 +79,7 @@ class TorchScript(Target):
 
 
 class _Program(nn.Module):
-    """Its two ways of running, traced: with padding and without."""
+    """Two traces of a student: with padding and without."""
 
     def __init__(self, model: InferenceStudent):
         super().__init__()
@@ -94,7 +94,7 @@ class _Program(nn.Module):
 
 
 def quantize(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose linear layers compute in int8, activations quantized as they come.
+    """Return a copy of ``model`` whose linear layers compute in int8, activations quantized at run time.
 
     Raises:
         StarError: this machine's torch has no quantized kernels.
@@ -106,7 +106,7 @@ def quantize(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch deprecates TorchScript and this quantization in favour of what cannot be loaded without Python yet."""
+    """Suppress torch's deprecation warnings: what replaces TorchScript and its quantization still needs Python."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,11 +1,11 @@
 """Self-attention: one module for every family, under fairseq's names, and the one masked attention it computes.
 
-Which frames attend to which is no part of the module: a :class:`Context` says so, for whole utterances
-(:class:`Whole`), in chunks (``chunks.py``) or of a stream (``deploy/streaming/step.py``).
+The frames that a frame attends to are no part of the module: a :class:`Context` sets them, for whole utterances
+(:class:`Whole`), in chunks (``chunks.py``) or for a stream (``deploy/streaming/step.py``).
 
-Heads whose width is no multiple of 8 are made up to one in half precision on a GPU: those of torch's kernels that take
-a mask want that (``check_head_dim_size_mem_efficient`` in torch's ``sdp_utils.cpp``). A student's heads are 54, 60, 42
-or 34 wide: for a ragged batch torch would fall back, without a word, on plain products in float32 with all T x T
+Heads whose width is no multiple of 8 are padded to one in half precision on a GPU: torch's kernels for masks require
+that (``check_head_dim_size_mem_efficient`` in torch's ``sdp_utils.cpp``). A student's heads are 54, 60, 42
+or 34 wide: for a ragged batch torch would silently fall back on plain products in float32 with all T x T
 weights in memory. Columns of zeros change no product, and the scale stays that of the heads' own width.
 
 WavLM's gated relative position bias (Chen et al., 2022, arXiv 2110.13900, section III-B) is added to the scores: a
@@ -29,13 +29,13 @@ MULTIPLE = 8
 
 
 class Context(Protocol):
-    """Which frames a frame knows of: in the positional convolution, and in attention."""
+    """The frames that a frame depends on: in the positional convolution, and in attention."""
 
     def padded(self, features: Tensor) -> Tensor | None:
         """Return which of the frames of ``features`` (B x T x D) are padding: B x T, True = padded; None: none is."""
 
     def place(self, pos_conv: nn.Module, features: Tensor) -> Tensor:
-        """Return what enters the layers, B x S x D: ``features`` (B x T x D) plus what ``pos_conv`` makes of them."""
+        """Return the layers' input, B x S x D: ``features`` (B x T x D) plus the output of ``pos_conv``."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, bias: Tensor | None = None
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         num_heads: H.
         head_dim: W; heads together may be narrower or wider than D.
         dropout: of attention weights in training.
-        bits: of weights, if they are to be rounded as a quantized file's (``fake_quant.py``).
+        bits: of weights rounded as in a quantized file (``fake_quant.py``); None: not rounded.
         relative_position: WavLM's buckets and greatest distance in frames.
         has_table: whether this layer owns WavLM's table of biases.
     """
@@ -144,7 +144,7 @@ class SelfAttention(nn.Module):
 
         Args:
             context: which frames attend to which; all to all when None.
-            position_bias: 1 x H x S x S, what :meth:`position_bias` of the first layer gives.
+            position_bias: 1 x H x S x S, from :meth:`position_bias` of the first layer.
         """
         context = Whole() if context is None else context
         dropout = self.dropout if self.training else 0.0

@@ -1,10 +1,10 @@
-"""Chunked attention: what lets an encoder process audio as it arrives.
+"""Chunked attention, by which an encoder processes audio as it arrives.
 
 An utterance's frames are cut into chunks of C from its beginning. A frame attends to its whole chunk, to the L frames
 before the chunk and to the R frames after it. If each layer looked R frames further, the look-ahead would grow with
 depth; so the R frames after a chunk are copied for it, as in Emformer (Shi et al., 2021, arXiv 2010.10759): the copies
-pass through all layers beside the chunk, see what it sees, and are thrown away at the end. What a frame knows ends R
-frames after its chunk, however deep the encoder is.
+pass through all layers with the chunk, attend to the same frames, and are dropped at the end. A frame depends on no
+frame later than R after its chunk, however deep the encoder is.
 
 Shapes: B utterances, T frames, D width, H heads, N = ceil(T / C) chunks, S = T + N R frames within the layers: the
 utterance's own, then chunk by chunk the copies.
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fairseq_star.encoder.attention import attention
 
-# Frames whose attention is computed together, with one mask: fewer make more and smaller products, more attend to more
-# that the mask takes out again.
+# Frames whose attention is computed together, with one mask: fewer make more and smaller products, more compute more
+# scores that are masked.
 BLOCK_FRAMES = 64
 
 
@@ -43,35 +43,35 @@ class Chunks:
 
     @property
     def num_chunks(self) -> int:
-        """N of the longest utterance."""
+        """Return N of the longest utterance."""
         return -(-self.num_frames // self.size)
 
     @property
     def num_copies(self) -> int:
-        """N R."""
+        """Return N R."""
         return self.num_chunks * self.right
 
     def with_copies(self, x: Tensor) -> Tensor:
-        """The frames within the layers, B x S x D, of ``x`` (B x T x D)."""
+        """Return the frames within the layers, B x S x D, of ``x`` (B x T x D)."""
         return x if not self.right else torch.cat([x, x[:, self.copied.clamp(max=self.num_frames - 1)]], dim=1)
 
-    def heard(self, x: Tensor) -> Tensor:
-        """What each chunk hears of ``x`` (B x T x D), its own frames and the R after it: B x N x D x C + R.
+    def windows(self, x: Tensor) -> Tensor:
+        """Return each chunk's own frames of ``x`` (B x T x D) and the R after it: B x N x D x C + R.
 
-        Zeros where there are none.
+        Zeros past the end.
         """
         missing = self.num_chunks * self.size + self.right - self.num_frames
         return F.pad(x, (0, 0, 0, missing)).unfold(1, self.size + self.right, self.size)
 
-    def within_layers(self, heard: Tensor) -> Tensor:
-        """The frames within the layers, B x S x D, of values of what each chunk hears, B x N x D x C + R."""
-        frames, copies = heard.transpose(2, 3).split([self.size, self.right], dim=2)
+    def within_layers(self, windows: Tensor) -> Tensor:
+        """Return the frames within the layers, B x S x D, of each chunk's window, B x N x D x C + R."""
+        frames, copies = windows.transpose(2, 3).split([self.size, self.right], dim=2)
         return torch.cat([frames.flatten(1, 2)[:, : self.num_frames], copies.flatten(1, 2)], dim=1)
 
     def visible(self) -> Tensor:
-        """The definition: 1 or B x S x S, True where the query (second) may attend to the key (third).
+        """Return the definition: 1 or B x S x S, True where the query (second) may attend to the key (third).
 
-        What is padded may attend to all of its window, padded or not: over nothing a softmax would be nan.
+        Padded frames attend to all of their window, padded or not: over no key a softmax would be nan.
         """
         frame = self._arange(self.num_frames)
         chunk = torch.cat([frame // self.size, self._arange(self.num_copies) // max(self.right, 1)])
@@ -91,7 +91,7 @@ class Chunks:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, bias: Tensor | None = None
     ) -> Tensor:
-        """Attention's output for heads (all B x H x S x W), equal to attention under :meth:`visible`.
+        """Return attention's output for heads (all B x H x S x W), equal to attention under :meth:`visible`.
 
         Whole chunks are taken together to blocks of about :data:`BLOCK_FRAMES`; a block attends to its own frames, the
         L before it and its copies, under one mask. So the cost is linear in T. No encoder has chunks and a ``bias``.
@@ -108,33 +108,33 @@ class Chunks:
         return torch.cat([frames, copies], dim=1).transpose(1, 2)
 
     def of_frames(self, weights: Tensor) -> Tensor:
-        """Attention weights between frames (B x T x T) of those within the layers (B x S x S)."""
+        """Return attention weights between frames (B x T x T) of those within the layers (B x S x S)."""
         frames = weights[:, : self.num_frames]
         own, copies = frames.split([self.num_frames, self.num_copies], dim=2)
         return own.index_add(2, self.copied.clamp(max=self.num_frames - 1), copies)
 
     @property
     def block(self) -> int:
-        """Frames of a block: whole chunks."""
+        """Return the frames of a block: whole chunks."""
         chunks = max(1, min(BLOCK_FRAMES // self.size, self.num_chunks))
         return chunks * self.size
 
     @property
     def block_copies(self) -> int:
-        """Copies of a block."""
+        """Return the copies of a block."""
         return self.block // self.size * self.right
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the longest utterance."""
+        """Return the blocks of the longest utterance."""
         return -(-self.num_frames // self.block)
 
     def _block_mask(self) -> Tensor:
-        """:meth:`visible`, block by block."""
+        """Return :meth:`visible`, block by block."""
         copies_chunk = self._arange(self.block_copies) // max(self.right, 1)
         query_chunk = torch.cat([self._arange(self.block) // self.size, copies_chunk])
         key_frame = self._arange(self.left + self.block) - self.left
-        # Chunks before the block and copies have chunk numbers too; only those of copies are looked at.
+        # Chunks before the block and copies have chunk numbers too; only those of copies are read.
         key_chunk = torch.cat([key_frame // self.size, copies_chunk])
         is_copy = self._arange(len(key_chunk)) >= len(key_frame)
         window = self._window(query_chunk, key_chunk, F.pad(key_frame, (0, self.block_copies)), is_copy)
@@ -143,7 +143,7 @@ class Chunks:
         return window & (keys[:, :, None, :] | ~queries[:, :, :, None])
 
     def valid(self) -> Tensor:
-        """1 or B x S, True where a frame, or the frame that a copy is of, is the utterance's own."""
+        """Return 1 or B x S, True where a frame, or the frame that a copy is of, is the utterance's own."""
         if self.padding_mask is None:
             frames = torch.ones(1, self.num_frames, dtype=torch.bool, device=self.device)
         else:
@@ -155,18 +155,19 @@ class Chunks:
         return torch.arange(stop, device=self.device)
 
     def _window(self, query_chunk: Tensor, key_chunk: Tensor, key_frame: Tensor, is_copy: Tensor) -> Tensor:
-        """Queries x keys, True where a key is in the query's window."""
+        """Return queries x keys, True where a key is in the query's window."""
         first = query_chunk[:, None] * self.size
         own = (key_frame >= first - self.left) & (key_frame < first + self.size)
         return torch.where(is_copy, key_chunk == query_chunk[:, None], own)
 
     def _query_blocks(self, x: Tensor) -> Tensor:
-        """B x blocks x queries x D of ``x`` (B x S x D): the block's frames, then its copies; zeros where none are."""
+        """Return B x blocks x queries x D of ``x`` (B x S x D): a block's frames, then its copies; zeros past the
+        end."""
         frames = F.pad(x[:, : self.num_frames], (0, 0, 0, self.num_blocks * self.block - self.num_frames))
         return torch.cat([frames.unflatten(1, (self.num_blocks, self.block)), self._copy_blocks(x)], dim=2)
 
     def _key_blocks(self, x: Tensor) -> Tensor:
-        """B x blocks x keys x D: the L frames before the block, its own, its copies."""
+        """Return B x blocks x keys x D: the L frames before the block, its own, its copies."""
         after = self.num_blocks * self.block - self.num_frames
         frames = F.pad(x[:, : self.num_frames], (0, 0, self.left, after))
         windows = frames.unfold(1, self.left + self.block, self.block).transpose(2, 3)
@@ -179,14 +180,15 @@ class Chunks:
 
 
 def chunked_positions(pos_conv: nn.Sequential, features: Tensor, chunks: Chunks) -> Tensor:
-    """What a positional convolution adds to the frames within the layers where it does not see past their chunk.
+    """Return the output of a positional convolution that does not see past a frame's chunk, for frames within the
+    layers.
 
     Of the K frames that it is wide, K // 2 lie before a frame; those after it count as zeros from R frames after the
     frame's chunk on, as in the dynamic chunk convolution of Li et al. (2023, arXiv 2304.09325). So one set of weights
-    hears with every size of chunks, and whole utterances as any other student.
+    serves every size of chunks, and whole utterances as any other student.
 
     Args:
-        pos_conv: fairseq's: convolution, what cuts it to size, activation.
+        pos_conv: fairseq's: convolution, crop to T frames, activation.
         features: B x T x D, zero where padded.
         chunks: of these frames.
 
@@ -200,15 +202,15 @@ def chunked_positions(pos_conv: nn.Sequential, features: Tensor, chunks: Chunks)
     x = chunks.with_copies(past)
     reach = min(convolution.kernel_size[0] - before, chunks.size + chunks.right) - 1  # frames after a frame
     if reach:
-        heard = chunks.heard(features)  # B x N x D x C+R
-        after = F.pad(heard.flatten(0, 1)[..., 1:], (0, reach))
+        windows = chunks.windows(features)  # B x N x D x C+R
+        after = F.pad(windows.flatten(0, 1)[..., 1:], (0, reach))
         after = F.conv1d(after, weight[..., before + 1 :][..., :reach], groups=groups)
-        x = x + chunks.within_layers(after.unflatten(0, heard.shape[:2]))
+        x = x + chunks.within_layers(after.unflatten(0, windows.shape[:2]))
     return activation(x)
 
 
 def naive_attend(chunks: Chunks, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """:meth:`Chunks.attend` as the definition reads, chunk by chunk and utterance by utterance, for tests.
+    """Return :meth:`Chunks.attend` by its definition, chunk by chunk and utterance by utterance, for tests.
 
     Zeros where a frame, or the frame that a copy is of, is padded.
     """

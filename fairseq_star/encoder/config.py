@@ -1,4 +1,4 @@
-"""What a speech encoder is built from, whatever family it is of."""
+"""The configuration of a speech encoder of any family."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from fairseq_star.encoder.frames import ConvLayer, FrameGeometry, parse_conv_layers
 from fairseq_star.errors import StarError
 
-# Field of EncoderConfig -> what fairseq's configs, and this project's student's, call it.
+# Field of EncoderConfig -> its name in fairseq's configs and in this project's student's.
 FAIRSEQ_NAMES = {
     "embed_dim": "encoder_embed_dim",
     "ffn_embed_dim": "encoder_ffn_embed_dim",
@@ -20,7 +20,7 @@ FAIRSEQ_NAMES = {
 STREAMING = ("chunk_frames", "left_context_frames", "right_context_frames")
 """Fields of :class:`EncoderConfig`, under the same names in a student's settings, that no other library has."""
 BY_LAYER = {"num_heads": "layer_attention_heads", "ffn_embed_dim": "layer_ffn_embed_dims"}
-"""Fields of :class:`EncoderConfig` that may differ by layer -> options of a student's settings that say so."""
+"""Fields of :class:`EncoderConfig` that may differ by layer -> options of a student's settings."""
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
 """The four places where a student drops units in training, under fairseq's names."""
 
@@ -50,7 +50,7 @@ class EncoderConfig:
     pos_conv_depth: int = 1  # more than 1: data2vec's stack instead of one weight-normed convolution
     layer_norm_eps: float = 1e-5
     relative_position: tuple[int, int] | None = None  # WavLM: buckets, greatest distance in frames
-    # Sizes of the chunks it processes (0: the whole utterance at once), that in use first; none: never in chunks.
+    # Sizes of the chunks it processes (0: the whole utterance at once), the present one first; none: never in chunks.
     chunk_frames: tuple[int, ...] = ()
     left_context_frames: int = 0  # frames before its chunk that a frame attends to
     right_context_frames: int = 0  # frames after its chunk, likewise
@@ -80,17 +80,17 @@ class EncoderConfig:
 
     @property
     def head_width(self) -> int:
-        """W, the width of a head, in all layers."""
+        """Return W, the width of a head, in all layers."""
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def layer_heads(self) -> tuple[int, ...]:
-        """Attention heads of each layer."""
+        """Return the attention heads of each layer."""
         return self._by_layer(self.num_heads)
 
     @property
     def layer_ffn_dims(self) -> tuple[int, ...]:
-        """Feed-forward units of each layer."""
+        """Return the feed-forward units of each layer."""
         return self._by_layer(self.ffn_embed_dim)
 
     def _by_layer(self, sizes: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class EncoderConfig:
         """Check that all layers are alike, and heads together as wide as the encoder.
 
         Args:
-            holder: what needs them so, for the message.
+            holder: the format that requires it, for the message.
 
         Raises:
             StarError: they are not; the message names the option.
@@ -116,7 +116,7 @@ class EncoderConfig:
 
     @classmethod
     def of_student(cls, settings: Any) -> "EncoderConfig":
-        """The encoder of a student's settings (``models.starhubert.StarHubertConfig``, or what hydra makes of it).
+        """Build from a student's settings (``models.starhubert.StarHubertConfig``, or hydra's form of it).
 
         Raises:
             StarError: its convolutions are not understood, or its sizes do not go with each other.
@@ -135,16 +135,16 @@ class EncoderConfig:
 
     @property
     def geometry(self) -> FrameGeometry:
-        """From samples to frames."""
+        """Return the geometry from samples to frames."""
         return FrameGeometry.of(self.conv_layers)
 
     def fairseq_settings(self) -> dict[str, Any]:
-        """What fairseq's configs say of an encoder whose layers are alike; plain values."""
+        """Return the options of fairseq's configs for an encoder whose layers are alike; plain values."""
         named = {theirs: getattr(self, own) for own, theirs in FAIRSEQ_NAMES.items()}
         return {**named, "conv_feature_layers": str([tuple(layer) for layer in self.conv_layers])}
 
     def student_settings(self) -> dict[str, Any]:
-        """What this project's student's settings say of an encoder; plain values."""
+        """Return the options of this project's student for an encoder; plain values."""
         settings = {**self.fairseq_settings(), **{name: getattr(self, name) for name in STREAMING}}
         for name, option in BY_LAYER.items():
             sizes = getattr(self, name)
@@ -153,7 +153,7 @@ class EncoderConfig:
         return {**settings, "head_dim": self.head_dim, "chunk_frames": list(self.chunk_frames) or None}
 
 
-# Convolutions of all models of fairseq's, transformers' and torchaudio's, where a config does not say them.
+# Convolutions of all models of fairseq's, transformers' and torchaudio's, where a config does not list them.
 HUBERT_CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] * 2"
 HUBERT_BASE = EncoderConfig(
     conv_layers=parse_conv_layers(HUBERT_CONVOLUTIONS),

@@ -1,9 +1,9 @@
-"""Linear layers that compute with the few bits a device will have, while their weights are still trained.
+"""Fake quantization: linear layers that compute with int8 or int4 weights while the float weights are trained.
 
-Quantization-aware distillation (straight-through estimator, arXiv:1308.3432): what is computed is what an exported
-file computes, weights on its grid and inputs rounded to 8 bits; the gradient goes through as if nothing were rounded.
-Weights keep their names, shapes and full precision, so checkpoints and exports know nothing of it: an export rounds
-them to the very same grid.
+Quantization-aware distillation (straight-through estimator, arXiv:1308.3432): the forward pass computes as an exported
+file does, weights on its grid and inputs rounded to 8 bits; the gradient passes through as if nothing were rounded.
+Weights keep their names, shapes and full precision, so checkpoints and exports need no change: an export rounds them to
+the same grid.
 """
 
 import torch
@@ -15,7 +15,7 @@ BLOCK = 32  # weights of an output channel that share a scale in 4 bits, as `dep
 
 
 def on_grid(weight: Tensor, bits: int) -> Tensor:
-    """A linear layer's weight (out x in) as onnxruntime stores it.
+    """Return a linear layer's weight (out x in) as onnxruntime stores it.
 
     8 bits: whole numbers from -127 to 127 times a scale for each output channel, the greatest magnitude over 127. 4
     bits: from -8 to 7 times a scale for each block of 32 of a channel, which puts the number of greatest magnitude at
@@ -30,10 +30,10 @@ def on_grid(weight: Tensor, bits: int) -> Tensor:
 
 
 def in_8_bits(x: Tensor) -> Tensor:
-    """Inputs (... x D) as whole numbers from 0 to 255 between the least and the greatest of each frame, 0 among them.
+    """Round inputs (... x D) to 256 levels between the least and the greatest of each frame, 0 among them.
 
-    A frame has a range of its own, so that what it becomes depends on no padding and no neighbour in its batch;
-    onnxruntime's dynamic quantization takes one of the whole input.
+    A frame has a range of its own, so that it depends on no padding and no other utterance of its batch; onnxruntime's
+    dynamic quantization takes one range for the whole input.
     """
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     scale = (high - low) / 255
@@ -50,22 +50,22 @@ def _not_0(scale: Tensor) -> Tensor:
 
 
 def straight_through(values: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded``, with the gradient of ``values``."""
+    """Return ``rounded``, with the gradient of ``values``."""
     return values + (rounded - values).detach()
 
 
 def quantize_inputs(x: Tensor) -> Tensor:
-    """Return what a quantized linear layer makes of its input, :func:`in_8_bits`, with the gradient of ``x``."""
+    """Return the rounded input of a quantized linear layer, :func:`in_8_bits`, with the gradient of ``x``."""
     return straight_through(x, in_8_bits(x.detach()))
 
 
 class FakeQuantLinear(nn.Linear):
-    """A linear layer that computes with its ``weight`` on a grid of 8 or 4 bits, and is saved with it as it is.
+    """A linear layer that computes with its ``weight`` on a grid of 8 or 4 bits, and saves it in full precision.
 
     Args:
-        in_features, out_features: as of a linear layer.
+        in_features, out_features: see ``nn.Linear``.
         bits: 8 or 4.
-        quantized_input: round the input too; not where what gives it, or another layer, has seen to that.
+        quantized_input: round the input too; off where the caller has done so.
     """
 
     def __init__(self, in_features: int, out_features: int, bits: int, quantized_input: bool = True):

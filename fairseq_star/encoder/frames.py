@@ -35,7 +35,7 @@ def parse_conv_layers(spec: str, width: int | None = None) -> list[ConvLayer]:
     encoder's embedding dimension.
 
     Raises:
-        StarError: anything else, by naming the part that is not understood.
+        StarError: anything else; the message names the part that is not understood.
     """
 
     def refuse(what: str) -> StarError:
@@ -83,9 +83,9 @@ def parse_conv_layers(spec: str, width: int | None = None) -> list[ConvLayer]:
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """How a stack of unpadded convolutions maps samples to frames.
+    """The map of samples to frames of a stack of unpadded convolutions.
 
-    Nested floors of strided convolutions collapse, so two numbers say it exactly for every input:
+    Nested floors of strided convolutions collapse, so two numbers are exact for every input:
     ``num_frames = (num_samples - receptive_field) // downsample_rate + 1``.
     """
 
@@ -94,7 +94,7 @@ class FrameGeometry:
 
     @classmethod
     def of(cls, conv_layers: Sequence[ConvLayer]) -> "FrameGeometry":
-        """The geometry of a feature extractor's convolutions, the first one first."""
+        """Compute the geometry of a feature extractor's convolutions, the first one first."""
         receptive_field, downsample_rate = 1, 1
         for _, kernel, stride in conv_layers:
             receptive_field += (kernel - 1) * downsample_rate
@@ -102,25 +102,25 @@ class FrameGeometry:
         return cls(receptive_field, downsample_rate)
 
     def num_frames(self, num_samples: Samples) -> Samples:
-        """Frames of an utterance of ``num_samples`` (a number, or an array of them); 0 where it is shorter than the
-        receptive field."""
+        """Return the frames of an utterance of ``num_samples`` (a number, or an array of them); 0 where it is shorter
+        than the receptive field."""
         reach = num_samples - self.receptive_field
         return (reach // self.downsample_rate + 1) * (reach >= 0)
 
     def all_num_frames(self, num_samples: Sequence[int] | Tensor) -> list[int] | Tensor:
-        """Frames of each of several utterances: numbers of numbers, a tensor of a tensor."""
+        """Return the frames of each of several utterances: a list for a sequence, a tensor for a tensor."""
         if not isinstance(num_samples, Tensor):
             return [self.num_frames(number) for number in num_samples]
-        # Never a negative number divided: onnxruntime rounds those up, torch down.
+        # Clamped before the division: onnxruntime rounds negative quotients up, torch down.
         reach = (num_samples - self.receptive_field + self.downsample_rate).clamp(min=0)
         return torch.div(reach, self.downsample_rate, rounding_mode="floor")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Which frames of a batch are real: made once a batch, used by teacher, student and loss alike.
+    """The valid frames of a batch: computed once a batch for teacher, student and loss.
 
-    Counts live on the host as plain numbers, so nobody has to ask the device for them.
+    Counts are plain numbers on the host, so that reading them needs no synchronization with the device.
     """
 
     num_samples: list[int]  # valid samples of each utterance
@@ -129,7 +129,7 @@ class Frames:
 
     @classmethod
     def of(cls, geometry: FrameGeometry, num_samples: Sequence[int], source: Tensor) -> "Frames":
-        """The frames of ``source`` (B x samples), of which ``num_samples`` are valid.
+        """Compute the frames of ``source`` (B x samples), of which ``num_samples`` are valid.
 
         Raises:
             StarError: an utterance is too short to have a frame.
@@ -148,7 +148,7 @@ class Frames:
         return cls(list(num_samples), frame_lengths, padding_mask)
 
     def all_counted(self) -> "Frames":
-        """The same batch with every frame counted as real (how the re-implementation takes its means)."""
+        """Return the same batch with every frame counted as valid (the means of the STaR re-implementation)."""
         if self.padding_mask is None:
             return self
         total = self.padding_mask.size(1)

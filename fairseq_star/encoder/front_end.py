@@ -29,7 +29,7 @@ class ConvBlock(nn.Sequential):
         Args:
             num_samples: of each utterance, valid at its input; statistics of a group norm are over these alone, over
                 all when None.
-            past: of a stream, what its running norm goes on from.
+            past: the state of a stream's running norm.
         """
         for module in self:
             if isinstance(module, ValidGroupNorm):

@@ -1,4 +1,4 @@
-"""A speech encoder that is not trained: a teacher, or a student that is looked at."""
+"""A frozen speech encoder: a teacher, or a trained student."""
 
 from typing import Collection, Sequence
 
@@ -14,14 +14,14 @@ from fairseq_star.errors import StarError
 
 
 class SpeechModel:
-    """What has a ``model`` and knows the audio it takes: a frozen encoder, or a student."""
+    """A speech encoder, ``model``, with its audio format: a frozen encoder, or a student."""
 
     model: SpeechEncoder
     sample_rate: int  # Hz
     normalize: bool  # whether it takes audio of zero mean and unit variance
 
     def use_chunks(self, chunk_frames: int) -> None:
-        """Hear in chunks of so many frames from now on, or with 0 whole utterances at once.
+        """Process audio in chunks of ``chunk_frames`` from now on; 0: whole utterances at once.
 
         Raises:
             StarError: a number below 0, or an encoder that processes whole utterances only.
@@ -30,11 +30,11 @@ class SpeechModel:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all of its weights."""
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def hidden_states(self, audio: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[Tensor]]:
-        """All hidden states of whole utterances, the audio normalized where the model hears it so.
+        """Return all hidden states of whole utterances; the audio is normalized where the model requires it.
 
         Args:
             audio: mono utterances of any lengths, each 1-D and of floating point numbers, as they were recorded.
@@ -70,11 +70,11 @@ class SpeechModel:
 
 
 LARGEST = 2.0**31
-"""Magnitude of a sample at most: beyond 1, that of integers that were never scaled is let through."""
+"""Largest magnitude of a sample: above 1, so that unscaled integers pass."""
 
 
 def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
-    """Mono audio as a tensor; ``name`` is what messages call it.
+    """Return mono audio as a tensor; ``name`` is for messages.
 
     Raises:
         StarError: it is not 1-D, not of floating point numbers, or has samples that no recording has: one NaN would
@@ -92,14 +92,14 @@ def as_samples(audio: Tensor | np.ndarray, name: str) -> Tensor:
         raise StarError(
             f"{name} has a sample of {float(largest):g}, which no recording has; give finite numbers from -1 to 1"
         )
-    # Copied: torch takes no array that runs backwards, or whose bytes do, and warns of one that is read-only.
+    # Copied: torch refuses arrays of negative strides or foreign byte order, and warns of read-only ones.
     return given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
 
 
 class FrozenEncoder(SpeechModel, nn.Module):
     """A frozen speech encoder, always in eval mode: no dropout, no layer drop, no masking, no gradient.
 
-    A teacher belongs to the task, not to model or criterion, so that no checkpoint, optimizer or DDP wrapper ever sees
+    A teacher belongs to the task, not to model or criterion, so that no checkpoint, optimizer or DDP wrapper contains
     it. It makes the batch's one frame padding mask, which student and loss use too.
     """
 
@@ -117,45 +117,45 @@ class FrozenEncoder(SpeechModel, nn.Module):
         self.config, self.geometry = model.config, model.geometry
         self.sample_rate, self.normalize = sample_rate, normalize
         self.family = family  # for people, such as "HuBERT (fairseq)"
-        # What a pretrained HuBERT predicts units with, a head for each set of them.
+        # A pretrained HuBERT's heads that predict units, one for each set of them.
         self.unit_heads = nn.ModuleList(unit_heads).requires_grad_(False)
         self.eval()
 
     @property
     def num_layers(self) -> int:
-        """L, Transformer layers."""
+        """Return L, the number of Transformer layers."""
         return self.config.num_layers
 
     @property
     def embed_dim(self) -> int:
-        """D, the width of its states."""
+        """Return D, the width of its states."""
         return self.config.embed_dim
 
     @property
     def num_heads(self) -> int | tuple[int, ...]:
-        """Attention heads of a layer, one number a layer where they differ."""
+        """Return the attention heads of a layer, one number a layer where they differ."""
         return self.config.num_heads
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Stay in eval mode, whatever the module it is part of does."""
+        """Stay in eval mode, also as a part of a module in training mode."""
         return super().train(False)
 
     def follow(self, source: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Move to the device of ``source``, and to its precision unless ``dtype`` says otherwise."""
+        """Move to the device of ``source``, and to its precision or, where given, ``dtype``."""
         dtype = dtype or source.dtype
         parameter = next(self.parameters())
         if parameter.device != source.device or parameter.dtype != dtype:
             self.to(device=source.device, dtype=dtype)
 
     def encode_one(self, samples: Tensor, **wanted) -> Encoding:
-        """The encoding of one utterance's samples (1-D, as they were recorded), without padding; ``wanted`` as of
+        """Return the encoding of one utterance's samples (1-D, as they were recorded), without padding; ``wanted``: see
         :meth:`forward`."""
         source = F.layer_norm(samples, samples.shape) if self.normalize else samples
         return self(source[None].to(next(self.parameters()).device), [len(samples)], **wanted)
 
     @torch.no_grad()
     def unit_logits(self, states: Tensor, number: int = 0) -> Tensor:
-        """What one of ``unit_heads`` makes of the last layer's states (N x D): logits N x K, float32."""
+        """Return the logits (N x K, float32) of one of ``unit_heads`` for the last layer's states (N x D)."""
         return self.unit_heads[number](self.model.finished(states))
 
     @torch.no_grad()
@@ -167,7 +167,7 @@ class FrozenEncoder(SpeechModel, nn.Module):
         last_layer: int | None = None,
         attention_layers: Collection[int] = (),
     ) -> Encoding:
-        """Hidden states of ``source`` (B x samples, ``num_samples[b]`` valid); see :meth:`SpeechEncoder.encode`."""
+        """Encode ``source`` (B x samples, ``num_samples[b]`` valid); see :meth:`SpeechEncoder.encode`."""
         frames = Frames.of(self.geometry, num_samples, source)
         dtype = next(self.parameters()).dtype
         return self.model.encode(source.to(dtype), frames, last_layer=last_layer, attention_layers=attention_layers)
@@ -175,8 +175,8 @@ class FrozenEncoder(SpeechModel, nn.Module):
 
 @torch.no_grad()
 def utterance_states(model: SpeechEncoder, source: Tensor, frames: Frames) -> list[list[Tensor]]:
-    """The L+1 hidden states of each utterance of ``source`` (B x samples), each n_b x D: valid frames alone, the last
-    layer's after the final norm of a pre-norm encoder."""
+    """Return the L+1 hidden states of each utterance of ``source`` (B x samples), each n_b x D: valid frames alone, the
+    last layer's after the final norm of a pre-norm encoder."""
     states = list(model.encode(source, frames).hidden_states)
     states[-1] = model.finished(states[-1])
     return [[state[number, :length] for state in states] for number, length in enumerate(frames.frame_lengths)]

@@ -42,7 +42,7 @@ class ValidGroupNorm(nn.GroupNorm):
 
 def valid_frames(lengths: Tensor, x: Tensor) -> Tensor:
     """Return 1 where valid and 0 where padded, B x the size of the last axis of ``x``, float32."""
-    # Traced, a device is written down for good; scripted, it is that of `lengths`.
+    # Traced, the device would be a constant; scripted, it is that of `lengths`.
     mask = torch.jit.script(_valid_frames) if torch.jit.is_tracing() else _valid_frames
     return mask(lengths, x)
 

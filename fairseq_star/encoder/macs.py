@@ -1,6 +1,6 @@
 """Multiply-accumulates (MACs) of a speech encoder, counted by torch on tensors without data.
 
-Counted are matrix products and convolutions, attention's two products included; norms, activations and sums are not,
+Matrix products and convolutions are counted, attention's two products included; norms, activations and sums are not,
 as in SUPERB's profiler. The count depends on the audio's length, because attention grows with its square.
 """
 
@@ -27,7 +27,7 @@ SUPERB_UTTERANCES = (
 
 
 def count_macs(run: Callable[[], object]) -> int:
-    """MACs of what ``run`` computes: half of the floating point operations that torch's counter finds.
+    """Return the MACs of ``run``: half of the floating point operations that torch's counter finds.
 
     Attention is counted as the two products it consists of: torch's fused kernel for the CPU counts as nothing (up to
     torch 2.13), so the plain one is used.
@@ -38,8 +38,8 @@ def count_macs(run: Callable[[], object]) -> int:
 
 
 def macs_of_sizes(config: EncoderConfig, num_samples: np.ndarray) -> np.ndarray:
-    """What :func:`encoder_macs` counts, from sizes alone: in microseconds, and exactly but for WavLM's gates and for a
-    streaming encoder, which is taken as one that processes the whole utterance.
+    """Compute :func:`encoder_macs` from sizes alone, in microseconds: exactly, but without WavLM's gates, and for a
+    streaming encoder as if it processed whole utterances.
 
     Args:
         num_samples: of any number of utterances.
@@ -59,7 +59,7 @@ def macs_of_sizes(config: EncoderConfig, num_samples: np.ndarray) -> np.ndarray:
 
 
 def encoder_macs(config: EncoderConfig, num_samples: Sequence[int]) -> list[int]:
-    """MACs of all layers of an encoder for each utterance of ``num_samples``, one at a time. Computes nothing."""
+    """Return the MACs of an encoder for each utterance of ``num_samples``, one at a time, on tensors without data."""
     geometry = FrameGeometry.of(config.conv_layers)
     model = SpeechEncoder(config).to("meta").eval()
 

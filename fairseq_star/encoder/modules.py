@@ -2,8 +2,8 @@
 
 HuBERT, wav2vec 2.0, data2vec-audio, WavLM and ``starhubert`` differ in a few switches, all of them decided when the
 encoder is built. The forward pass, :meth:`SpeechEncoder.run`, is written once, for training, for a step of a stream
-and for exported programs; which frames a frame knows of is its argument (``attention.Context``). What differs from
-fairseq's own ``forward`` is what it returns: every layer's states, attention maps on request, one frame padding mask,
+and for exported programs; the frames that a frame depends on are its argument (``attention.Context``). It differs from
+fairseq's own ``forward`` in what it returns: every layer's states, attention maps on request, one frame padding mask,
 and nothing past the last layer wanted.
 
 Shapes: B utterances, T frames, S frames within the layers (T but for chunks), D embedding dimension, L layers.
@@ -32,10 +32,10 @@ NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
 
 @dataclass
 class Encoding:
-    """What an encoder makes of a batch."""
+    """An encoder's output for a batch."""
 
     frames: Frames
-    # B x T x D, what enters the encoder before the positional convolution; None where a cache was not asked for it.
+    # B x T x D, the input of the positional convolution; None where it was not requested of a cache.
     projected_features: Tensor | None
     hidden_states: Sequence[Tensor]  # L+1 of B x T x D: the first layer's input, then each layer's output
     attention_maps: dict[int, Tensor] = field(default_factory=dict)  # layer (1-based) -> B x T x T, mean over heads
@@ -43,9 +43,9 @@ class Encoding:
 
 @dataclass
 class Pass:
-    """What :meth:`SpeechEncoder.run` computes."""
+    """The result of :meth:`SpeechEncoder.run`."""
 
-    features: Tensor  # B x T x D, what enters the encoder before the positional convolution
+    features: Tensor  # B x T x D, the input of the positional convolution
     hidden_states: list[Tensor]  # L+1 of B x T x D: the first layer's input, then each layer's output
     attention_maps: dict[int, Tensor]  # layer (1-based) -> B x T x T, mean over heads
 
@@ -96,7 +96,7 @@ class SpeechEncoder(nn.Module):
     def for_inference(self) -> "SpeechEncoder":
         """Return an encoder of the same weights, in eval mode, that cannot be trained: they are shared, not copied.
 
-        What follows from the weights alone, the positional convolution's own weight, is formed once.
+        The positional convolution's weight is computed once, from its direction and magnitude.
         """
         weights = {key: value for key, value in self.state_dict().items() if key != "mask_emb"}
         if self.config.pos_conv_depth == 1 and "encoder.pos_conv.0.weight_g" in weights:
@@ -108,11 +108,11 @@ class SpeechEncoder(nn.Module):
         return encoder.eval().requires_grad_(False)
 
     def learn_mask(self) -> None:
-        """Give the encoder the vector (D) that stands for hidden frames, drawn as fairseq's HuBERT draws its own."""
+        """Add the mask embedding (D), which replaces masked frames, drawn as by fairseq's HuBERT."""
         self.mask_emb = nn.Parameter(torch.empty(self.config.embed_dim).uniform_())
 
     def use_chunks(self, chunk_frames: int) -> None:
-        """Hear in chunks of so many frames from now on, or with 0 whole utterances at once.
+        """Process audio in chunks of ``chunk_frames`` from now on; 0: whole utterances at once.
 
         Raises:
             StarError: a number below 0, or an encoder that processes whole utterances only.
@@ -144,11 +144,11 @@ class SpeechEncoder(nn.Module):
             last_layer: stop after this layer (1-based); all layers when None.
             attention_layers: layers (1-based) whose attention maps are wanted. Every other one runs through
                 ``scaled_dot_product_attention`` and never forms its weights.
-            mask_indices: B x T, True = hidden: these frames' features become the mask embedding, as by HuBERT's
+            mask_indices: B x T, True = masked: these frames' features become the mask embedding, as by HuBERT's
                 ``apply_mask``.
             mask_channels: B x D, True = zeroed in all frames of the utterance, likewise.
-            chunk_frames: of a streaming encoder, the chunks it processes, 0 for the whole utterance at once; None:
-                those in use (attribute ``chunk_frames``).
+            chunk_frames: of a streaming encoder, frames of a chunk, 0 for the whole utterance at once; None: the
+                attribute ``chunk_frames``.
 
         The layers' own dropouts apply in training mode. Layer drop does not: the loss needs every layer.
         """
@@ -184,9 +184,9 @@ class SpeechEncoder(nn.Module):
         """Run the encoder over ``source`` (B x samples): the one forward pass.
 
         Args:
-            context: which frames are padded, and which a frame knows of.
+            context: the padded frames, and the frames that a frame depends on.
             num_samples: of each utterance, that statistics of a group norm are taken over; all when None.
-            past: of a stream, what its running norm goes on from.
+            past: the state of a stream's running norm.
             last_layer, attention_layers, mask_indices, mask_channels: as of :meth:`encode`.
         """
         features = self.layer_norm(self.feature_extractor(source, num_samples, past).transpose(1, 2))  # B x T x C
@@ -208,7 +208,8 @@ class SpeechEncoder(nn.Module):
 
         num_frames = features.size(1)
         hidden_states, attention_maps = [x[:, :num_frames]], {}
-        # S x B x D, fairseq's layout within the layers; as a mere view, the first projections take three times as long.
+        # S x B x D, fairseq's layout within the layers, contiguous: the first projections of a view take 3 times as
+        # long.
         x = x.transpose(0, 1).contiguous()
         bias = self.position_bias(num_frames)
         for number, layer in enumerate(self.encoder.layers[:last_layer], start=1):
@@ -219,11 +220,11 @@ class SpeechEncoder(nn.Module):
         return Pass(features, hidden_states, attention_maps)
 
     def finished(self, states: Tensor) -> Tensor:
-        """The last layer's ``states`` as whoever uses them takes them: after the final norm of a pre-norm encoder."""
+        """Return the last layer's ``states`` after the final norm of a pre-norm encoder; unchanged for others."""
         return self.encoder.layer_norm(states) if self.encoder.layer_norm_first else states
 
     def positions(self, features: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """What the positional convolution adds to ``features`` (B x T x D), whose padded frames are zero: B x T x D."""
+        """Return the positional convolution of ``features`` (B x T x D), whose padded frames are zero: B x T x D."""
         return self.encoder.pos_conv(features.transpose(1, 2), padding_mask).transpose(1, 2)
 
     def position_bias(self, num_frames: int) -> Tensor | None:

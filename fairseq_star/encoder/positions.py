@@ -1,8 +1,8 @@
 """Positional convolutions: one weight-normed convolution, or data2vec's stack of them; fairseq's names.
 
 One convolution needs its input's padded frames to be zero, and they are. In a stack the first one writes into them, and
-the second carries that back into the valid frames: an utterance's features would depend on its batch. Zeroing the
-padded frames after each convolution gives what the utterance gives alone.
+the second carries that back into the valid frames: an utterance's features would depend on its batch. So padded frames
+are zeroed after each convolution.
 """
 
 import math
@@ -29,7 +29,7 @@ class WeightNormConv1d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that it computes with, D x D / groups x K."""
+        """Return the weight, D x D / groups x K."""
         return torch._weight_norm(self.weight_v, self.weight_g, 2)
 
     def forward(self, x: Tensor) -> Tensor:

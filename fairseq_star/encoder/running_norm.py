@@ -1,4 +1,4 @@
-"""The first norm of a streaming student: HuBERT Base's group norm, of what was received so far.
+"""The first norm of a streaming student: HuBERT Base's group norm with statistics of the past.
 
 A group norm takes each channel's mean and variance over the whole utterance, whose end a stream does not know. Here a
 frame's are those of all steps of the encoder (20 ms) that ended before it, beginning with statistics of the corpus that
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 RUNNING = "running_norm"
 """``extractor_mode`` of such an encoder."""
 PRIOR = 15
-"""Steps that the corpus's statistics count for: 0.3 s."""
+"""Weight of the corpus's statistics in steps: 0.3 s."""
 
 
 @dataclass
 class Past:
-    """What a stream had before: in the course of a pass ``sums`` becomes what :meth:`RunningNorm.go_on` returns."""
+    """State of a stream's norm; a forward pass replaces ``sums`` by those that :meth:`RunningNorm.go_on` returns."""
 
     sums: Tensor
     num_steps: Tensor

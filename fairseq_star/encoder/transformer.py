@@ -25,7 +25,7 @@ class TransformerLayer(nn.Module):
         config: of the encoder.
         number: of the layer, from 0.
         dropouts: under fairseq's names.
-        bits: of linear layers' weights, if they are to be rounded.
+        bits: of linear layers' rounded weights; None: not rounded.
         recompute: compute activations once more in backward, to save memory.
     """
 
@@ -93,7 +93,7 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """What an encoder has after its projection; :class:`~fairseq_star.encoder.modules.SpeechEncoder` runs it.
+    """Positional convolution, layers and norm; :class:`~fairseq_star.encoder.modules.SpeechEncoder` runs them.
 
     Args:
         config: of the encoder.

@@ -1,4 +1,4 @@
-"""HuBERT's prediction of units: one of K, for each frame, by likeness to a learned vector (arXiv 2106.07447, eq. 3).
+"""HuBERT's prediction of units: one of K for each frame, by cosine with learned vectors (arXiv 2106.07447, eq. 3).
 
     logits_k = cos(W x_t + b, e_k) / temperature
 
@@ -18,7 +18,7 @@ class UnitHead(nn.Module):
     Args:
         width: D, of the states.
         num_units: K.
-        dim: of the space in which likeness is taken.
+        dim: of the space in which cosines are taken.
         temperature: cosines are divided by it.
     """
 
@@ -29,7 +29,7 @@ class UnitHead(nn.Module):
         self.temperature = temperature
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits (N x K, float32) of ``states`` (N x D)."""
+        """Return logits (N x K, float32) of ``states`` (N x D)."""
         with torch.autocast(states.device.type, enabled=False):
             given = F.linear(states.float(), self.final_proj.weight.float(), self.final_proj.bias.float())
             return F.normalize(given, dim=-1) @ F.normalize(self.label_embs.float(), dim=-1).T / self.temperature

@@ -1,4 +1,4 @@
-"""What keeps a run alive and a machine safe: checkpoints read and written, signals, threads and memory.
+"""Replaced functions of fairseq, and checks before a run: checkpoints, signals, threads and memory.
 
 fairseq asks a plugin nothing about these, so some of its functions are replaced. All of them, with who does it and why:
 
@@ -11,5 +11,5 @@ fairseq asks a plugin nothing about these, so some of its functions are replaced
     ``main`` calls it before there is a task: it and the first are replaced on import, not when training starts.
 ``models.hubert.hubert_asr.HubertEncoder`` (``models.hubert_ctc``): a wrong ``w2v_path`` ends in a traceback.
 ``models.MODEL_DATACLASS_REGISTRY`` (``models.hubert_ctc``): the config of ``hubert_ctc`` lacks an option that its
-    encoder asks for (facebookresearch/fairseq#4916).
+    encoder reads (facebookresearch/fairseq#4916).
 """

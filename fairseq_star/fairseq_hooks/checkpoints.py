@@ -1,4 +1,4 @@
-"""A run's checkpoints: whole or not there, and a damaged last one is replaced by the one before.
+"""A run's checkpoints: written whole or not at all, and a damaged last one is replaced by the one before.
 
 fairseq asks a task nothing about its checkpoints, so this module takes the place of four of its functions, in
 ``fairseq.checkpoint_utils`` alone; of those that write, only from the moment a ``star_distillation`` run looks for its
@@ -24,10 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_star.checkpoint import num_updates, read_checkpoint
 from fairseq_star.errors import StarError, exit_on_star_error
 from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
-from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_told
+from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_is_star_error
 from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
 from fairseq_star.fairseq_hooks.shared_memory import check_shared_memory
-from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_when_asked
+from fairseq_star.fairseq_hooks.stopping import end_loading_at_exit, stop_on_request
 from fairseq_star.formats import hub
 from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.host import settle_on_host
@@ -41,10 +41,10 @@ WAITS = (5, 20, 60)  # seconds between attempts on a disk that refuses; well bel
 
 
 def guard_runs(task_class: type) -> None:
-    """Have runs of a task guarded: safe saving, a look at options and checkpoint before it is loaded, their end.
+    """Guard the runs of a task: safe saving, checks of options and checkpoint before loading, orderly exit.
 
-    ``fairseq.checkpoint_utils.load_checkpoint`` is what only training calls, once, when trainer and task are there and
-    no training data is read yet. Of other tasks, such as fine-tuning, only the checkpoint's options are looked at.
+    Only training calls ``fairseq.checkpoint_utils.load_checkpoint``: once, after trainer and task are built and before
+    training data is read. For other tasks, such as fine-tuning, only the checkpoint's options are checked.
     """
     load = checkpoint_utils.load_checkpoint
 
@@ -64,8 +64,8 @@ def guard_runs(task_class: type) -> None:
             save_safely()
         trainer.get_criterion().weights_alone = start is not None and start.weights_alone
         trainer.cfg.task.teacher = trainer.task.cfg.teacher  # with the commit of a HuggingFace id, into checkpoints
-        stop_when_asked(trainer.task.steps.stop)
-        with exit_on_star_error(), mismatch_told(start):
+        stop_on_request(trainer.task.steps.stop)
+        with exit_on_star_error(), mismatch_is_star_error(start):
             loaded = load(cfg, trainer, **passthrough_args)
         finished = trainer.get_num_updates()
         if trainer.cfg.optimization.max_update and finished >= trainer.cfg.optimization.max_update:
@@ -99,8 +99,8 @@ def _find_start(cfg: DictConfig, trainer, ours: bool) -> Start | None:
 
 
 def _on_first_rank(trainer, find: Callable[[], Start | None]) -> Start | None:
-    """What ``find`` gives or raises on the first worker, on all of them: they each look at the same files, which one
-    of them may put in order, and one that ended alone would leave the others waiting."""
+    """Return or raise on all workers what ``find`` does on the first: it may move files that the others would read, and
+    a worker that ended alone would leave the others waiting."""
     found = [None, None]
     if trainer.data_parallel_rank == 0:
         try:
@@ -115,9 +115,9 @@ def _on_first_rank(trainer, find: Callable[[], Start | None]) -> Start | None:
 
 
 def check_checkpoint(save_dir: str, restore_file: str, suffix: str = "") -> None:
-    """See that the checkpoint a run is to start from is whole; put the newest whole one in a damaged last one's place.
+    """Check that the checkpoint a run will start from is whole; replace a damaged last one by the newest whole one.
 
-    What a run killed while it saved has left half-written is removed.
+    Half-written files of a run that was killed while it saved are removed.
 
     Raises:
         StarError: it is damaged and there is no other, or it was named by ``checkpoint.restore_file``.
@@ -162,7 +162,7 @@ def _fault(path: str) -> str | None:
 
 
 def kept_teacher(save_dir: str, restore_file: str) -> str | None:
-    """``task.teacher`` as the checkpoint has it that a run would start from; None where there is no whole one."""
+    """Return ``task.teacher`` of the checkpoint that a run would start from; None where there is no whole one."""
     paths = [restore_file]
     if restore_file == LAST:
         others = glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt"))  # of which one stands in for it
@@ -194,7 +194,7 @@ def run_teacher(cfg: DictConfig) -> str:
 
 
 def save_safely() -> None:
-    """Have fairseq write checkpoints beside their place first, and wait for a full disk."""
+    """Make fairseq write checkpoints to a temporary file first, and wait for a full disk."""
     persistent_save, paths = checkpoint_utils.torch_persistent_save, checkpoint_utils.PathManager
 
     @functools.wraps(persistent_save)
@@ -216,7 +216,7 @@ def save_safely() -> None:
 
 
 def save_atomically(state: dict, path: str) -> None:
-    """Save a checkpoint; until it is whole, the file that was there stays.
+    """Save a checkpoint; the previous file stays until the new one is whole.
 
     Ends the program in one line when the disk goes on refusing.
     """
@@ -235,20 +235,20 @@ def copy_atomically(source: str, path: str) -> bool:
 
 
 def _write(path: str, write: Callable[[Path], object]) -> None:
-    """Have ``write`` write ``path``, with some patience for a disk that is full."""
+    """Call ``write`` for ``path``, and again after a wait where the disk is full."""
     for wait in (*WAITS, None):
         try:
-            # The name that fairseq gives it, by which what a killed run has left is found.
+            # fairseq's own name for it, by which the leftover of a killed run is found.
             with replacing(path, temporary=f"{path}.tmp", sync=True) as temporary:
                 write(temporary)
             return
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             free = free_disk(os.path.dirname(path) or ".")
-            told = f"{path} cannot be written ({reason}; {free / 1e9:,.2f} GB are free there)"
+            failure = f"{path} cannot be written ({reason}; {free / 1e9:,.2f} GB are free there)"
             if wait is None:
                 raise StarError(
-                    f"{told}; what was saved before is whole: make room and give the same command again"
+                    f"{failure}; what was saved before is whole: make room and give the same command again"
                 ) from error
-            logger.error(f"{told}; trying again in {wait} s: make room")
+            logger.error(f"{failure}; trying again in {wait} s: make room")
             time.sleep(wait)

@@ -1,5 +1,4 @@
-"""A student's first weights: at random, or in parts the teacher's own, where both have the same shapes; and what of
-them the corpus decides."""
+"""A student's first weights: random, copied from the teacher or sliced out of it, and first norms' statistics."""
 
 import logging
 import os
@@ -29,18 +28,18 @@ from fairseq_star.slicing.shapes import count_parameters, student_settings, stud
 
 logger = logging.getLogger(__name__)
 MEASURED = 64
-"""Utterances that fix the statistics of a streaming student's first norm."""
+"""Utterances that the statistics of a streaming student's first norm are measured on."""
 
 
 def size_student(cfg: DictConfig, teacher: EncoderConfig) -> None:
-    """Replace a student's sizes by the largest ones that keep to ``target_params`` and ``target_macs``, where given.
+    """Replace a student's sizes by the largest ones within ``target_params`` and ``target_macs``, where given.
 
     Args:
         cfg: the run's ``model`` options, changed in place, so that checkpoints have the sizes.
         teacher: whose kernels, heads and kind of norms the student gets.
 
     Raises:
-        StarError: a budget that cannot be kept to.
+        StarError: a budget that no sizes meet.
     """
     budget = {name: cfg.get(name) for name in ("target_params", "target_macs") if cfg.get(name) is not None}
     if not budget:
@@ -58,7 +57,7 @@ def size_student(cfg: DictConfig, teacher: EncoderConfig) -> None:
 
 
 def begin_student(task: FairseqTask, student: StarHubertModel, teacher: FrozenEncoder) -> None:
-    """Give a student, drawn at random, the first weights that its options ask for.
+    """Set a randomly initialized student's first weights by its options.
 
     Args:
         task: its config says where the manifests are, and the run's folder.
@@ -102,7 +101,7 @@ def copy_from_teacher(
 
     Args:
         layers: teacher layers (1-based) that become the student's first, second, ... With them come the positional
-            convolution and the norm beside it, where their shapes agree: what the layers are used to.
+            convolution and its norm, the layers' usual input, where their shapes agree.
         feature_extractor: the convolutions and the norm after them; with the projection, where its shape agrees.
 
     Raises:
@@ -131,9 +130,9 @@ def begin_first_norm(student: SpeechEncoder, manifest: str, *, max_sample_size: 
     """Measure the statistics of a streaming student's first norm with its first weights.
 
     Args:
-        manifest: of the training set. Where it is not to be had, as where a finished run is looked at, nothing is
+        manifest: of the training set. Where it is missing, as where a finished run is evaluated elsewhere, nothing is
             measured: a checkpoint brings its own statistics.
-        max_sample_size: samples of an utterance that are heard, the first ones; all when None.
+        max_sample_size: first samples of an utterance that are used; all when None.
         seed: chooses the utterances, the same on all workers and again where a run resumes.
 
     Raises:
@@ -149,7 +148,7 @@ def begin_first_norm(student: SpeechEncoder, manifest: str, *, max_sample_size: 
 
 
 def _readable(paths: Sequence[str], num_samples: int) -> Iterator[Tensor]:
-    """What can be read of mono files and is finite; a run's own checks tell of the others.
+    """Yield the audio of mono files that can be read and is finite; a run's own checks report the others.
 
     A single nan would stay in the student's statistics for good.
     """
@@ -180,7 +179,7 @@ def _copy_if_alike(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def _difference(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> str | None:
-    """The first weight that one of the two lacks or has in another shape."""
+    """Return the first weight that one of the two lacks or has in another shape."""
     for key in {**student, **teacher}:
         shapes = [tuple(weights[key].shape) if key in weights else "none" for weights in (teacher, student)]
         if shapes[0] != shapes[1]:

@@ -1,9 +1,9 @@
-"""fairseq's ``hubert_ctc``, made buildable, and told in one line what it cannot be built on.
+"""fairseq's ``hubert_ctc``, made buildable, with a one-line error for a wrong pretrained model.
 
-``HubertEncoder`` asks for ``cfg.autoregressive``, which ``HubertCtcConfig`` lacks, so that no ``hubert_ctc`` can be
+``HubertEncoder`` reads ``cfg.autoregressive``, which ``HubertCtcConfig`` lacks, so that no ``hubert_ctc`` can be
 built or loaded (facebookresearch/fairseq#4916, open; 0.12.3 of fairseq-fixed has it too). Where the option is missing,
-the registered config is replaced by one with it. ``model.w2v_path`` is looked at before fairseq reads it; nothing else
-of the model is touched.
+the registered config is replaced by one with it. ``model.w2v_path`` is checked before fairseq reads it; nothing else of
+the model changes.
 """
 
 import shlex
@@ -31,7 +31,7 @@ if "autoregressive" not in HubertCtcConfig.__dataclass_fields__:
 
 
 class CheckedHubertEncoder(hubert_asr.HubertEncoder):
-    """fairseq's own, on a checkpoint that was looked at."""
+    """fairseq's own, on a checkpoint that was checked."""
 
     def __init__(self, cfg: hubert_asr.HubertAsrConfig, task):
         if cfg.w2v_args is None:  # there in a fine-tuned checkpoint, which is then all that is read
@@ -44,14 +44,14 @@ hubert_asr.HubertEncoder = CheckedHubertEncoder
 
 
 def check_pretrained(path: str, *, normalize: bool) -> None:
-    """Look at ``model.w2v_path``.
+    """Check ``model.w2v_path``.
 
     Args:
-        path: what must be a HuBERT pretrained by fairseq, as ``fairseq-star export --to fairseq`` writes a student.
+        path: of a HuBERT pretrained by fairseq, or of a student written by ``fairseq-star export --to fairseq``.
         normalize: whether the fine-tuning's audio has zero mean and unit variance.
 
     Raises:
-        StarError: it is missing, damaged, or another model, or heard other audio.
+        StarError: it is missing, damaged or another model, or was trained on audio of another normalization.
     """
     state, name = read_checkpoint(path, "model.w2v_path"), f"model.w2v_path: {path}"
     if student.recognises(state):
@@ -66,5 +66,5 @@ def check_pretrained(path: str, *, normalize: bool) -> None:
             "fairseq-star export --to fairseq writes it"
         )
     if bool(task.get("normalize")) != normalize:
-        heard = str(not normalize).lower()
-        raise StarError(f"{name} was trained with normalize={heard}; set task.normalize={heard}")
+        trained = str(not normalize).lower()
+        raise StarError(f"{name} was trained with normalize={trained}; set task.normalize={trained}")

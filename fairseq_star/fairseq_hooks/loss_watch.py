@@ -1,4 +1,4 @@
-"""Which utterances made a loss NaN or infinite, without asking the device after each batch."""
+"""Find the utterances that made a loss NaN or infinite, without a device synchronization after each batch."""
 
 import logging
 import math
@@ -8,23 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fairseq_star.data.augment.student_view import alone
+from fairseq_star.data.augment.student import alone
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
 from fairseq_star.losses.batch import unwrapped
 
 logger = logging.getLogger(__name__)
 
-EVERY = 100  # batches between two looks at the device
+EVERY = 100  # batches between two checks, each of which synchronizes with the device
 SHOWN = 8  # utterances named in one sentence
 
 
 class LossWatch:
-    """Remembers the losses of the last batches where they were computed and looks at them all at once.
+    """Keeps the losses of the last batches on the device and checks them all at once.
 
     fairseq itself ends a run in float32 or bfloat16 as soon as the gradient is not finite, and passes the update's
     batches to the task once more; that is the moment to name the utterances (:meth:`find_utterance`). With ``fp16`` or
-    ``amp`` it leaves such an update out without a word on why, which the look every 100 batches makes good.
+    ``amp`` it skips such an update without a reason, which the check every 100 batches logs.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class LossWatch:
         self._update, self._batches = -1, 0  # of the update at hand
 
     def remember(self, update: int, paths: Sequence[str], loss: Tensor) -> None:
-        """Note a batch's loss, a scalar on the device."""
+        """Keep a batch's loss, a scalar on the device."""
         self._batches = self._batches + 1 if update == self._update else 1
         self._update = update
         self._seen.append((update, paths, loss.detach()))
@@ -40,7 +40,7 @@ class LossWatch:
             self.check()
 
     def check(self) -> None:
-        """Name the batches since the last look whose loss is not finite. Waits for the device."""
+        """Log the batches since the last check whose loss is not finite. Waits for the device."""
         seen, self._seen = self._seen, []
         if not seen:
             return
@@ -52,7 +52,7 @@ class LossWatch:
     def find_utterance(
         self, update: int, sample: dict, model: nn.Module, criterion: nn.Module, geometry: FrameGeometry
     ) -> None:
-        """Name the utterances of a batch whose losses, each by itself, are not finite; all where none stands out.
+        """Log the utterances of a batch whose losses, each by itself, are not finite; all where there is none.
 
         Raises:
             StarError: it is the last batch of the update. All workers get that far, so that none waits for another.

@@ -1,7 +1,7 @@
-"""Options that cannot be, named in one line before training.
+"""Invalid options, reported in one line before training.
 
-fairseq makes a traceback of them at the first batch, at the end of the first epoch or at the first validation, or
-begins a run anew in another's place. ``resuming.py`` looks into the checkpoint that a run goes on from.
+fairseq itself ends in a traceback at the first batch, at the end of the first epoch or at the first validation, or
+starts from scratch in another run's folder. ``resuming.py`` checks the checkpoint that a run resumes from.
 """
 
 import ast
@@ -45,12 +45,12 @@ class Start:
     """The checkpoint that a run starts from."""
 
     path: str
-    option: str  # what names it, for messages
-    weights_alone: bool  # nothing of the optimizer is taken over: a new run from old weights
+    option: str  # that names it, for messages
+    weights_alone: bool  # without the optimizer's state: a new run from old weights
 
 
 def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool) -> None:
-    """Look at a run's options.
+    """Check a run's options.
 
     Args:
         cfg: the whole configuration.
@@ -58,7 +58,7 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         on_gpu: whether the run has a GPU.
 
     Raises:
-        StarError: a number below what can be, a precision of GPUs without one, a cosine of no updates after the
+        StarError: a number below its minimum, a GPU's precision without one, a cosine of no updates after the
             warm-up, or a ``best_checkpoint_metric`` that no validation will log.
     """
     for name, least in LEAST.items():
@@ -89,11 +89,11 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
 
 
 def starting_point(cfg: DictConfig, suffix: str = "") -> Start | None:
-    """The checkpoint a run starts from, as fairseq's ``load_checkpoint`` chooses it; None where it begins anew.
+    """Return the checkpoint a run starts from, chosen as by fairseq's ``load_checkpoint``; None: from scratch.
 
     Args:
         cfg: the section ``checkpoint``.
-        suffix: what fairseq puts before ``.pt``.
+        suffix: that fairseq puts before ``.pt``.
 
     Raises:
         StarError: a file that is named is not there, or options that contradict each other.
@@ -135,9 +135,9 @@ def _existing(path: str, name: str, save_dir: str) -> str:
     if checkpoint_utils.PathManager.isfile(path):
         return path
     kind = "a folder, not a checkpoint file" if os.path.isdir(path) else "not there"
-    beside = os.path.join(save_dir, path)
-    mend = f"did you mean {beside}?" if os.path.isfile(beside) else "correct it, or leave it out"
-    raise StarError(f"checkpoint.{name}: {path} is {kind} (nothing was begun or overwritten); {mend}")
+    inside = os.path.join(save_dir, path)
+    remedy = f"did you mean {inside}?" if os.path.isfile(inside) else "correct it, or leave it out"
+    raise StarError(f"checkpoint.{name}: {path} is {kind} (nothing was begun or overwritten); {remedy}")
 
 
 def adopt_audio_format(cfg: DictConfig, teacher: FrozenEncoder) -> None:
@@ -176,18 +176,18 @@ def check_student(teacher: FrozenEncoder, student: StarHubertModel, cfg: DictCon
     if student.config.chunk_frames and teacher.normalize:
         raise StarError(
             "model.chunk_frames: this teacher takes audio of zero mean and unit variance (task.normalize=true), and so "
-            "would the student, but no stream tells these of an utterance in advance; take a teacher that takes audio "
-            "as it is, such as HuBERT Base"
+            "would the student, but a stream does not have an utterance's mean and variance in advance; take a teacher "
+            "of audio that is not normalized, such as HuBERT Base"
         )
     if cfg.compile and student.cfg.weight_bits:
         raise StarError("task.compile=true cannot compile model.weight_bits; leave one of them out")
 
 
 def check_save_dir(save_dir: str) -> None:
-    """Make ``checkpoint.save_dir`` and see that it can be written to.
+    """Make ``checkpoint.save_dir`` and check that it can be written to.
 
     Raises:
-        StarError: it is a file, or refuses.
+        StarError: it is a file, or cannot be written to.
     """
     try:
         _verify_checkpoint_directory(save_dir)

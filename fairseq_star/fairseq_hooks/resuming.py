@@ -18,7 +18,7 @@ WEIGHTS_ALONE = "checkpoint.reset_optimizer=true takes over its weights alone"
 
 
 def check_start(start: Start, trainer) -> None:
-    """See that a run can go on from a checkpoint.
+    """Check that a run can resume from a checkpoint.
 
     Raises:
         StarError: it is foreign or lacks parts, its student is of another architecture, or, unless its weights alone
@@ -60,8 +60,8 @@ def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) ->
     if len(differing) > 1:  # the convolutions' last channels follow the width
         differing.pop("conv_feature_layers", None)
     if differing:
-        told = ", ".join(f"model.{option}={value} (now {now[option]})" for option, value in differing.items())
-        raise StarError(f"{name} is of another student, with {told}; give the same options to go on, or {ANEW}")
+        listed = ", ".join(f"model.{option}={value} (now {now[option]})" for option, value in differing.items())
+        raise StarError(f"{name} is of another student, with {listed}; give the same options to go on, or {ANEW}")
     found, expected = shapes(state["model"]), shapes(trainer.get_model().state_dict())
     if (MASK in found) != (MASK in expected):
         if not weights_alone:
@@ -77,16 +77,16 @@ def _check_architecture(state: dict, name: str, trainer, weights_alone: bool) ->
 
 
 @contextmanager
-def mismatch_told(start: Start | None) -> Iterator[None]:
-    """Make a ``StarError`` of what fairseq asserts, on all workers, of the classes of criterion and optimizer.
+def mismatch_is_star_error(start: Start | None) -> Iterator[None]:
+    """Raise a ``StarError`` in place of fairseq's assertions, on all workers, on criterion and optimizer classes.
 
     The latter depends on the precision, too.
     """
     try:
         yield
     except AssertionError as error:
-        what, asked, names = str(error).partition("; please reset the optimizer (--reset-optimizer). ")
-        if start is None or not asked:
+        what, separator, names = str(error).partition("; please reset the optimizer (--reset-optimizer). ")
+        if start is None or not separator:
             raise
         raise StarError(
             f"{start.option}: {start.path} is of another kind of run: {what} ({names.replace(' vs ', ', now ')}); "

@@ -1,4 +1,4 @@
-"""One run in one folder: a lock on ``checkpoint.save_dir`` that ends with the process that took it.
+"""A lock on ``checkpoint.save_dir``, one run a folder, released when its process ends.
 
 A POSIX record lock (``fcntl.lockf``): the system drops it however the process ends, so that none is ever stale, and
 forked data workers do not inherit it. It holds across hosts on NFS; where a file system has no locks (Lustre without

@@ -1,4 +1,4 @@
-"""Shared memory that data workers hand batches over in: a run that would hang in a small ``/dev/shm`` does not start.
+"""Check of the shared memory of data workers: a run that would hang in a small ``/dev/shm`` does not start.
 
 torch's data workers write each batch to ``/dev/shm``, of which a container has 64 MB by default. Where it is full a
 worker dies of SIGBUS, and fairseq's thread that loads ahead waits for its batch for ever.
@@ -16,7 +16,7 @@ SAMPLE_BYTES = 4  # float32
 
 
 def check_shared_memory(trainer, batches: EpochBatchIterator) -> None:
-    """Compare what a run's data workers put into shared memory at most with what is free there.
+    """Compare the most that a run's data workers put into shared memory with the space that is free there.
 
     Args:
         trainer: of a run that is about to begin.
@@ -29,7 +29,7 @@ def check_shared_memory(trainer, batches: EpochBatchIterator) -> None:
     if not workers or not os.path.isdir(FOLDER):
         return
     dataset = batches.dataset
-    sources = 1 if dataset.view is None else 2  # of the student and of the teacher
+    sources = 1 if dataset.augment is None else 2  # of the student and of the teacher
     most = max(map(dataset.padded_samples, batches.frozen_batches)) * SAMPLE_BYTES * sources
     found = os.statvfs(FOLDER)
     free, needed = found.f_bavail * found.f_frsize, most * (PREFETCH_FACTOR * workers + 1)

@@ -1,7 +1,7 @@
 """First weights of a run that are sliced out of its teacher (``model.init=sliced``).
 
-Worker 0 computes them and all get the same bits. They are kept in the run's folder, so that a run that resumes, its
-report and ``fairseq-star evaluate`` have the weights that the run began with, whatever machine they are on.
+Worker 0 computes them and all get the same bits. They are saved in the run's folder, so that a resumed run, its report
+and ``fairseq-star evaluate`` have the run's first weights, on any machine.
 """
 
 import hashlib
@@ -39,15 +39,15 @@ HELD_OUT = 16  # utterances of the validation set
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run's first weights depend on, and where they are kept."""
+    """Everything that a run's first weights depend on, and the folder they are saved in."""
 
     digest: str  # of the teacher's content
     train: Path  # manifest that the sample is drawn from
     valid: Path | None  # manifest that the loss before the first update is reported on; None: it is not
     layers: Sequence[int]  # the teacher layer (1-based) of each student layer
     seed: int  # of the sample
-    folder: str | None  # of the run, where they are kept; None: they are not
-    keep: bool = True  # write them there; off where a run is looked at: what is kept is read all the same
+    folder: str | None  # of the run, where they are saved; None: they are not
+    keep: bool = True  # save them; off where a run is evaluated: saved ones are read all the same
 
 
 def begin_sliced(student: StarHubertModel, teacher: FrozenEncoder, beginning: Beginning) -> SlicingReport:
@@ -87,7 +87,7 @@ def begin_sliced(student: StarHubertModel, teacher: FrozenEncoder, beginning: Be
 
 
 def read_report(folder: str | os.PathLike) -> SlicingReport | None:
-    """Return what the run in ``folder`` was sliced with; None where it was not."""
+    """Return the report of a run's slicing; None where its student was not sliced."""
     path = os.path.join(folder, FILE)
     if not os.path.isfile(path):
         return None
@@ -105,14 +105,14 @@ def _kept_or_computed(student: StarHubertModel, teacher: FrozenEncoder, beginnin
     }
     path = None if beginning.folder is None else Path(beginning.folder) / FILE
     has_checkpoint = path is not None and any(path.parent.glob("checkpoint*.pt"))
-    # A run that is looked at, or that goes on from a checkpoint, began with what is kept, wherever its audio is now.
+    # An evaluated or resumed run began with the saved weights, wherever its audio is now.
     corpus = _corpus(beginning.train) if beginning.keep and not has_checkpoint else None
     if path is not None and path.is_file():
-        kept = read_checkpoint(str(path), "checkpoint.save_dir")
-        same = kept.get("about") == about and corpus in (None, kept.get("corpus"))
-        if same and shapes(kept["model"]) == shapes(_sliced_part(student)):
+        saved = read_checkpoint(str(path), "checkpoint.save_dir")
+        same = saved.get("about") == about and corpus in (None, saved.get("corpus"))
+        if same and shapes(saved["model"]) == shapes(_sliced_part(student)):
             logger.info(f"first weights: those this run began with, from {path}")
-            return kept
+            return saved
     bound_primitive_cache()  # the process's first convolutions may be these
     sample = draw_for(teacher, beginning.train, count=student.cfg.init_utterances, seed=beginning.seed)
     report = slice_student(teacher, student, sample.sources, layers=beginning.layers)

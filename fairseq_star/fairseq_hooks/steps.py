@@ -1,4 +1,4 @@
-"""A run's steps, watched: bad audio, losses that are not finite, chunk sizes, speed, and a wish to stop."""
+"""Training and validation steps with checks: bad audio, losses that are not finite, chunk sizes, speed, SIGTERM."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from fairseq_star.data.augment.chunks import in_drawn_chunks
 from fairseq_star.data.bad_audio import BadAudio, stand_in, without_counts
-from fairseq_star.data.long_recordings import told_if_too_long
+from fairseq_star.data.long_recordings import out_of_memory_is_star_error
 from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.loss_watch import LossWatch, second_look
 from fairseq_star.fairseq_hooks.stopping import StopRequest
@@ -18,13 +18,13 @@ from fairseq_star.teacher.provider import TeacherProvider
 
 
 class Steps:
-    """Runs fairseq's own steps of a task, and adds to their logging outputs what the run is watched for.
+    """Runs fairseq's own steps of a task and extends their logging outputs.
 
     Args:
         cfg: the task's options.
 
     Raises:
-        StarError: an option that cannot be.
+        StarError: an option out of range.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -33,7 +33,7 @@ class Steps:
         self.losses, self.throughput, self.stop = LossWatch(), Throughput(), StopRequest()
 
     def begin_epoch(self, model: nn.Module) -> None:
-        """Count anew; measure, once, what the device reaches."""
+        """Reset the counts; measure, once, the device's speed."""
         self.bad_audio.begin_pass()
         weight = next(model.parameters())
         precision = torch.float16 if self.cfg.amp else weight.dtype
@@ -86,7 +86,7 @@ class Steps:
         counts = "net_input" in sample
         if not counts:
             sample = stand_in(teacher.geometry, model, masked=bool(self.cfg.mask_prob))
-        with exit_on_star_error(), told_if_too_long(sample, teacher.sample_rate):
+        with exit_on_star_error(), out_of_memory_is_star_error(sample, teacher.sample_rate):
             loss, sample_size, log = step(sample, counts)
         self.throughput.add(provider.take_macs())
         own = {"bad_audio": bad, StopRequest.KEY: self.stop.wished, Throughput.KEY: self.throughput.take()}
@@ -94,7 +94,7 @@ class Steps:
         return loss, sample_size if counts else 0, (log if counts else without_counts(log)) | own
 
     def reduce(self, logging_outputs: Sequence[dict], provider: TeacherProvider, *, training: bool) -> None:
-        """Log, and act on, what all workers together met in an update.
+        """Log, and act on, an update's sums over all workers.
 
         Raises:
             StarError: too much of the audio is bad.

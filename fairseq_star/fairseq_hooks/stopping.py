@@ -1,5 +1,5 @@
-"""How a run ends: by SIGTERM, as a cluster sends it before it takes a machine away, after the update, saved, with
-status 0; in any case without fairseq's thread that loads ahead."""
+"""Exit of a run: on SIGTERM, which a cluster sends before it takes a machine away, it saves after the update and exits
+with status 0; in any case fairseq's prefetching thread is ended first."""
 
 import atexit
 import logging
@@ -15,15 +15,15 @@ from fairseq.data.iterators import BackgroundConsumer
 
 logger = logging.getLogger(__name__)
 
-seconds_for_loading = 30.0  # that the process waits for fairseq's thread as it ends
+seconds_for_loading = 30.0  # that the process waits for fairseq's thread at its end
 
 
 class StopRequest:
-    """A wish to stop, the same on all workers.
+    """A request to stop, agreed on by all workers.
 
     The signal reaches the workers in different updates, and one that stopped alone would leave the others waiting for
-    its gradient. So each adds its own wish (:attr:`wished`) to what is summed over the workers after an update anyway,
-    and all act on the sum (:meth:`reduce`).
+    its gradient. So each adds its own request (:attr:`wished`) to the logs that are summed over the workers after an
+    update anyway, and all act on the sum (:meth:`reduce`).
     """
 
     KEY = "stop"  # in logging outputs
@@ -34,8 +34,8 @@ class StopRequest:
         self._parent = os.getppid()
 
     def listen(self) -> None:
-        """Take SIGTERM for a wish; also the SIGINT with which the kernel tells a worker that fairseq spawned that its
-        parent is gone."""
+        """Take SIGTERM for a request; also the SIGINT that the kernel sends to a worker spawned by fairseq when its
+        parent ends."""
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGTERM, self._wish)
@@ -51,15 +51,15 @@ class StopRequest:
         self._wish(number, frame)
 
     def reduce(self, logging_outputs: Sequence[dict]) -> None:
-        """Note, after an update, whether any worker was asked to stop; all of them see the same logs."""
+        """Note, after an update, whether any worker got a request; all of them see the same logs."""
         self.agreed = sum(log.get(self.KEY, 0) for log in logging_outputs) > 0
 
 
-def stop_when_asked(request: StopRequest) -> None:
-    """Have fairseq's training loop save and end after an update at which the workers agree to.
+def stop_on_request(request: StopRequest) -> None:
+    """Make fairseq's training loop save and end after an update at which the workers agree to.
 
-    The loop's own ways to end all validate first, which takes longer than a cluster waits; so this goes round the one
-    function it calls after each update. Where that is not there (``python fairseq_cli/train.py``) nothing changes.
+    The loop's own exits all validate first, which takes longer than a cluster waits; so the one function that it calls
+    after each update is wrapped. Where that is missing (``python fairseq_cli/train.py``) nothing changes.
     """
     loop = sys.modules.get("fairseq_cli.train")
     if loop is None:
@@ -78,13 +78,13 @@ def stop_when_asked(request: StopRequest) -> None:
 
 
 def end_loading_at_exit() -> None:
-    """Have the interpreter wait, as it ends, for the thread in which fairseq loads batches ahead."""
+    """Make the interpreter wait at exit for fairseq's prefetching thread."""
     atexit.register(_end_loading)
 
 
 def _end_loading() -> None:
-    """A thread in torch's code while the interpreter ends takes the process down with SIGABRT, and the status the run
-    wanted to end with, be it 0 or 1, is lost. So each is let come to its end, which is one batch away."""
+    """Let each prefetching thread finish its batch: one in torch's code while the interpreter ends aborts the process
+    with SIGABRT, and the run's exit status is lost."""
     deadline = time.monotonic() + seconds_for_loading
     for thread in threading.enumerate():
         if not isinstance(thread, BackgroundConsumer):

@@ -1,4 +1,4 @@
-"""What a run's log says of its speed: speech a second, share of the machine's arithmetic, hours left."""
+"""Speed in a run's log: speech a second, share of the machine's arithmetic, hours left."""
 
 import time
 from collections import deque
@@ -13,31 +13,32 @@ from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.macs import macs_of_sizes
 from fairseq_star.runtime.ceiling import product_flops
 
-WINDOW = 200  # updates whose time tells what the others will take
+WINDOW = 200  # updates that the remaining time is extrapolated from
 FORWARD, TRAINED = 1, 3  # passes: backward is two products for each of forward
 
 
 def step_macs(num_samples: Sequence[int], student: EncoderConfig, teacher: EncoderConfig | None) -> float:
-    """Multiply-accumulates of a training step on utterances of ``num_samples``, counted as by :class:`Throughput`.
+    """Return the multiply-accumulates of a training step on utterances of ``num_samples``, as :class:`Throughput`
+    counts them.
 
     Args:
         num_samples: of each utterance.
         student: trained.
-        teacher: heard forward alone; None: its states come from a cache.
+        teacher: run forward only; None: its states come from a cache.
     """
     passes = [(student, TRAINED), *([(teacher, FORWARD)] if teacher else [])]
     return sum(number * float(macs_of_sizes(config, np.asarray(num_samples)).sum()) for config, number in passes)
 
 
 class Throughput:
-    """Counts what a worker computes and when its updates end; asks no device for anything once a run has begun.
+    """Counts a worker's arithmetic and times its updates; never synchronizes with the device once a run has begun.
 
     Counted as for a model's utilization (MFU, arXiv:2204.02311, appendix B): the encoders' multiplications for the
     utterances' own samples. Padding, recomputed activations, the loss and the optimizer are not; a teacher's states
     that come from a cache are not either.
     """
 
-    KEY = "product_seconds"  # of a batch: what its multiplications would take as one large product
+    KEY = "product_seconds"  # of a batch: time that its multiplications would take as one large product
 
     def __init__(self):
         self._ceiling, self._max_update = 0.0, 0
@@ -46,14 +47,14 @@ class Throughput:
 
     @property
     def ceiling(self) -> float:
-        """Floating point operations a second of a large product; 0 before :meth:`begin`."""
+        """Return the floating point operations a second of a large product; 0 before :meth:`begin`."""
         return self._ceiling
 
     def begin(self, device: torch.device, dtype: torch.dtype, max_update: int) -> None:
-        """Measure, once a process, what a large product reaches on ``device``.
+        """Measure, once a process, the speed of a large product on ``device``.
 
         Args:
-            max_update: at which the run ends; 0: it is not said.
+            max_update: at which the run ends; 0: unknown.
         """
         self._max_update = max_update
         self._ceiling = self._ceiling or product_flops(device, dtype)
@@ -67,17 +68,17 @@ class Throughput:
         self._macs += macs
 
     def take(self) -> float:
-        """Seconds that what was counted since the last call would take as a large product."""
+        """Return the seconds that the arithmetic since the last call would take as a large product."""
         macs, self._macs = self._macs, 0.0
         return 2 * macs / self._ceiling if self._ceiling else 0.0
 
     def end_update(self, number: int) -> None:
-        """An update is done, or a batch of it."""
+        """Note the end of an update, or of a batch of it."""
         if not self._ends or number != self._ends[-1][0]:
             self._ends.append((number, time.perf_counter()))
 
     def reduce(self, logging_outputs: Sequence[dict], speech: float) -> None:
-        """Log what the workers together did in an update of ``speech`` seconds."""
+        """Log the speed of all workers in an update of ``speech`` seconds."""
         world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         share = sum(log.get(self.KEY, 0) for log in logging_outputs) / world_size
         metrics.log_speed("speech", speech, priority=91, round=1)  # trained on in a second, by all workers

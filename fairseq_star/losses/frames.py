@@ -82,8 +82,8 @@ def frame_loss(
     Args:
         pairs: for each head the teacher's states, the student's (B x T x D each) and the head.
         selections: of the frames, by region: ``masked`` and ``unmasked``.
-        distances: weight of each of :data:`DISTANCES`; of weight 0 is not computed.
-        regions: weight of each region; likewise.
+        distances: weight of each of :data:`DISTANCES`; one of weight 0 is not computed.
+        regions: weight of each region; one of weight 0 is not computed.
 
     Returns:
         A scalar in float32.
@@ -105,7 +105,7 @@ def naive_frame_loss(teacher: Tensor, given: Tensor, mask: Sequence[Sequence[boo
     """Compute :func:`frame_loss` of one head frame by frame: the reference of tests.
 
     Args:
-        teacher, given: B x T x D, the latter what the head gives.
+        teacher, given: B x T x D, the latter the head's output.
         mask: for each utterance a boolean for each of its own frames, True = masked.
         weights: ``mse``, ``l1``, ``cosine``, ``masked`` and ``unmasked``.
     """

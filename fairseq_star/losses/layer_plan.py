@@ -1,6 +1,6 @@
-"""Which layers are compared: the two conventions, and how a deeper teacher is matched.
+"""The compared layers: two conventions, and the match of a deeper teacher's layers.
 
-The states that :func:`compared_states` gives are what ``tgm_loss`` takes: neighbours make the intra-layer pairs.
+:func:`compared_states` returns the states for ``tgm_loss``: neighbours make the intra-layer pairs.
 """
 
 from itertools import pairwise
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_star.errors import StarError
 
-if TYPE_CHECKING:  # this package knows nothing of fairseq
+if TYPE_CHECKING:  # this package does not import fairseq
     from fairseq_star.encoder.modules import Encoding
 
 PAPER, REIMPLEMENTATION = "paper", "reimplementation"
@@ -18,9 +18,9 @@ CONVENTIONS = (PAPER, REIMPLEMENTATION)
 
 
 def match_layers(teacher_layers: int, student_layers: int, chosen: Sequence[int] | None = None) -> list[int]:
-    """The teacher layer (1-based) that each student layer 1 .. L learns from.
+    """Return the teacher layer (1-based) that each student layer 1 .. L learns from.
 
-    Equal depths match one to one, a deeper teacher uniformly (24 to 12: every second), ``chosen`` as it says.
+    Equal depths match one to one, a deeper teacher uniformly (24 to 12: every second); ``chosen`` overrides both.
 
     Raises:
         StarError: the depths cannot be matched, or ``chosen`` is not one rising teacher layer for each student layer.
@@ -48,7 +48,7 @@ def match_layers(teacher_layers: int, student_layers: int, chosen: Sequence[int]
 
 
 def compared_states(encoding: "Encoding", convention: str, layers: Sequence[int] | None = None) -> list[Tensor]:
-    """The L+1 states (B x T x D) to compare.
+    """Return the L+1 states (B x T x D) to compare.
 
     The first is the input of the first layer in the paper's convention and ``projected_features`` in the
     re-implementation's; then come the outputs of ``layers`` (1-based; all when None).
@@ -59,10 +59,10 @@ def compared_states(encoding: "Encoding", convention: str, layers: Sequence[int]
 
 
 def compared_numbers(convention: str, layers: Sequence[int]) -> list[int]:
-    """The numbers of the states that :func:`compared_states` takes, -1 for ``projected_features``."""
+    """Return the numbers of the states of :func:`compared_states`, -1 for ``projected_features``."""
     return [-1 if convention == REIMPLEMENTATION else 0, *layers]
 
 
 def first_layerwise_state(convention: str) -> int:
-    """From which compared state on the layer-wise term counts: the re-implementation counts the encoder's input too."""
+    """Return the first compared state of the layer-wise term: the re-implementation counts the encoder's input too."""
     return 0 if convention == REIMPLEMENTATION else 1

@@ -1,4 +1,4 @@
-"""Options of ``criterion=star_tgm``: which terms, over which layers and frames, with which weights."""
+"""Options of ``criterion=star_tgm``: terms, their weights, layers and frames."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -80,10 +80,10 @@ class StarTGMConfig(FairseqDataclass):
 
 
 def check_layers(option: str, layers: List[int], most: int, count: int) -> List[int]:
-    """``layers`` as plain numbers.
+    """Return ``layers`` as plain numbers.
 
     Raises:
-        StarError: they are none or not ``count``, or one is not of 1 .. ``most``.
+        StarError: there is none or not ``count``, or one is not in 1 .. ``most``.
     """
     if not layers or len(layers) != count or not all(1 <= layer <= most for layer in layers):
         raise StarError(f"criterion.{option}={list(layers)} must name {max(count, 1)} of the layers 1 .. {most}")

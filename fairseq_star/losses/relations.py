@@ -19,7 +19,7 @@ class ReducedStates(Protocol):
     """Hidden states stored as coordinates in a basis of each layer, as a teacher cache may store them."""
 
     def coordinates(self, numbers: Sequence[int]) -> tuple[list[Tensor], Bases]:
-        """Return the coordinates of these states and what the loss needs of their bases."""
+        """Return the coordinates of these states, and their bases for the loss."""
 
 
 class TemporalGramMatrices(Term):
@@ -50,7 +50,7 @@ class TemporalGramMatrices(Term):
             lengths = (frames.all_counted() if self.cfg.count_padding else frames).frame_lengths
         else:
             selection = batch.select(self.frames)
-            if not len(selection):  # a worker's stand-in: the loss must hang on the student all the same
+            if not len(selection):  # a worker's stand-in batch: the loss must still depend on the student
                 batch.log |= {name: student[0].new_zeros((), dtype=torch.float32) for name in self.names}
                 return sum(state[:, :0].sum() for state in student)
             teacher, student = selection.packed(teacher), selection.packed(student)
@@ -84,7 +84,7 @@ class AttentionMaps(Term):
         depth = count if cfg.avg_attn_weight else 1  # how many of the last layers need their attention maps
         self.attention_layers = list(range(count - depth + 1, count + 1))
         self.teacher_attention_layers = list(pair.teacher_layers[count - depth :])
-        self.teacher_states = self.teacher_attention_layers[-1:]  # none is read, but the teacher must get that far
+        self.teacher_states = self.teacher_attention_layers[-1:]  # not read, but the teacher must run up to it
         self.weight_of = {name: getattr(cfg, f"{name}_weight") for name in self.meanings}
         self.names = [name for name, weight in self.weight_of.items() if weight]
 

@@ -1,4 +1,4 @@
-"""Which frames a term is taken over: all of an utterance's own, those masked for the student, or the unmasked ones.
+"""Frames that a term is computed over: all of an utterance's own, the masked ones, or the unmasked ones.
 
 Shapes: B utterances, T frames of the padded batch, n_b valid frames of utterance b, N selected frames of the batch.
 """
@@ -16,10 +16,10 @@ WHICH = (ALL, MASKED, UNMASKED)
 
 @dataclass(frozen=True)
 class Selection:
-    """Frames of a batch, known on the host, so that nobody has to ask the device for them."""
+    """Selected frames of a batch, on the host, so that reading them needs no synchronization with the device."""
 
-    frames: Sequence[np.ndarray]  # of each utterance, its selected frames' numbers, rising
-    _placed: dict = field(default_factory=dict, repr=False)  # index and weights, which all terms and layers share
+    frames: Sequence[np.ndarray]  # numbers of each utterance's selected frames, rising
+    _on_device: dict = field(default_factory=dict, repr=False)  # index and weights, which all terms and layers share
 
     @classmethod
     def of(cls, which: str, frame_lengths: Sequence[int], masked: Sequence[np.ndarray] | None) -> "Selection":
@@ -32,14 +32,14 @@ class Selection:
 
     @property
     def counts(self) -> list[int]:
-        """How many frames of each utterance are selected."""
+        """Return the number of selected frames of each utterance."""
         return [len(numbers) for numbers in self.frames]
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def take(self, states: Tensor) -> Tensor:
-        """The selected frames of ``states`` (B x T x D), utterance after utterance: N x D."""
+        """Return the selected frames of ``states`` (B x T x D), utterance after utterance: N x D."""
         total = states.size(1)
         index = self._once(
             total,
@@ -49,7 +49,7 @@ class Selection:
         return states.reshape(-1, states.size(-1)).index_select(0, index)
 
     def sum_of_means(self, values: Tensor) -> Tensor:
-        """Sum over utterances of the mean over their selected frames' ``values`` (N); of one without any, 0."""
+        """Return the sum over utterances of the mean over their selected frames' ``values`` (N), 0 where none is."""
         counts = self.counts
         weights = self._once(
             values.dtype, values.device, lambda: np.repeat([1 / count if count else 0.0 for count in counts], counts)
@@ -57,15 +57,15 @@ class Selection:
         return (values * weights).sum()
 
     def _once(self, what: object, device: torch.device, make: Callable[[], np.ndarray]) -> Tensor:
-        """What ``make`` gives, on a device; ``what`` tells it apart, and is its dtype where it is one."""
-        if (what, device) not in self._placed:
+        """Return the cached result of ``make`` on a device; ``what`` is its key, and its dtype where it is one."""
+        if (what, device) not in self._on_device:
             dtype = what if isinstance(what, torch.dtype) else None
-            self._placed[what, device] = torch.from_numpy(make()).to(device, dtype, non_blocking=True)
-        return self._placed[what, device]
+            self._on_device[what, device] = torch.from_numpy(make()).to(device, dtype, non_blocking=True)
+        return self._on_device[what, device]
 
     def packed(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Each of ``states`` (B x T x D) with its selected frames moved to the front, of those utterances that have
-        any: B' x T' x D, with :attr:`counts` above 0 as their lengths. What lies past those is another frame."""
+        """Return each of ``states`` (B x T x D) with its selected frames moved to the front, for the utterances that
+        have any: B' x T' x D, with the :attr:`counts` above 0 as frame lengths. Padding holds other frames."""
         rows = [(row, numbers) for row, numbers in enumerate(self.frames) if len(numbers)]
         longest = max(len(numbers) for _, numbers in rows)
         total = states[0].size(1)

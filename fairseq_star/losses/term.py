@@ -1,4 +1,4 @@
-"""What a term of the loss is, and what it is made for."""
+"""Base class of the loss terms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class Pair:
     teacher_layers: Sequence[int]  # the teacher layer (1-based) that each student layer learns from
     student_layers: int
     student_dim: int
-    masks_frames: bool  # whether frames are masked for the student
+    masks_frames: bool  # whether the student's frames are masked
 
     def check_masked(self, option: str) -> None:
-        """Check that there are masked frames for an option that is about them.
+        """Check that frames are masked, for an option that needs masked ones.
 
         Raises:
-            StarError: there are none.
+            StarError: none is masked.
         """
         if not self.masks_frames:
             raise StarError(

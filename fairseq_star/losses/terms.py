@@ -1,4 +1,4 @@
-"""The table of loss terms, from which a criterion is built as its options say."""
+"""The table of loss terms, from which a criterion is built by its options."""
 
 import math
 from dataclasses import fields
@@ -15,7 +15,7 @@ from fairseq_star.losses.units import UnitPrediction
 TERMS: tuple[type[Term], ...] = (TemporalGramMatrices, AttentionMaps, FramePrediction, UnitPrediction)
 WEIGHTS = tuple(name for term in TERMS for name in term.weights)
 MEANINGS = {"loss": "the sum that training lowers", **{k: text for term in TERMS for k, text in term.meanings.items()}}
-"""Everything that the criterion may log, in the order in which it is shown, and what it means to a reader."""
+"""Every value that the criterion may log, in the order of the report, and its meaning for a reader."""
 
 
 def build_terms(cfg: StarTGMConfig, pair: Pair) -> list[Term]:

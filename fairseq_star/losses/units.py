@@ -1,4 +1,4 @@
-"""Units: a frame's discrete target, made of the teacher's states as they come; no label files.
+"""Units: discrete targets of frames, computed from the teacher's states during training; no label files.
 
 Two kinds, of which several may be predicted at once:
 
@@ -43,16 +43,16 @@ class HeadUnits:
 
     @property
     def layer(self) -> int:
-        """The teacher layer whose states it reads."""
+        """Return the teacher layer whose states it reads."""
         return self.teacher.num_layers
 
     @property
     def num_units(self) -> int:
-        """K."""
+        """Return K."""
         return len(self.teacher.unit_heads[self.number].label_embs)
 
     def targets(self, states: Tensor) -> Tensor:
-        """Distributions (N x K) of the states (N x D) of :attr:`layer`."""
+        """Return distributions (N x K) of the states (N x D) of :attr:`layer`."""
         return torch.softmax(self.teacher.unit_logits(states, self.number) / self.temperature, dim=-1)
 
 
@@ -62,18 +62,18 @@ class CentroidUnits:
 
     layer: int
     centroids: Tensor  # K x D
-    _placed: dict = field(default_factory=dict, repr=False)  # on each device once: a step must not wait for a copy
+    _on_device: dict = field(default_factory=dict, repr=False)  # one copy a device: a step must not wait for another
 
     @property
     def num_units(self) -> int:
-        """K."""
+        """Return K."""
         return len(self.centroids)
 
     def targets(self, states: Tensor) -> Tensor:
-        """Numbers (N) of the centroids nearest to ``states`` (N x D)."""
-        if states.device not in self._placed:
-            self._placed[states.device] = self.centroids.to(states.device)
-        centroids = self._placed[states.device]
+        """Return the numbers (N) of the centroids nearest to ``states`` (N x D)."""
+        if states.device not in self._on_device:
+            self._on_device[states.device] = self.centroids.to(states.device)
+        centroids = self._on_device[states.device]
         with torch.autocast(states.device.type, enabled=False):
             return (centroids.square().sum(-1) - 2 * states.float() @ centroids.T).argmin(-1)
 
@@ -82,10 +82,10 @@ Units = HeadUnits | CentroidUnits
 
 
 def find_units(names: Sequence[str], teacher: FrozenEncoder, digest: str | None, temperature: float) -> list[Units]:
-    """Find what ``criterion.units`` names.
+    """Build the units that ``criterion.units`` names.
 
     Args:
-        digest: of the teacher's files, as centroids know it.
+        digest: of the teacher's files, as centroids record it.
 
     Raises:
         StarError: the teacher has no head, or centroids are of another teacher, layer or width.
@@ -103,14 +103,14 @@ def find_units(names: Sequence[str], teacher: FrozenEncoder, digest: str | None,
             found += [HeadUnits(teacher, number, temperature) for number in range(len(teacher.unit_heads))]
             continue
         centroids = read_centroids(name, "criterion.units")
-        told = f"criterion.units: {name} holds centroids of"
+        found = f"criterion.units: {name} holds centroids of"
         if centroids.vectors.shape[1] != teacher.embed_dim or not 0 <= centroids.layer <= teacher.num_layers:
             raise StarError(
-                f"{told} layer {centroids.layer}, {centroids.vectors.shape[1]} wide; this teacher has layers up to "
+                f"{found} layer {centroids.layer}, {centroids.vectors.shape[1]} wide; this teacher has layers up to "
                 f"{teacher.num_layers} of {teacher.embed_dim}: make them with fairseq-star units of this teacher"
             )
         if digest is not None and centroids.teacher != digest:
-            raise StarError(f"{told} another teacher's states; make them with fairseq-star units of task.teacher")
+            raise StarError(f"{found} another teacher's states; make them with fairseq-star units of task.teacher")
         found.append(CentroidUnits(centroids.layer, torch.from_numpy(centroids.vectors)))
     return found
 
@@ -163,7 +163,7 @@ def unit_loss(
     Args:
         pairs: for each set of units the teacher's states, the student's (B x T x D each) and the student's head.
         selections: of the frames, by region: ``masked`` and ``unmasked``.
-        regions: weight of each region; of weight 0 is not computed.
+        regions: weight of each region; one of weight 0 is not computed.
 
     Returns:
         A scalar in float32; and for the log, detached, the sums over utterances of ``units`` and ``units_unmasked``,

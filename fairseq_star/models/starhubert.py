@@ -16,7 +16,7 @@ from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError, exit_on_star_error
 
-# As fairseq makes such choices, of which it has the first two.
+# fairseq has the first two of these choices.
 EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm", RUNNING])
 
 
@@ -59,14 +59,14 @@ class StarHubertConfig(FairseqDataclass):
     dropout: float = field(default=0.1, metadata={"help": "dropout of the Transformer"})
     attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
     activation_dropout: float = field(default=0.1, metadata={"help": "dropout within the feed-forward blocks"})
-    dropout_input: float = field(default=0.05, metadata={"help": "dropout of what enters the encoder"})
+    dropout_input: float = field(default=0.05, metadata={"help": "dropout of the encoder's input"})
     checkpoint_activations: bool = field(
         default=False, metadata={"help": "recompute activations in backward to save memory"}
     )
     init: ChoiceEnum(["random", "sliced"]) = field(
         default="random",
         metadata={
-            "help": "first weights: at random, or sliced out of the teacher, whose convolution kernels, heads and kind "
+            "help": "first weights: random, or sliced out of the teacher, whose convolution kernels, heads and kind "
             "of norms the student then must have (docs/slicing.md)"
         },
     )
@@ -76,7 +76,7 @@ class StarHubertConfig(FairseqDataclass):
     target_params: Optional[float] = field(
         default=None,
         metadata={
-            "help": "sizes by what they cost: the largest student of the teacher's kernels and heads with at most so "
+            "help": "sizes by a budget: the largest student of the teacher's kernels and heads with at most so "
             "many parameters, such as 22.3e6, and model.encoder_layers layers; its sizes replace those given"
         },
     )
@@ -140,7 +140,7 @@ class StarHubertStreamConfig(StarHubertConfig):
     """``starhubert_stream``: 22,308,592 parameters; streams, at 80, 160, 320, 640 ms or all at once."""
 
     extractor_mode: EXTRACTOR_MODES = field(
-        default=RUNNING, metadata={"help": "running_norm: a norm that waits for no frame to come"}
+        default=RUNNING, metadata={"help": "running_norm: a norm that needs no later frame"}
     )
     chunk_frames: Optional[List[int]] = field(
         default_factory=lambda: [16, 4, 8, 32, 0],
@@ -201,8 +201,8 @@ def _check_streaming(cfg: StarHubertConfig) -> None:
 class StarHubertModel(SpeechEncoder, BaseFairseqModel):
     """A :class:`SpeechEncoder` that fairseq trains.
 
-    There is no unit predictor, no projection where the last convolution already has D channels, and a mask embedding
-    only where a task hides frames.
+    It has no unit predictor, no projection where the last convolution already has D channels, and a mask embedding only
+    where a task masks frames.
     """
 
     def __init__(self, cfg: StarHubertConfig):
@@ -218,7 +218,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: StarHubertConfig, task=None) -> "StarHubertModel":
-        """Build a student, as fairseq asks for it; a value that cannot be ends the program in one line."""
+        """Build a student for fairseq; an invalid value ends the program in one line."""
         with exit_on_star_error():
             return cls(cfg)
 
@@ -232,11 +232,11 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         mask_channels: Tensor | None = None,
         chunk_frames: int | None = None,
     ) -> Encoding:
-        """Hidden states of ``source`` (B x samples), masks included; see :meth:`SpeechEncoder.encode`.
+        """Encode ``source`` (B x samples), masked where masks are given; see :meth:`SpeechEncoder.encode`.
 
         Args:
-            frames: the valid frames, as the teacher gives them; without them they follow from ``padding_mask``.
-            padding_mask: B x samples, True = padded, as fairseq's datasets give it; None = nothing is padded.
+            frames: the valid frames, from the teacher; when None they follow from ``padding_mask``.
+            padding_mask: B x samples, True = padded, as in fairseq's datasets; None = nothing is padded.
         """
         if frames is None:
             num_samples = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(1).tolist()
@@ -251,7 +251,7 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         )
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """A mask embedding more or less makes no other student; whether a run may go on so, ``resuming`` decides."""
+        """Accept a state dict with or without a mask embedding; ``resuming`` decides whether a run may resume so."""
         super().upgrade_state_dict_named(state_dict, name)
         key = f"{name}.mask_emb" if name else "mask_emb"
         if self.mask_emb is None:
@@ -267,15 +267,15 @@ class StarHubertModel(SpeechEncoder, BaseFairseqModel):
         ret_conv: bool = False,
         output_layer: Optional[int] = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """fairseq's feature interface (``HubertModel.extract_features``): one layer's states and the frame mask.
+        """Return one layer's states and the frame mask: fairseq's interface, ``HubertModel.extract_features``.
 
         Args:
-            mask: must be False; which frames are masked for a student, its task says.
-            ret_conv: the convolutional features instead.
+            mask: must be False; a student's masks come from its task.
+            ret_conv: return the convolutional features instead.
             output_layer: 1-based; the last layer (after the final norm of a pre-norm encoder) when None.
 
         Raises:
-            StarError: ``mask`` is asked for.
+            StarError: ``mask`` is True.
         """
         if mask:
             raise StarError("starhubert draws no mask by itself: call extract_features with mask=False")
@@ -306,7 +306,7 @@ class StarHubertXSmallModel(StarHubertModel):
 
 @register_model("starhubert_stream", dataclass=StarHubertStreamConfig)
 class StarHubertStreamModel(StarHubertModel):
-    """``starhubert`` that processes audio in chunks, the statistics of its first norm being those so far."""
+    """``starhubert`` with chunked attention and running statistics in its first norm."""
 
     def __init__(self, cfg: StarHubertStreamConfig):
         if cfg.chunk_frames is None:  # a recipe's null: the architecture's own, which the run's config then keeps

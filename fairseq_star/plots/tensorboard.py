@@ -7,7 +7,7 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.logging import metrics
 from torch import nn
 
-from fairseq_star.data.augment.student_view import teacher_source
+from fairseq_star.data.augment.student import teacher_source
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE
 from fairseq_star.plots.heatmaps import draw_map

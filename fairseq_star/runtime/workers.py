@@ -1,4 +1,4 @@
-"""Which of a run's workers this process is."""
+"""Rank of this process among a run's workers."""
 
 import torch.distributed as dist
 

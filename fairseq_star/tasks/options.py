@@ -1,4 +1,4 @@
-"""Options of ``task=star_distillation``, those of the student's view in ``fairseq_star/data/augment/options.py``."""
+"""Options of ``task=star_distillation``; those of augmentation are in ``fairseq_star/data/augment/options.py``."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -6,7 +6,7 @@ from typing import List, Optional
 from fairseq.dataclass import ChoiceEnum
 from omegaconf import II, MISSING
 
-from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.augment.options import AugmentConfig
 from fairseq_star.data.bad_audio import POLICIES
 from fairseq_star.teacher.cache.cache import STORED_DTYPES
 from fairseq_star.teacher.cache.settings import COMPRESSIONS
@@ -14,7 +14,7 @@ from fairseq_star.teacher.provider import PRECISIONS
 
 
 @dataclass
-class StarDistillationConfig(ViewConfig):
+class StarDistillationConfig(AugmentConfig):
     """Options of ``task=star_distillation``."""
 
     data: str = field(default=MISSING, metadata={"help": "folder of the manifests, {split}.tsv"})
@@ -71,22 +71,22 @@ class StarDistillationConfig(ViewConfig):
         default=None,
         metadata={
             "help": "folder to keep the teacher's hidden states in, so that later epochs and runs skip the teacher; "
-            "the space it takes is told first (about 3.6 GB an hour of audio for HuBERT Base)"
+            "its size is logged first (about 3.6 GB an hour of audio for HuBERT Base)"
         },
     )
     teacher_cache_dtype: ChoiceEnum(list(STORED_DTYPES)) = field(
-        default="float16", metadata={"help": "precision the hidden states are kept in, uncompressed"}
+        default="float16", metadata={"help": "precision of the stored hidden states, uncompressed"}
     )
     teacher_cache_compression: ChoiceEnum(COMPRESSIONS) = field(
         default="none",
         metadata={
             "help": "int8: a byte a number (1.8 GB an hour); pca: the first coordinates of each layer's principal "
             "components, a byte each (0.46 GB an hour at a quarter of the width). Fitted to a sample of the corpus in "
-            "a first pass, which tells how far Gram matrices and gradient are off"
+            "a first pass, which logs the error of Gram matrices and gradient"
         },
     )
     teacher_cache_dim: Optional[int] = field(
-        default=None, metadata={"help": "of pca: coordinates kept; a quarter of the teacher's width when not given"}
+        default=None, metadata={"help": "of pca: coordinates stored; a quarter of the teacher's width when not given"}
     )
     release_memory: bool = field(
         default=False,

@@ -6,7 +6,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import OmegaConf
 
-from fairseq_star.data.splits import check_folder, load_split, load_view
+from fairseq_star.data.splits import check_folder, load_augmentation, load_split
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.checkpoints import guard_runs, run_teacher
@@ -33,7 +33,7 @@ class StarDistillationTask(FairseqTask):
     def __init__(self, cfg: StarDistillationConfig):
         super().__init__(cfg)
         self.provider: TeacherProvider | None = None
-        self.view = None
+        self.augment = None
         self.first_weights_folder = self._option("save_dir")
         self.student_layers = self.student_dim = 0
         with exit_on_star_error():
@@ -47,11 +47,11 @@ class StarDistillationTask(FairseqTask):
 
     @property
     def teacher(self) -> FrozenEncoder | None:
-        """The teacher, once there is a run."""
+        """Return the teacher, once a run has loaded it."""
         return self.provider and self.provider.encoder
 
     def _option(self, name: str) -> object:
-        """An option that is another section's; None where a task is made without a run around it."""
+        """Return an option of another section; None where a task is made without a run's config."""
         return OmegaConf.select(self.cfg, name, throw_on_resolution_failure=False)
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
@@ -90,9 +90,9 @@ class StarDistillationTask(FairseqTask):
         return model
 
     def _load_teacher(self) -> TeacherProvider:
-        """Load the teacher, and take its name and audio format over, for this run and into the student's checkpoints.
+        """Load the teacher; record its name and audio format for this run and in the student's checkpoints.
 
-        Of a HuggingFace id the name has the commit, so that a run ends with the teacher it began with.
+        A HuggingFace id gets its commit, so that a run keeps the teacher it began with.
         """
         precision = self.cfg.teacher_precision
         provider = TeacherProvider(
@@ -109,13 +109,13 @@ class StarDistillationTask(FairseqTask):
         """Load ``{data}/{split}.tsv``, refusing a bad line or file before training starts."""
         cache, geometry = self.provider and self.provider.cache, self.provider and self.teacher.geometry
         with exit_on_star_error():
-            if geometry and self.view is None:  # else no student is trained, or it is there already
-                self.view = load_view(self.cfg, geometry, self.student_dim)
+            if geometry and self.augment is None:  # else no student is trained, or it is built already
+                self.augment = load_augmentation(self.cfg, geometry, self.student_dim)
             dataset = load_split(
                 self.cfg,
                 split,
                 geometry=geometry,
-                view=self.view,
+                augment=self.augment,
                 digests=cache is not None,
                 read_ahead=cache and cache.read_ahead,
             )
@@ -127,7 +127,7 @@ class StarDistillationTask(FairseqTask):
     def get_batch_iterator(self, dataset, *arguments, **options):
         with exit_on_star_error():
             iterator = super().get_batch_iterator(dataset, *arguments, **options)
-        # A validation's begin when the process is at its largest, and would keep a copy of that to the run's end.
+        # Validation's workers start when the process is at its largest, and would keep a copy of it to the run's end.
         iterator.persistent_workers &= dataset is self.datasets.get(self._option("train_subset"))
         return watch(iterator)
 

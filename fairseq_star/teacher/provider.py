@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_star.data.augment.student_view import teacher_source
+from fairseq_star.data.augment.student import teacher_source
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.encoder.macs import macs_of_sizes
 from fairseq_star.encoder.modules import Encoding
@@ -23,11 +23,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class TeacherProvider:
-    """Gives a teacher's hidden states for the batches of a run.
+    """Provides a teacher's hidden states for the batches of a run.
 
     Args:
         name: ``task.teacher``: a path, or a HuggingFace id.
-        precision: name of :data:`PRECISIONS` that the teacher computes in; None: that of its input.
+        precision: of the teacher's computation, a name of :data:`PRECISIONS`; None: that of its input.
         valid_group_norm: whether an utterance's states are independent of its batch.
 
     Attributes:
@@ -38,7 +38,7 @@ class TeacherProvider:
         timed: whether :attr:`seconds` counts the time in the teacher, for which each batch waits for the device.
 
     Raises:
-        StarError: no teacher is there, or it cannot be read.
+        StarError: the teacher is missing or cannot be read.
     """
 
     def __init__(self, name: str, *, precision: str | None, valid_group_norm: bool):
@@ -54,15 +54,15 @@ class TeacherProvider:
 
     @property
     def record(self) -> dict:
-        """What a run's checkpoints say of its teacher."""
+        """Return the entry of a run's checkpoints about its teacher."""
         audio = {"sample_rate": self.encoder.sample_rate, "normalize": self.encoder.normalize}
         return audio | {TEACHER: self.digest}
 
     def open_cache(self, folder: str | None, *, dtype: str, compression: str, dim: int | None) -> None:
-        """Keep states in ``folder``, with the other settings as :class:`TeacherCache` takes them; None: nowhere.
+        """Store states in ``folder``; the settings are :class:`TeacherCache`'s. None: nowhere.
 
         Raises:
-            StarError: settings that cannot be.
+            StarError: invalid settings.
         """
         if not folder:
             check_uncached(compression, dim)
@@ -83,8 +83,8 @@ class TeacherProvider:
         Args:
             sample: a batch of a ``DistillationDataset``, or a part of one.
             states: numbers of the hidden states that will be used (-1 for ``projected_features``, all when None): a
-                cache keeps and gives no others.
-            wanted: as :meth:`FrozenEncoder.forward` takes it.
+                cache stores and returns no others.
+            wanted: see :meth:`FrozenEncoder.forward`.
         """
         source = teacher_source(sample)
         if self.cache is None or "audio_digests" not in sample:  # none: a part of a batch, or a stand-in

@@ -94,9 +94,9 @@ def test_fixed_ranges_come_from_speech_and_are_judged_by_other_speech(tmp_path, 
     target = load_target("onnx")(int8=True, calibration=str(manifest))
     exported = export(student, target, tmp_path / "fixed.onnx")
     assert exported.alone < 0.01
-    heard, judged = target._speech.heard, target.sources()
-    assert (len(heard), len(judged)) == (8, 4)
-    lengths = sorted(len(source) for source in [*heard, *judged])
+    used, held_out = target._speech.calibration, target.sources()
+    assert (len(used), len(held_out)) == (8, 4)
+    lengths = sorted(len(source) for source in [*used, *held_out])
     assert lengths == [8_000 + 1_100 * place for place in range(12)]
     model = onnx.load(exported.path)
     kinds = [node.op_type for node in model.graph.node]

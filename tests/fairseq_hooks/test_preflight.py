@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fairseq_star.data.long_recordings import told_if_too_long
+from fairseq_star.data.long_recordings import out_of_memory_is_star_error
 from fairseq_star.deploy.targets import TARGETS, load_target
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.hubert_ctc import check_pretrained
@@ -229,9 +229,9 @@ def test_long_recordings_are_named_with_the_option_that_crops_them(tmp_path, tea
 def test_memory_refused_names_the_longest_of_the_batch():
     sample = {"num_samples": [16_000, 320_000], "paths": ["a.wav", "b c.wav"]}
     told = r"out of memory .* 2 utterances, the longest b c\.wav \(20 s\); crop with task\.max_sample_size"
-    with pytest.raises(StarError, match=told), told_if_too_long(sample, 16_000):
+    with pytest.raises(StarError, match=told), out_of_memory_is_star_error(sample, 16_000):
         torch.empty(2**60)
-    with pytest.raises(RuntimeError, match="shape"), told_if_too_long(sample, 16_000):
+    with pytest.raises(RuntimeError, match="shape"), out_of_memory_is_star_error(sample, 16_000):
         torch.zeros(2).view(3)
 
 

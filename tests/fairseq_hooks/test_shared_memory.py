@@ -16,9 +16,11 @@ from fairseq_star.fairseq_hooks.shared_memory import check_shared_memory
 from tests.support.runs import TRAIN, hydra_arguments, start
 
 
-def run_of(lengths: list[int], batches: list[list[int]], workers: int, multiple: int = 1, view: object = None):
+def run_of(lengths: list[int], batches: list[list[int]], workers: int, multiple: int = 1, augment: object = None):
     trainer = SimpleNamespace(cfg=SimpleNamespace(dataset=SimpleNamespace(num_workers=workers)))
-    dataset = SimpleNamespace(sizes=np.array(lengths), max_sample_size=sys.maxsize, pad_to_multiple=multiple, view=view)
+    dataset = SimpleNamespace(
+        sizes=np.array(lengths), max_sample_size=sys.maxsize, pad_to_multiple=multiple, augment=augment
+    )
     dataset.padded_samples = partial(DistillationDataset.padded_samples, dataset)
     return trainer, SimpleNamespace(dataset=dataset, frozen_batches=[np.array(batch) for batch in batches])
 
@@ -53,7 +55,7 @@ def test_refused_exactly_where_it_does_not_fit_and_the_named_number_of_workers_f
 
 def test_two_sources_take_twice_the_room(monkeypatch):
     assert refusal(monkeypatch, 8192 * 4, *run_of([1024], [[0]], 2)) is None
-    assert "/dev/shm has 0 MB free" in refusal(monkeypatch, 8192 * 4, *run_of([1024], [[0]], 4, view=object()))
+    assert "/dev/shm has 0 MB free" in refusal(monkeypatch, 8192 * 4, *run_of([1024], [[0]], 4, augment=object()))
 
 
 def test_a_run_says_it_before_its_first_update(corpus, teacher_path, tmp_path):

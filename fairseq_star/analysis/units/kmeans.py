@@ -1,4 +1,4 @@
-"""k-means centroids of frames, and their quality: how tight, how evenly used, and how well they agree with phones.
+"""k-means centroids of frames, and their quality: inertia, evenness of use, agreement with phones.
 
 More frames than fit into memory: scikit-learn's ``MiniBatchKMeans`` reads a file minibatch by minibatch. The measures
 are those of HuBERT (arXiv 2106.07447), from counts of (phone, cluster) pairs of frames.

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 
 STREAM = 16
-"""Keeps these draws apart from others of the same seed."""
+"""Separates these draws from others of the same seed."""
 
 
 def draw_chunk(sizes: Sequence[int], seed: int, num_updates: int) -> int:
-    """The chunk size, one of ``sizes``, of an update: the same on all workers and in all batches that it accumulates,
-    and again where a run resumes."""
+    """Draw an update's chunk size, one of ``sizes``: the same on all workers, in all batches that the update
+    accumulates, and in a run that resumes."""
     return sizes[np.random.default_rng((seed, num_updates, STREAM)).integers(len(sizes))]
 
 
 def in_drawn_chunks(sample: dict, sizes: Sequence[int], seed: int, num_updates: int) -> dict:
-    """A batch that the student receives in the chunks of an update; as it is where there is nothing to draw."""
+    """Return the batch with the update's chunk size; unchanged where there is nothing to draw."""
     if len(sizes) < 2 or "net_input" not in sample:
         return sample
     drawn = draw_chunk(sizes, seed, num_updates)

@@ -1,7 +1,7 @@
 """Noise, reverberation, other speakers, band limits and gain: the student's audio, of the length of the clean one.
 
-In the order in which they meet in the world: the room, then who speaks beside, then noise, then the line, then the
-level. Every draw depends on seed, epoch and utterance alone. Nothing is resampled.
+They are applied in the physical order: room, other speakers, noise, line, level. Every draw depends on seed, epoch and
+    utterance alone. Nothing is resampled.
 """
 
 import math
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from fairseq_star.audio.file import open_audio
-from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.augment.options import AugmentConfig
 from fairseq_star.data.bad_audio import NOT_FINITE, all_finite
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
 from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
 MANIFESTS = ("noise_manifest", "reverb_manifest")
-STREAM = 0x5EED  # sets these draws apart from the crops', which come from the same seed, epoch and utterance
+STREAM = 0x5EED  # separates these draws from the crops', which come from the same seed, epoch and utterance
 RANGES = {"noise_snr": None, "babble_snr": None, "gain_db": None, "band_limit_hz": 0.0, "babble_utterances": 0.0}
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """The files of a manifest, of which pieces are read."""
+    """Audio files of a manifest, read whole or in part."""
 
     option: str
     paths: Sequence[str]
@@ -35,7 +35,7 @@ class Recordings:
 
     @classmethod
     def of(cls, option: str, manifest: str) -> "Recordings":
-        """Read a manifest; whether its files are what it says is the caller's to see.
+        """Read a manifest; its files are not checked.
 
         Raises:
             StarError: it lists nothing.
@@ -47,14 +47,14 @@ class Recordings:
         return cls(option, [os.path.join(root, entry.path) for entry in entries], [n for _, n in entries])
 
     def piece(self, rng: np.random.Generator, num_samples: int) -> Tensor:
-        """``num_samples`` of a file drawn at random, from a random place on; a shorter file is repeated."""
+        """Return ``num_samples`` of a random file from a random offset; a shorter file is repeated."""
         number = int(rng.integers(len(self.paths)))
         start = int(rng.integers(max(self.sizes[number] - num_samples, 0) + 1))
         read = _read(self.paths[number], start, num_samples)
         return read.repeat(-(-num_samples // len(read)))[:num_samples]
 
     def whole(self, rng: np.random.Generator) -> Tensor:
-        """A file drawn at random."""
+        """Return a random file."""
         number = int(rng.integers(len(self.paths)))
         return _read(self.paths[number], 0, self.sizes[number])
 
@@ -72,7 +72,7 @@ def _read(path: str, start: int, num_samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What ``task.noise_*``, ``reverb_*``, ``babble_*``, ``band_limit_*`` and ``gain_*`` ask for.
+    """Additive noise, reverberation, babble, band limits and gain, by ``task.noise_*``, ``reverb_*`` and so on.
 
     Args:
         cfg: the options.
@@ -81,18 +81,18 @@ class Augmentation:
         seed: of the run.
     """
 
-    cfg: ViewConfig
+    cfg: AugmentConfig
     noise: Recordings | None
     responses: Recordings | None
     sample_rate: int
     seed: int
 
     @classmethod
-    def of(cls, cfg: ViewConfig, *, sample_rate: int, normalize: bool, seed: int) -> "Augmentation | None":
-        """As the options say; None where they add nothing.
+    def of(cls, cfg: AugmentConfig, *, sample_rate: int, normalize: bool, seed: int) -> "Augmentation | None":
+        """Build from the options; None where they change nothing.
 
         Raises:
-            StarError: a number that cannot be, or a manifest that cannot be used.
+            StarError: a value out of range, or a manifest that cannot be used.
         """
         for name in ("noise_prob", "reverb_prob", "babble_prob", "band_limit_prob", "gain_prob"):
             if not 0 <= getattr(cfg, name) <= 1:
@@ -112,11 +112,11 @@ class Augmentation:
         }
         if not (any(manifests.values()) or cfg.babble_prob or cfg.band_limit_prob or cfg.gain_prob):
             return None
-        import_torchaudio()  # a missing one is told here, not in a data worker
+        import_torchaudio()  # a missing one is reported here, not in a data worker
         return cls(cfg, manifests["noise_manifest"], manifests["reverb_manifest"], sample_rate, seed)
 
     def apply(self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int) -> Tensor:
-        """What the student receives of ``clean`` (n samples): n samples.
+        """Augment ``clean`` (n samples): n samples.
 
         Args:
             index: the utterance's number, of ``count`` in its manifest.
@@ -144,7 +144,7 @@ class Augmentation:
     def _babble(
         self, rng: np.random.Generator, num_samples: int, index: int, others: Callable[[int], Tensor], count: int
     ) -> Tensor:
-        """The sum of several other utterances, each of the same power, from random places on."""
+        """Return the sum of several other utterances, each of the same power, from random offsets."""
         total = torch.zeros(num_samples)
         fewest, most = self.cfg.babble_utterances
         for number in rng.integers(count - 1, size=rng.integers(fewest, most + 1)):
@@ -156,8 +156,8 @@ class Augmentation:
 
 
 def mix(speech: Tensor, noise: Tensor, snr_range: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """``speech`` and ``noise`` (n samples each) at a ratio in dB drawn from the range; silence on either side, which
-    has no ratio to anything, leaves the speech as it is."""
+    """Add ``noise`` to ``speech`` (n samples each) at an SNR in dB drawn from the range; where either is silent the
+    ratio is undefined and the speech stays as it is."""
     snr = torch.tensor(rng.uniform(*snr_range), dtype=torch.float32)
     if not (speech.any() and noise.any()):
         return speech
@@ -165,8 +165,8 @@ def mix(speech: Tensor, noise: Tensor, snr_range: Sequence[float], rng: np.rando
 
 
 def reverberate(speech: Tensor, response: Tensor) -> Tensor:
-    """``speech`` (n samples) in a room of this impulse response: n samples of the same energy, the direct sound (the
-    response's largest sample) where it was, so that the teacher's frames stay aligned."""
+    """Convolve ``speech`` (n samples) with a room impulse response: n samples of the same energy, not delayed (the
+    response's largest sample, the direct sound, is at time 0), so that the teacher's frames stay aligned."""
     direct = int(response.abs().argmax())
     heard = import_torchaudio().functional.fftconvolve(speech, response)[direct : direct + len(speech)]
     energy = heard.square().sum()

@@ -1,8 +1,8 @@
-"""Masks of frames and of feature channels for the student: fairseq's spans, a draw for each utterance.
+"""Masks of frames and of feature channels for the student: fairseq's spans, drawn for each utterance.
 
 fairseq's HuBERT draws for a whole batch, from numpy's global state, and leaves every utterance as many masked frames as
 the one with the fewest (``require_same_masks``). Here each utterance is drawn by itself, by fairseq's own function with
-its own seeding, so that what is masked depends neither on the neighbours in a batch nor on who loads it.
+its own seeding, so that a mask depends neither on the rest of the batch nor on the worker that loads it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from fairseq.data.data_utils import compute_mask_indices
 
-from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.augment.options import AugmentConfig
 from fairseq_star.errors import StarError
 
 MIN_SPANS = 2  # of masked frames, as in HuBERT's apply_mask
@@ -20,7 +20,7 @@ TRIES = 100
 
 @dataclass(frozen=True)
 class Spans:
-    """How spans are drawn along one axis; names as in fairseq's ``HubertConfig``."""
+    """Distribution of masked spans along one axis; names as in fairseq's ``HubertConfig``."""
 
     option: str  # task.mask or task.mask_channel, for messages
     prob: float
@@ -58,11 +58,11 @@ class Spans:
         """Check that spans fit into ``size`` frames or channels.
 
         Args:
-            what: has that size, for messages, such as "the shortest utterance, PATH, has 12 frames".
-            remedy: what else than a smaller length would help.
+            what: states that size in messages, such as "the shortest utterance, PATH, has 12 frames".
+            remedy: another remedy than a smaller length.
 
         Raises:
-            StarError: they do not, or a number that cannot be.
+            StarError: they do not, or a value is out of range.
         """
         prob = f"{self.option}_prob={self.prob:g}"
         if not 0 < self.prob < 1:
@@ -90,11 +90,11 @@ class Masking:
     seed: int
 
     @classmethod
-    def of(cls, cfg: ViewConfig, num_channels: int, seed: int) -> "Masking | None":
-        """Read the options; None where they mask nothing.
+    def of(cls, cfg: AugmentConfig, num_channels: int, seed: int) -> "Masking | None":
+        """Build from the options; None where they mask nothing.
 
         Raises:
-            StarError: a number that cannot be.
+            StarError: a value out of range.
         """
 
         def spans(option: str, name: str, min_spans: int) -> Spans | None:

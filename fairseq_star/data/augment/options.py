@@ -1,4 +1,4 @@
-"""Options of ``task=star_distillation`` that say what the student receives."""
+"""Options of ``task=star_distillation`` for the augmentation of the student's input."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -9,8 +9,8 @@ SELECTIONS = ("static", "normal", "poisson")  # "uniform" fails in fairseq 0.12:
 
 
 @dataclass
-class ViewConfig(FairseqDataclass):
-    """All off by default; then the student receives what the teacher receives."""
+class AugmentConfig(FairseqDataclass):
+    """All off by default: the student receives the teacher's input."""
 
     mask_prob: float = field(
         default=0.0,

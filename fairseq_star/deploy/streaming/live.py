@@ -1,4 +1,4 @@
-"""``fairseq-star stream``: a file, or what comes through a pipe, through a streaming student, frame by frame."""
+"""``fairseq-star stream``: run a streaming student on a file or a pipe, frame by frame."""
 
 import logging
 import os
@@ -69,38 +69,38 @@ def stream(
     live = Streams.of(student, chunk_frames=chunk_frames)
     rate, period = student.sample_rate, student.model.geometry.downsample_rate / student.sample_rate
     shown = slice(None, None if num_values < 0 else num_values)
-    heard = given = 0
+    received = given = 0
     busy = 0.0
 
-    def hear(piece: np.ndarray | None) -> None:
-        """A further piece; None: there is no more."""
-        nonlocal heard, given, busy
+    def process(piece: np.ndarray | None) -> None:
+        """Feed a piece and print its frames; None ends the stream."""
+        nonlocal received, given, busy
         start = time.perf_counter()
         [states] = live.flush() if piece is None else live.feed([piece])
         busy += time.perf_counter() - start
-        heard += 0 if piece is None else len(piece)
+        received += 0 if piece is None else len(piece)
         for frame in states[-1]:
             values = " ".join(f"{value:.4f}" for value in frame[shown].tolist())
             print(given, f"{given * period:.3f}", values, sep="\t")
             given += 1
         if states.size(1):
-            print(f"# received {heard / rate:.3f} s, real-time factor {busy * rate / heard:.4f}", flush=True)
+            print(f"# received {received / rate:.3f} s, real-time factor {busy * rate / received:.4f}", flush=True)
 
     hop = live.chunk_frames * live.shape.downsample_rate
     try:
         raw = raw_format or "s16le", 1 if channels is None else channels
         for piece in _from_stdin(rate, hop, *raw) if audio == STDIN else _from_file(audio, rate, hop):
-            hear(piece)
+            process(piece)
     except KeyboardInterrupt:
-        pass  # how a person ends live audio
-    hear(None)
+        pass  # ends live audio
+    process(None)
     if not given:
         raise StarError(
-            f"stream: {audio} holds {heard} samples, fewer than the {live.shape.receptive_field} of a frame"
+            f"stream: {audio} holds {received} samples, fewer than the {live.shape.receptive_field} of a frame"
         )
     return (
-        f"{given} frames of {heard / rate:.2f} s in chunks of {live.chunk_frames}: real-time factor "
-        f"{busy * rate / heard:.4f}, algorithmic latency {live.look_ahead:g} ms, {live.state_bytes:,} bytes a stream"
+        f"{given} frames of {received / rate:.2f} s in chunks of {live.chunk_frames}: real-time factor "
+        f"{busy * rate / received:.4f}, algorithmic latency {live.look_ahead:g} ms, {live.state_bytes:,} bytes a stream"
     )
 
 
@@ -113,7 +113,7 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
             )
         held = 0
         try:
-            # Never beyond what is stated: a read that gives less than it was asked for is the end where none is stated.
+            # Never beyond the stated length; where none is stated, a short read is the end.
             while wanted := num_samples if stated is None else min(num_samples, stated - held):
                 piece = audio.read(wanted, dtype="float32")
                 held += len(piece)
@@ -127,7 +127,7 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
 
 
 def _from_stdin(sample_rate: int, num_samples: int, raw_format: str, channels: int) -> Iterator[np.ndarray]:
-    """Yield what has come, at most ``num_samples`` at a time: samples are waited for only where there is none."""
+    """Yield the samples that have arrived, at most ``num_samples`` at a time; wait only where there are none."""
     if channels < 1:
         raise StarError(f"stream: --channels {channels} must be 1 or more")
     if sys.stdin is None:
@@ -158,7 +158,7 @@ def _from_stdin(sample_rate: int, num_samples: int, raw_format: str, channels: i
 
 
 def container_of(data: bytes) -> str | None:
-    """Return the kind of audio file that begins with these bytes; None where it is none that is known."""
+    """Return the kind of audio file that begins with these bytes; None for an unknown one."""
     for kind, beginnings in CONTAINERS.items():
         if data.startswith(beginnings):
             return kind

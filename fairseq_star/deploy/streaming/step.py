@@ -1,8 +1,8 @@
-"""One chunk through a streaming encoder: ``(window of audio, state) -> (frames, state)``, without what came before it.
+"""One chunk through a streaming encoder: ``(window of audio, state) -> (frames, state)``.
 
-It runs the encoder's own forward pass, so that what it gives is what the encoder gives of the whole utterance in chunks
-of that size (``encoder/chunks.py``). The convolutions have no state: a window holds all samples that its frames hear,
-and so begins before the last one's end.
+It runs the encoder's own forward pass, so that the frames equal those of the whole utterance in chunks of that size
+(``encoder/chunks.py``). The convolutions have no state: a window holds all samples in its frames' receptive fields, and
+so overlaps the previous one.
 
 Shapes: B streams, C frames of a chunk, L and R frames of context before and after it, D width, H heads of W = D / H, K
 width of the positional convolution, P layers.
@@ -25,7 +25,7 @@ from fairseq_star.errors import StarError
 
 
 def check_streams(student: SpeechModel) -> None:
-    """See that a student can process a stream.
+    """Check that a student can process a stream.
 
     Raises:
         StarError: it processes whole utterances only, or audio that is normalized over the whole utterance.
@@ -36,28 +36,28 @@ def check_streams(student: SpeechModel) -> None:
         )
     if student.normalize:
         raise StarError(
-            "this student takes audio of zero mean and unit variance, which no stream tells of an utterance before its "
-            "end; train one of a teacher that takes audio as it is"
+            "this student takes audio of zero mean and unit variance, and a stream does not have an utterance's mean "
+            "and variance before its end; train one of a teacher of audio that is not normalized"
         )
 
 
 class StreamState(NamedTuple):
-    """What a stream keeps from one chunk to the next; every tensor begins with the streams."""
+    """State of B streams between two chunks."""
 
     heard: Tensor  # B x 2 x channels, of the first norm: sums of all frames so far, and of their squares
-    features: Tensor  # B x K//2 x D, what the positional convolution sees of the past
+    features: Tensor  # B x K//2 x D, past input of the positional convolution
     keys: Tensor  # B x P x H x L x W, of the attention of each layer
     values: Tensor  # B x P x H x L x W
-    num_past: Tensor  # B, int64, frames given out so far
+    num_past: Tensor  # B, int64, frames returned so far
 
     def of(self, streams: list[int]) -> "StreamState":
-        """The state of some of the streams."""
+        """Return the state of some of the streams."""
         return StreamState(*(value[streams] for value in self))
 
     def put(self, streams: list[int], state: "StreamState") -> None:
-        """Take over the ``state`` of some of the streams."""
-        for kept, new in zip(self, state, strict=True):
-            kept[streams] = new
+        """Replace the ``state`` of some of the streams, in place."""
+        for old, new in zip(self, state, strict=True):
+            old[streams] = new
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class StreamShape:
     embed_dim: int
     num_heads: int
     first_channels: int  # of the first convolution
-    past_features: int  # frames, that the positional convolution sees before a frame
+    past_features: int  # frames before a frame, in the positional convolution
     left_context_frames: int
     right_context_frames: int
 
@@ -96,11 +96,11 @@ class StreamShape:
         return FrameGeometry(self.receptive_field, self.downsample_rate)
 
     def window(self, chunk_frames: int) -> int:
-        """Samples of a window: those that a chunk's frames, and the ones it looks ahead to, hear."""
+        """Return the samples of a window: the receptive field of a chunk's frames and of those it looks ahead to."""
         return (chunk_frames + self.right_context_frames - 1) * self.downsample_rate + self.receptive_field
 
     def first_state(self, num_streams: int) -> StreamState:
-        """The state of streams that received nothing yet."""
+        """Return the state of streams that received nothing yet."""
         width = self.embed_dim // self.num_heads
         context = (num_streams, self.num_layers, self.num_heads, self.left_context_frames, width)
         return StreamState(
@@ -115,12 +115,12 @@ class StreamShape:
 class StreamStep(nn.Module):
     """A chunk of B independent streams through a streaming encoder, for inference alone.
 
-    Windows may be of any number of chunk frames, the same for all streams of a call; what comes out is exact where it
-    was the same in every call of a stream.
+    Windows may be of any number of chunk frames, the same for all streams of a call; frames are exact where it is the
+    same in every call of a stream.
 
     Args:
-        attend: how a chunk's frames attend to kept and new ones; for onnxruntime, ``joined_by_products``. In torch its
-            own attention is faster, and never holds all weights.
+        attend: attention of a chunk's frames to past and new ones; ``joined_by_products`` for onnxruntime. torch's own
+            is faster in torch, and never holds all weights.
     """
 
     def __init__(self, encoder: SpeechEncoder, attend: AttendRecent = joined):
@@ -138,19 +138,19 @@ class StreamStep(nn.Module):
         values: Tensor,
         num_past: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The chunk's hidden states, and the state after it.
+        """Return the chunk's hidden states, and the state after it.
 
         Args:
             window: B x ``shape.window(C)`` samples, each window beginning C x ``downsample_rate`` samples after the
                 stream's last one.
-            num_frames: B, int64, how many of the C + R frames of the window are audio: all but at a stream's end,
+            num_frames: B, int64, valid ones of the C + R frames of the window: all but at a stream's end,
                 where zeros fill the window.
             heard, features, keys, values, num_past: the :class:`StreamState`.
 
         Returns:
             ``last_hidden_state`` (B x C x D, in a pre-norm student after the encoder's final norm), ``hidden_states``
             (P+1 x B x C x D: the first layer's input, then each layer's output), and the state's five tensors. Of a
-            last chunk, frames from ``num_frames`` on are without meaning.
+            last chunk, frames from ``num_frames`` on are padding.
         """
         context, past = _Recent(self.attend, features, keys, values, num_past, num_frames), Past(heard, num_past)
         states = self.encoder.run(window, context, past=past).hidden_states
@@ -160,15 +160,15 @@ class StreamStep(nn.Module):
             torch.stack(states)[:, :, :chunk],
             past.sums[..., chunk : chunk + 1].squeeze(-1),  # a number as index is fixed for good by torch 2.6
             context.features[:, chunk : chunk + features.size(1)],
-            context.kept(keys, context.new_keys, chunk),
-            context.kept(values, context.new_values, chunk),
+            context.recent(keys, context.new_keys, chunk),
+            context.recent(values, context.new_values, chunk),
             num_past + chunk,
         )
 
 
 class _Recent:
-    """The :class:`~fairseq_star.encoder.attention.Context` of a chunk of a stream: what was kept, the chunk, and the R
-    frames after it."""
+    """The :class:`~fairseq_star.encoder.attention.Context` of a chunk of a stream: the L frames before it, its own, and
+    the R after it."""
 
     def __init__(
         self, attend: AttendRecent, features: Tensor, keys: Tensor, values: Tensor, num_past: Tensor, num_frames: Tensor
@@ -200,8 +200,9 @@ class _Recent:
         return self.function(query, self.keys[:, layer], self.values[:, layer], key, value, self.mask)
 
     @staticmethod
-    def kept(past: Tensor, new: list[Tensor], chunk: int) -> Tensor:
-        """The L frames before the next chunk: of ``past`` (B x P x H x L x W) and each layer's B x H x C+R x W."""
+    def recent(past: Tensor, new: list[Tensor], chunk: int) -> Tensor:
+        """Return the L frames before the next chunk: of ``past`` (B x P x H x L x W) and each layer's B x H x C+R x
+        W."""
         return torch.cat([past, torch.stack(new, dim=1)], dim=3)[:, :, :, chunk : chunk + past.size(3)]
 
     def _arange(self, stop: int) -> Tensor:

@@ -11,11 +11,11 @@ from fairseq_star.encoder.frozen import SpeechModel, as_samples
 from fairseq_star.errors import StarError
 
 Step = Callable[..., Sequence[Tensor]]
-"""What takes and gives what :class:`StreamStep` does."""
+"""A function with the arguments and the results of :class:`StreamStep`."""
 
 
 class Streams:
-    """A number of independent streams through one streaming student.
+    """Independent live streams through one streaming student.
 
     >>> import torch
     >>> from fairseq_star import load_student
@@ -34,8 +34,8 @@ class Streams:
         shape: of that student.
         sample_rate: Hz, of its audio.
         chunk_frames: frames of a chunk.
-        num_streams: how many; each begins, ends and begins anew by itself.
-        device: that ``step`` takes its input on.
+        num_streams: number of streams, each of which ends and restarts independently.
+        device: of the input of ``step``.
 
     Raises:
         StarError: a number below 1.
@@ -64,7 +64,7 @@ class Streams:
 
     @classmethod
     def of(cls, student: SpeechModel, *, chunk_frames: int | None = None, num_streams: int = 1) -> "Streams":
-        """Streams through a student; ``chunk_frames`` is the size of chunks it has in use when None.
+        """Build streams through a student; ``chunk_frames`` is its own present size of chunks when None.
 
         Raises:
             StarError: a student that cannot process a stream (:func:`check_streams`), or a number below 1.
@@ -81,25 +81,25 @@ class Streams:
 
     @property
     def look_ahead(self) -> float:
-        """Algorithmic latency in ms: from the first sample that a frame depends on to the last one that must have come
-        before it is given out, for the frame that waits longest."""
+        """Return the algorithmic latency in ms: from the first sample that a frame depends on to the last one that must
+        have arrived before it is returned, for the frame that waits longest."""
         return 1e3 * self.shape.window(self.chunk_frames) / self.sample_rate
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that a stream keeps between two chunks: state, and samples of the next window at the most."""
+        """Return the bytes of a stream between two chunks: state, and at most the samples of the next window."""
         state = sum(value[0].numel() * value.element_size() for value in self._state)
         return state + self.shape.window(self.chunk_frames) * torch.float32.itemsize
 
     def feed(self, audio: Sequence[Tensor | np.ndarray]) -> list[Tensor]:
-        """Hear a further piece of each stream.
+        """Process the next piece of each stream.
 
         Args:
-            audio: mono, one for each stream, each 1-D and of floating point numbers, of any length, none included.
+            audio: mono, one piece for each stream, each 1-D and of floating point numbers, of any length, also 0.
 
         Returns:
-            For each stream the frames that became final, (layers + 1) x frames x D, on the CPU: states as
-            ``hidden_states`` of a student gives them. There may be none.
+            For each stream the frames that became final, (layers + 1) x frames x D, on the CPU: states as by
+            ``hidden_states`` of a student. There may be none.
 
         Raises:
             StarError: audio of another form.
@@ -112,18 +112,18 @@ class Streams:
             self._num_samples[number] += len(samples)
         window = self.shape.window(self.chunk_frames)
         everyone = range(len(self._pieces))
-        return self._hear(lambda: [number for number in everyone if self._num_samples[number] >= window])
+        return self._process(lambda: [number for number in everyone if self._num_samples[number] >= window])
 
     def flush(self, streams: Iterable[int] | None = None) -> list[Tensor]:
-        """End some streams, or all: their last frames, as :meth:`feed` gives them, and each begins anew."""
+        """End some streams, or all: return their last frames, as :meth:`feed` does, and reset them."""
         ending = self._numbers(streams)
         least = self.shape.receptive_field
-        frames = self._hear(lambda: [number for number in ending if self._num_samples[number] >= least])
+        frames = self._process(lambda: [number for number in ending if self._num_samples[number] >= least])
         self.reset(ending)
         return [frames[number] for number in ending]
 
     def reset(self, streams: Iterable[int] | None = None) -> None:
-        """Forget what some streams received, or all: each begins anew."""
+        """Restart some streams, or all."""
         numbers = self._numbers(streams)
         first = self.shape.first_state(len(numbers))
         self._state.put(numbers, StreamState(*(value.to(self.device) for value in first)))
@@ -134,12 +134,12 @@ class Streams:
         return list(range(len(self._pieces)) if streams is None else streams)
 
     @torch.no_grad()
-    def _hear(self, ready: Callable[[], list[int]]) -> list[Tensor]:
-        """Chunk by chunk, as long as streams are ready for one; those that are, together."""
+    def _process(self, ready: Callable[[], list[int]]) -> list[Tensor]:
+        """Process chunk by chunk as long as streams are ready for one; those that are ready run together."""
         given: list[list[Tensor]] = [[] for _ in self._pieces]
         while numbers := ready():
             windows, num_frames = zip(*map(self._next_window, numbers), strict=True)
-            everyone = numbers == self._numbers(None)  # whose state then need not be copied
+            everyone = numbers == self._numbers(None)  # then the state need not be copied
             state = self._state if everyone else self._state.of(numbers)
             last, states, *state = self.step(torch.stack(windows), torch.tensor(num_frames, device=self.device), *state)
             if everyone:
@@ -153,16 +153,16 @@ class Streams:
         return [torch.cat(frames, dim=1) if frames else none for frames in given]
 
     def _next_window(self, number: int) -> tuple[Tensor, int]:
-        """A stream's next window, zeros where it ended before, and how many of its frames are audio."""
+        """Return a stream's next window, zeros past its end, and the number of its valid frames."""
         window, hop = self.shape.window(self.chunk_frames), self.chunk_frames * self.shape.downsample_rate
         samples = torch.cat(self._pieces[number])
         self._pieces[number] = [samples[hop:]]
         self._num_samples[number] = len(self._pieces[number][0])
-        heard = samples[:window]
-        num_frames = self.shape.geometry.num_frames(len(heard))
-        return torch.nn.functional.pad(heard, (0, window - len(heard))), num_frames
+        audio = samples[:window]
+        num_frames = self.shape.geometry.num_frames(len(audio))
+        return torch.nn.functional.pad(audio, (0, window - len(audio))), num_frames
 
 
 def _alone(value: Tensor) -> Tensor:
-    """``value``, without what it is a part of: a state is kept, and must not keep a chunk's other numbers too."""
+    """Copy ``value`` where it is a slice, so that a stored state does not keep the whole chunk in memory."""
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

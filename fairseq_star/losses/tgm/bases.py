@@ -1,4 +1,4 @@
-"""A teacher's states given by their coordinates in a basis of each layer: what becomes of the loss.
+"""The loss for a teacher's states given by their coordinates in a basis of each layer.
 
 Let X_l ~ Z_l P_l^T with coordinates Z_l: T x d and a basis P_l: D_t x d of orthonormal columns. Then
 
@@ -23,20 +23,20 @@ from fairseq_star.errors import StarError
 
 @dataclass(frozen=True)
 class Bases:
-    """What the loss must know of the bases of M states."""
+    """The bases of M states, as far as the loss needs them."""
 
     width: int  # D_t, of the states themselves: kl divides by its root
     overlaps: Sequence[Tensor]  # O_1 .. O_{M-1}, d x d each, float32 or float64, on the states' device
 
     def overlap(self, index: int) -> Tensor | None:
-        """O_l of the pair (``index`` - 1, ``index``); None for state 0, which has no left neighbour."""
+        """Return O_l of the pair (``index`` - 1, ``index``); None for state 0, which has no left neighbour."""
         return self.overlaps[index - 1] if index else None
 
     def check(self, teacher_states: Sequence[Tensor]) -> None:
-        """See that they are of ``teacher_states`` (M of B x T x d).
+        """Check that they fit ``teacher_states`` (M of B x T x d).
 
         Raises:
-            StarError: they are not.
+            StarError: they do not.
         """
         dim, device = teacher_states[0].shape[-1], teacher_states[0].device
         if len(self.overlaps) != len(teacher_states) - 1:

@@ -1,4 +1,4 @@
-"""Which utterances are computed together, and how their valid frames are read: padding never reaches a product."""
+"""Groups of utterances computed together, and their valid frames: padding never enters a product."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ class Group:
     bases: Bases | None = None
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
-        """State ``index`` as X: N x T' x D_t and Y: N x T' x D_s with zeros in padded rows.
+        """Return state ``index`` as X: N x T' x D_t and Y: N x T' x D_s with zeros in padded rows.
 
-        Zeroing is by ``masked_fill``, not by a product: padded rows may hold NaN. On the CPU both come in the
-        accumulation precision (a view where they have it already); elsewhere they keep theirs.
+        Zeroing is by ``masked_fill``, not by a product: padded rows may hold NaN. On the CPU both are in the
+        accumulation precision; elsewhere they keep theirs.
         """
         pair = []
         for states in (self.teacher_states, self.student_states):
@@ -46,35 +46,35 @@ class Group:
 
     @cached_property
     def count(self) -> int | Tensor:
-        """n: valid frames, a number where all N utterances have T', else N x 1 x 1."""
+        """Return n, the valid frames: a number where all N utterances have T', else N x 1 x 1."""
         if self.padding is None:
             return self.num_frames
         return (~self.padding).sum(dim=1, keepdim=True).to(self.dtype)
 
     def ones(self, like: Tensor) -> Tensor:
-        """1 in valid rows and 0 in padded ones: N x T' x 1 in the precision of ``like``."""
+        """Return 1 in valid rows and 0 in padded ones: N x T' x 1 in the precision of ``like``."""
         if self.padding is None:
             return like.new_ones(self.size, self.num_frames, 1)
         return (~self.padding).to(like.dtype)
 
     def overlap(self, index: int) -> Tensor | None:
-        """O of the pair (``index`` - 1, ``index``) in the precision of products; None where there are no bases."""
+        """Return O of the pair (``index`` - 1, ``index``) in the precision of products; None without bases."""
         overlap = None if self.bases is None else self.bases.overlap(index)
         return None if overlap is None else overlap.to(self.dtype)
 
     @property
     def teacher_width(self) -> int:
-        """D_t of the states themselves."""
+        """Return D_t of the states themselves."""
         return self.teacher_states[0].shape[-1] if self.bases is None else self.bases.width
 
     @property
     def size(self) -> int:
-        """N."""
+        """Return N."""
         return self.utterances.stop - self.utterances.start
 
     @property
     def device(self) -> torch.device:
-        """Where the states are."""
+        """Return the states' device."""
         return self.student_states[0].device
 
 

@@ -1,4 +1,4 @@
-"""The mean frame, taken out of the D x D form exactly: it carries most of a Gram matrix and none of its differences.
+"""Exact centring of the D x D form: the mean frame makes up most of a Gram matrix and little of the difference.
 
 Let X = 1 mu^T + X', Y = 1 nu^T + Y' with X'^T 1 = Y'^T 1 = 0 over an utterance's n valid frames (mu, nu: mean frames).
 For a pair of states i, j (i = j: layer-wise), F = Y_i Y_j^T - X_i X_j^T falls into four orthogonal parts,
@@ -29,7 +29,8 @@ class Means(NamedTuple):
 
 
 def center(x: Tensor, y: Tensor, group: Group) -> tuple[Tensor, Tensor, Means]:
-    """X' and Y' with zeros in padded rows, and the mean frames; x: N x T' x D_t, y: N x T' x D_s, padded rows zero."""
+    """Return X' and Y' with zeros in padded rows, and the mean frames; x: N x T' x D_t, y: N x T' x D_s, padded rows
+    zero."""
     means = Means(*(state.sum(dim=1, keepdim=True) / group.count for state in (x, y)))
     x, y = x - means.teacher, y - means.student
     if group.padding is not None:
@@ -46,7 +47,7 @@ def mean_terms(
     shares: tuple[list, list] | None,
     overlap: Tensor | None = None,
 ) -> Tensor:
-    """n^2 alpha^2 + n ||w_i||^2 + n ||w_j||^2 of a pair of states, and its gradient as outer products.
+    """Return n^2 alpha^2 + n ||w_i||^2 + n ||w_j||^2 of a pair of states, and its gradient as outer products.
 
     Args:
         group: the utterances, for their frame counts.
@@ -85,12 +86,12 @@ def mean_terms(
 
 
 def add_mean_gradient(out: Tensor, shares: list[tuple[Tensor, Tensor]]) -> None:
-    """out += the sum of all outer products, in one pass over out: N x T' x D_s."""
+    """Add the sum of all outer products to ``out`` (N x T' x D_s), in one pass over it."""
     if shares:
         columns, rows = zip(*shares, strict=True)
         out.baddbmm_(torch.cat(columns, dim=2), torch.cat(rows, dim=1))
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """N x 1 x D twice to N x 1 x 1, float64."""
+    """Return the products of N x 1 x D rows: N x 1 x 1, float64."""
     return (left.double() * right.double()).sum(dim=2, keepdim=True)

@@ -1,4 +1,4 @@
-"""What ``tgm_loss`` refuses, each with one sentence; no check reads anything back from an accelerator."""
+"""Checks of ``tgm_loss``'s arguments; none of them reads anything back from an accelerator."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from fairseq_star.losses.tgm.distances import DISTANCES, MSE
 def check_states(
     teacher_states: Sequence[Tensor], student_states: Sequence[Tensor], first_layerwise_state: int
 ) -> None:
-    """M of B x T x D_t and M of B x T x D_s with M >= 2, floating point, on one device.
+    """Check that states are M of B x T x D_t and M of B x T x D_s with M >= 2, floating point, on one device.
 
     Raises:
-        StarError: they aren't, or ``first_layerwise_state`` isn't the index of a state.
+        StarError: they are not, or ``first_layerwise_state`` is not the index of a state.
     """
     if len(teacher_states) != len(student_states):
         raise StarError(
@@ -55,10 +55,10 @@ def check_states(
 def check_options(
     layerwise_weight: float, intra_layer_weight: float, distance: str, form: str, forms: tuple[str, ...]
 ) -> None:
-    """Weights are finite and not negative, names are known and fit.
+    """Check that weights are finite and not negative, and that names are known and fit.
 
     Raises:
-        StarError: they don't.
+        StarError: they are not.
     """
     for name, weight in (("layerwise_weight", layerwise_weight), ("intra_layer_weight", intra_layer_weight)):
         if not (math.isfinite(weight) and weight >= 0):
@@ -72,19 +72,19 @@ def check_options(
 
 
 def read_lengths(frame_lengths: Tensor | Sequence[int] | None, state: Tensor) -> tuple[list[int] | None, Tensor | None]:
-    """Frame counts as the host and as the device use them.
+    """Return frame counts for the host and for the device.
 
     Args:
         frame_lengths: [B] valid frames per utterance; None = all T.
         state: B x T x D, for B, T and the device.
 
     Returns:
-        host: B ints, or None where all frames are valid or the host can't know without waiting for the device.
+        host: B ints, or None where all frames are valid or the host cannot read them without waiting for the device.
         device: [B] int64 on the state's device, or None where all frames are valid.
 
     Raises:
-        StarError: not B integers, or one of them is not in 1..T (of a tensor on an accelerator this isn't checked:
-            reading it would stop the host until the device is done).
+        StarError: not B integers, or one of them is not in 1..T (not checked for a tensor on an accelerator: reading
+            it would stop the host until the device is done).
     """
     if frame_lengths is None:
         return None, None

@@ -1,4 +1,4 @@
-"""The cost model that chooses the form of the mse loss from T, D_t, D_s, M and the terms asked for.
+"""The cost model that chooses the form of the mse loss from T, D_t, D_s, M and the weighted terms.
 
 Per utterance, in multiply-adds of matrix products (the loss's own, one state; t = D_t, s = D_s, f = upper panels' share
 of a symmetric product: (1 + 1/number of panels) / 2):
@@ -9,14 +9,14 @@ of a symmetric product: (1 + 1/number of panels) / 2):
 
 and for each pair of a teacher given by coordinates (``bases.py``), t = d: gram 2 t^3 + 2 t^2 s, tiled T t^2.
 
-What isn't a product is bound by memory. It is counted as entries read or written, ENTRY_COST multiply-adds each, and
-an operation called from Python as CALL_COST multiply-adds:
+All else is bound by memory. It is counted as entries read or written, ENTRY_COST multiply-adds each, and as operations
+called from Python, CALL_COST multiply-adds each:
 
     gram    passes over A, R, S (norms, weights) and over X, Y (centring), calls per state
     tiled   passes over the T x T blocks, calls per block
 
-Memory never decides on its own: ``workspace`` of both forms is linear in T and small beside the states (that is what
-the tests hold them to), the stacked T x T form isn't a candidate.
+Memory never decides: ``workspace`` of both forms is linear in T and small against the states (tested), and the stacked
+T x T form is no candidate.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class FormCost(NamedTuple):
 
     @property
     def time(self) -> float:
-        """operations + ENTRY_COST * entries + CALL_COST * calls, in multiply-adds."""
+        """Return operations + ENTRY_COST * entries + CALL_COST * calls, in multiply-adds."""
         return self.operations + ENTRY_COST * self.entries + CALL_COST * self.calls
 
 
@@ -59,7 +59,7 @@ def form_cost(
     with_gradient: bool = True,
     two_bases: bool = False,
 ) -> FormCost:
-    """What the mse loss of one utterance costs in one form (formula: head of this file).
+    """Return the cost of the mse loss of one utterance in one form (formula: head of this file).
 
     Args:
         form: ``gram`` or ``tiled``.
@@ -101,7 +101,7 @@ def form_cost(
         entries = (share * own + pairs) * 6 * square
         calls = 12 * blocks * (own + pairs)
         return FormCost(operations, entries, calls, 2 * min(BLOCK_ROWS, num_frames) * frames)
-    raise StarError(f"The cost of TGM form {form!r} is not modelled: ask for 'gram' or 'tiled'.")
+    raise StarError(f"The cost of TGM form {form!r} is not modelled: choose 'gram' or 'tiled'.")
 
 
 def choose_form(
@@ -116,7 +116,7 @@ def choose_form(
     with_gradient: bool = True,
     two_bases: bool = False,
 ) -> str:
-    """The cheaper form of the mse loss by ``FormCost.time``: ``gram`` or ``tiled``. Arguments as of ``form_cost``.
+    """Return the cheaper form of the mse loss by ``FormCost.time``, ``gram`` or ``tiled``; arguments: ``form_cost``'s.
 
     HuBERT Base (768) to 432 with 13 states changes to ``gram`` at about 500 frames, 10 s of audio.
     """

@@ -1,8 +1,8 @@
 """Distances between the Gram matrices of teacher and student: a function of rows, and an entry in :data:`DISTANCES`.
 
-The function is differentiable and is all that the naive loss and the T x T form need: the latter has autograd form the
-slope of a block of rows, unless an entry brings a faster way. Where the distance is a sum over entries of a function of
-G^S - G^T, an :class:`Entrywise` does with one buffer for difference, value and slope, and with half the blocks of a
+The function is differentiable and is all that the naive loss and the T x T form need: the latter computes the slope of
+a block of rows by autograd, unless an entry has a faster way. Where the distance is a sum over entries of a function of
+G^S - G^T, an :class:`Entrywise` needs one buffer for difference, value and slope, and half the blocks of a
 symmetric matrix. The D x D form exists for ``mse`` alone.
 """
 
@@ -42,13 +42,13 @@ class Entrywise:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a student's Gram matrix is from its teacher's.
+    """A distance between a student's and its teacher's Gram matrix.
 
     Attributes:
-        of_rows: the distance of each row, N x r; what it gives for padded rows is not read.
+        of_rows: the distance of each row, N x r; those of padded rows are not read.
         over_entries: whether the loss is the mean over an utterance's n^2 entries, rather than over its n rows.
         with_slope: the distance of each row; its slope by entries of G^S over a factor; the factor.
-        entrywise: a faster way still, where there is one.
+        entrywise: a faster form, where there is one.
     """
 
     of_rows: Callable[[Rows], Tensor]
@@ -58,23 +58,23 @@ class Distance:
 
 
 def mse(rows: Rows) -> Tensor:
-    """Squared differences of entries (STaR, arXiv 2312.09040)."""
+    """Return squared differences of entries (STaR, arXiv 2312.09040)."""
     return (rows.student - rows.teacher).square().sum(-1)
 
 
 def l1(rows: Rows) -> Tensor:
-    """Absolute differences of entries."""
+    """Return absolute differences of entries."""
     return (rows.student - rows.teacher).abs().sum(-1)
 
 
 def kl(rows: Rows) -> Tensor:
-    """KL(teacher || student) of each row over the root of its model's width, as a softmax over valid frames."""
+    """Return KL(teacher || student) of each row over the root of its model's width, as a softmax over valid frames."""
     log_p, log_q = _log_softmaxes(rows)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def kl_with_slope(rows: Rows) -> tuple[Tensor, Tensor, float]:
-    """The same, and its slope softmax(student) - softmax(teacher) over the root of the student's width."""
+    """Return the same, and its slope softmax(student) - softmax(teacher) over the root of the student's width."""
     log_p, log_q = _log_softmaxes(rows)
     p = log_p.exp()
     return (p * (log_p - log_q)).sum(-1), log_q.exp_().sub_(p), rows.student_width**-0.5

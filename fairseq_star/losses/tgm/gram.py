@@ -11,7 +11,7 @@ With A_l = X_l^T X_l (D_t x D_t), R_l = X_l^T Y_l (D_t x D_s), S_l = Y_l^T Y_l (
 
 with c, c' the layer-wise and intra-layer coefficients, neighbours left out at the ends of the chain and 4 c where a
 state has no layer-wise term. A_l, R_l, S_l serve the layer-wise term and both neighbouring intra-layer ones; states
-stream through a window of two, so memory doesn't grow with M either.
+stream through a window of two, so memory does not grow with M either.
 
 The identity subtracts sums as large as the Gram matrices' norms. It is applied to *centred* states, whose norms are
 a small part of that (frames of a Transformer layer have most in common); ``center.py`` has the exact rest.
@@ -35,11 +35,11 @@ NUM_PANELS = 4
 
 @dataclass
 class _State:
-    """One state in the window: what its own term, the next pair and its gradient need of it."""
+    """One state in the window, with its products for its own term, the next pair and its gradient."""
 
     x: Tensor  # N x T' x D_t, centred (both in half precision: as it is)
     y: Tensor  # N x T' x D_s
-    means: Means | None  # what was taken off; None where nothing was
+    means: Means | None  # that were subtracted; None where none were
     teacher: list[Tensor]  # panels of A_l: N x w x (D_t - start)
     cross: Tensor  # R_l: N x D_t x D_s
     student: Tensor  # S_l: N x D_s x D_s
@@ -48,7 +48,7 @@ class _State:
     low_rank: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # gradient: sum of N x T' x 1 times N x 1 x D_s
 
     def add_weights(self, cross: Tensor, student: Tensor, coef: float) -> None:
-        """Q_l += coef R, P_l += coef S, of a state it makes a term with; R in this state's basis."""
+        """Add coef R to Q_l and coef S to P_l, for a state of the same term; R in this state's basis."""
         if self.cross_weight is None:
             self.cross_weight, self.student_weight = coef * cross, coef * student
         else:
@@ -56,7 +56,7 @@ class _State:
             self.student_weight.add_(student, alpha=coef)
 
     def write_gradient(self, out: Tensor) -> None:
-        """out += Y P - X Q + low-rank part; out: N x T' x D_s, zeros. P and Q are float32 also of half inputs."""
+        """Add Y P - X Q + low-rank part to ``out`` (N x T' x D_s). P and Q are float32 also for half inputs."""
         if self.cross_weight is None:
             return
         add_product(out, self.y, self.student_weight)
@@ -65,18 +65,18 @@ class _State:
 
 
 def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over all pairs of frames of both mse terms, and their weighted gradient.
+    """Return sums over all pairs of frames of both mse terms, and add their weighted gradient.
 
     Args:
         group: the utterances.
-        terms: which states, with which weights.
+        terms: states and weights.
         gradients: M of N x T' x D_s in ``group.dtype``, zeros, added to: d(weighted sum)/dY_l; None to skip the
             work.
 
     Returns:
         layerwise: [N] float64, sum over states of ||G_l^T - G_l^S||^2, unweighted.
         intra_layer: [N] float64, sum over pairs of the same of the cross-layer matrices, unweighted.
-        magnitude: [N] float64, sum of the positive numbers both are left over from.
+        magnitude: [N] float64, sum of the positive numbers that cancel in both.
     """
     layerwise, intra_layer, magnitude = torch.zeros(3, group.size, dtype=torch.float64, device=group.device)
     previous = None
@@ -103,12 +103,12 @@ def gram_terms(group: Group, terms: Terms, gradients: Sequence[Tensor] | None) -
 
 
 def _load(group: Group, index: int) -> _State:
-    """State ``index``, centred, with its three products."""
+    """Load state ``index``, centred, with its three products."""
     x, y = group.load(index)
     means = None
     if group.dtype in (x.dtype, y.dtype):
         x, y, means = center(x.to(group.dtype), y.to(group.dtype), group)
-    # else both are half, which can't hold centred values: they stay as they are, for the units with half inputs
+    # else both are half, which is too coarse for centred values: they stay as they are, for half-precision units
     teacher = _upper_panels(x, NUM_PANELS if group.bases is None else 1)  # rotated, A is needed whole
     return _State(x, y, means, teacher, product(x.mT, y), product(y.mT, y))
 
@@ -116,14 +116,15 @@ def _load(group: Group, index: int) -> _State:
 def _distance(
     group: Group, left: _State, right: _State, coef: float, with_gradient: bool, overlap: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """||Y_left Y_right^T - X_left X_right^T||^2 (a state with itself: its layer-wise term), gradient shares noted.
+    """Return ||Y_left Y_right^T - X_left X_right^T||^2 (a state with itself: its layer-wise term), and add its
+    gradient.
 
     Returns:
         [N] the squared distance; [N] the positive part of the D x D identity in it: their ratio says how many of the
         digits cancelled.
     """
     teacher, left_cross, right_cross = left.teacher, left.cross, right.cross
-    if overlap is not None:  # what each has of the teacher, in the other's basis
+    if overlap is not None:  # each teacher product in the other state's basis
         teacher = [overlap.mT @ left.teacher[0] @ overlap]
         left_cross, right_cross = overlap.mT @ left.cross, overlap @ right.cross
     positive = _panel_inner(teacher, right.teacher) + inner(left.student, right.student)
@@ -140,14 +141,14 @@ def _distance(
 
 
 def _upper_panels(state: Tensor, num_panels: int) -> list[Tensor]:
-    """Row panels of A = X^T X from the diagonal on; X: N x T' x D_t."""
+    """Return row panels of A = X^T X from the diagonal on; X: N x T' x D_t."""
     dim = state.shape[-1]
     width = -(-dim // num_panels)
     return [product(state[..., start : start + width].mT, state[..., start:]) for start in range(0, dim, width)]
 
 
 def _panel_inner(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """<A, A'> of two symmetric matrices from their upper panels, [N]: what is off the diagonal blocks counts twice."""
+    """Return <A, A'> of two symmetric matrices from their upper panels, [N]: off-diagonal blocks count twice."""
     total = torch.zeros((), dtype=torch.float64, device=left[0].device)
     for a, b in zip(left, right, strict=True):
         width = a.shape[-2]

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# A half type and what the remainder of rounding to it is raised by: two to the digits of its significand.
+# A half type -> the factor that scales the remainder of rounding to it: two to the digits of its significand.
 _HALF = {torch.float16: 2.0**11, torch.bfloat16: 2.0**8}
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """float64 where any input is float64, else float32: never less, whatever the model's precision."""
+    """Return float64 where any input is float64, else float32, whatever the model's precision."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
@@ -27,7 +27,7 @@ def _bmm_takes_out_dtype() -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Batched product with float32 (or float64) accumulation *and* result.
+    """Return a batched product with float32 (or float64) accumulation *and* result.
 
     Args:
         left: N x I x K, float16, bfloat16, float32 or float64.
@@ -50,9 +50,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def split_product(states: Tensor, weights: Tensor) -> Tensor:
-    """Half-precision states times float32 weights by products of half-precision numbers alone.
+    """Multiply half-precision states by float32 weights with products of half-precision numbers alone.
 
-    With s the largest weight of an utterance and r what the half type raises its remainders by,
+    With s the largest weight of an utterance and r the half type's factor for remainders,
 
         weights / s = high + low / r,    states @ weights = s (states @ high + states @ low / r)
 
@@ -79,7 +79,7 @@ def split_product(states: Tensor, weights: Tensor) -> Tensor:
 
 
 def add_product(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
-    """out += alpha left right, in place where all have one precision."""
+    """Add alpha left right to ``out``, in place where all have one precision."""
     if left.dtype == right.dtype == out.dtype:
         out.baddbmm_(left, right, alpha=alpha)
     else:
@@ -95,7 +95,7 @@ def _half_bmm(left: Tensor, right: Tensor) -> Tensor:
 
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
-    """<left, right> per utterance: N x I x J twice to [N], float64.
+    """Return <left, right> of each utterance: N x I x J twice to [N], float64.
 
     Rows are summed in the inputs' precision and row sums in float64. The D x D form subtracts three such numbers of
     nearly equal size, so a float32 total would add an error of 6e-8 of that size to every one of them.
@@ -105,7 +105,7 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Autocast off and float32 products in real float32 (no TF32, no bfloat16) inside the block.
+    """Turn autocast off and compute float32 products in real float32 (no TF32, no bfloat16) inside the block.
 
     Both would round the inputs of products whose results are subtracted from one another. The float32 settings are
     global in torch; those that reduce precision (none does by default) are set back on the way out.

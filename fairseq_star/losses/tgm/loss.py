@@ -1,4 +1,4 @@
-"""``tgm_loss``: checks, choice of the form, and the connection of a gradient formed in the forward pass to autograd."""
+"""``tgm_loss``: checks, choice of the form, and autograd for a gradient computed in the forward pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,10 +31,10 @@ class TGMLoss(NamedTuple):
 
 
 class _Attach(torch.autograd.Function):
-    """Passes [B] values on and gives one state its gradient, formed already, times what comes in per utterance.
+    """Identity on [B] values whose backward multiplies one state's precomputed gradient by the incoming one.
 
     A chain of these, one per state, rather than one function of all states: autograd frees each stored gradient as it
-    hands out its product, so that both are never there for all M states. The stored gradient is float32 (float64) and
+    returns its product, so that both never exist for all M states. The stored gradient is float32 (float64) and
     unscaled; a loss scale in ``incoming`` is applied before the product is rounded to the state's float16.
     """
 
@@ -64,7 +64,7 @@ def tgm_loss(
     form: str = "auto",
     bases: Bases | None = None,
 ) -> TGMLoss:
-    """STaR's layer-wise and intra-layer TGM distillation loss, per utterance.
+    """Compute STaR's layer-wise and intra-layer TGM distillation loss of each utterance.
 
     >>> import torch
     >>> from fairseq_star import tgm_loss
@@ -95,9 +95,8 @@ def tgm_loss(
     Args:
         teacher_states: M tensors B x T x D_t; no gradient flows into them.
         student_states: M tensors B x T x D_s on the same device. B x T may be a transposed T x B.
-        frame_lengths: [B] valid frames (50 a second for HuBERT), 1..T; None: all T. A tensor on an accelerator is only
-            ever used there, as a mask: its range can't be checked and no row can be left out of the products, so counts
-            on the host, where there are any, are the better argument.
+        frame_lengths: [B] valid frames (50 a second for HuBERT), 1..T; None: all T. Prefer counts on the host: a tensor
+            on an accelerator is used there as a mask, its range is not checked and no row is left out of the products.
         layerwise_weight: weight of the layer-wise term; 0 skips its work and reports 0.
         intra_layer_weight: the same of the intra-layer term.
         first_layerwise_state: first state with a layer-wise term. 1: the paper's convention, states are
@@ -114,7 +113,7 @@ def tgm_loss(
         utterance whose loss is under ``CANCELLATION`` of those sums again with ``tiled``, on the CPU.
 
     Raises:
-        StarError: numbers of states, shapes, devices, counts, weights or names that don't fit.
+        StarError: numbers of states, shapes, devices, counts, weights or names that do not fit.
     """
     check_states(teacher_states, student_states, first_layerwise_state)
     if bases is not None:
@@ -170,7 +169,7 @@ def _batched(device: torch.device) -> bool:
 def _evaluate(
     group: Group, terms: Terms, gradients: list[Tensor] | None, distance: str, form: str
 ) -> tuple[Tensor, Tensor]:
-    """Both sums of one group, its gradients written into their rows of ``gradients``."""
+    """Return both sums of one group; write its gradients into their rows of ``gradients``."""
     if gradients is not None:
         gradients = [gradient[group.utterances, : group.num_frames] for gradient in gradients]
     chosen = form
@@ -191,7 +190,7 @@ def _evaluate(
     if chosen == "tiled":
         return tiled_terms(group, terms, gradients, distance)
     layerwise, intra_layer, magnitude = gram_terms(group, terms, gradients)
-    # Elsewhere than on the CPU, a look at the numbers would wait for them.
+    # On other devices than the CPU, reading the numbers would wait for them.
     readable = not _batched(group.device) and group.dtype == torch.float32
     if form == "auto" and readable and bool(layerwise + intra_layer < CANCELLATION * magnitude):
         for gradient in gradients or ():

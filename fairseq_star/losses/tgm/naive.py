@@ -1,7 +1,6 @@
-"""The TGM loss as its definition reads, in loops, and as the re-implementation stacks it; for tests and benchmarks.
+"""The TGM loss by its definition, in loops, and as the re-implementation stacks it; for tests and benchmarks.
 
-``loop_tgm_loss`` is what every form's value and gradient are compared with, ``stacked_tgm_loss`` what speed and memory
-are.
+Every form's value and gradient are compared with ``loop_tgm_loss``, speed and memory with ``stacked_tgm_loss``.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ def loop_tgm_loss(
         teacher_states: M of B x T x D_t.
         student_states: M of B x T x D_s.
         frame_lengths: n_b, valid frames of each utterance; None: all T.
-        layerwise_weight, intra_layer_weight, first_layerwise_state, distance: as ``tgm_loss`` takes them.
+        layerwise_weight, intra_layer_weight, first_layerwise_state, distance: see ``tgm_loss``.
 
     Returns:
         [B], the loss of each utterance in the states' own precision.
@@ -54,7 +53,7 @@ def loop_tgm_loss(
 
 
 def stacked_tgm_loss(teacher_states: Sequence[Tensor], student_states: Sequence[Tensor]) -> Tensor:
-    """The re-implementation's loss: mse over all Gram matrices of all layers at once, padded frames included.
+    """Compute the re-implementation's loss: mse over all Gram matrices of all layers at once, padded frames included.
 
     Args:
         teacher_states: M of B x T x D_t.

@@ -1,4 +1,4 @@
-"""Which states enter which term, and with which weight: the part of the loss every form shares."""
+"""The states of each term and their weights, common to all forms of the loss."""
 
 from dataclasses import dataclass
 
@@ -22,20 +22,20 @@ class Terms:
 
     @property
     def layerwise_states(self) -> range:
-        """States with a layer-wise term; empty where its weight is 0, so that its work is skipped."""
+        """Return the states with a layer-wise term; empty where its weight is 0, so that its work is skipped."""
         return range(self.first_layerwise_state, self.num_states) if self.layerwise_weight != 0 else range(0)
 
     @property
     def pairs(self) -> range:
-        """l of the pairs (l-1, l) with an intra-layer term; empty where its weight is 0."""
+        """Return l of the pairs (l-1, l) with an intra-layer term; empty where its weight is 0."""
         return range(1, self.num_states) if self.intra_layer_weight != 0 else range(0)
 
     @property
     def layerwise_coef(self) -> float:
-        """Weight of one state's distance: the term is a mean over its states."""
+        """Return the weight of one state's distance: the term is a mean over its states."""
         return self.layerwise_weight / (self.num_states - self.first_layerwise_state)
 
     @property
     def intra_coef(self) -> float:
-        """Weight of one pair's distance: the term is a mean over the M - 1 pairs."""
+        """Return the weight of one pair's distance: the term is a mean over the M - 1 pairs."""
         return self.intra_layer_weight / (self.num_states - 1)

@@ -7,7 +7,7 @@ d the distance and H = d d / d G its slope in these rows:
 
 so the gradient is formed where the block is, and one block is all that is ever stored: memory linear in T. A
 layer-wise matrix is symmetric: where the distance is a sum over entries, as for mse and l1, its blocks start at the
-diagonal and count the rest twice. kl normalizes over whole rows and can't.
+diagonal and count the rest twice. kl normalizes over whole rows, so it has no such form.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ DEVICE_BLOCK_ENTRIES = 2**25
 def tiled_terms(
     group: Group, terms: Terms, gradients: Sequence[Tensor] | None, distance: str = MSE
 ) -> tuple[Tensor, Tensor]:
-    """Sums over all pairs of frames (kl: over query frames) of both terms, and their weighted gradient.
+    """Return sums over all pairs of frames (kl: over query frames) of both terms, and add their weighted gradient.
 
     Args:
         group: the utterances.
-        terms: which states, with which weights.
+        terms: states and weights.
         gradients: M of N x T' x D_s in ``group.dtype``, zeros, added to; None to skip the work.
         distance: a name of :data:`fairseq_star.losses.tgm.distances.DISTANCES`.
 
@@ -70,7 +70,7 @@ def _matrix(
     coef: float,
     distance: Distance,
 ) -> Tensor:
-    """Distance of one pair of T' x T' matrices, [N]; coef times its gradient is added to the two gradients."""
+    """Return the distance of one pair of T' x T' matrices, [N]; add coef times its gradient to the two gradients."""
     entrywise = distance.entrywise
     mirrored = rows is columns and entrywise is not None
     total = torch.zeros(group.size, dtype=torch.float64, device=group.device)
@@ -107,7 +107,7 @@ def _matrix(
 
 
 def _difference(x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Tensor) -> Tensor:
-    """G^S - G^T of a block in one buffer, N x r x c."""
+    """Return G^S - G^T of a block, N x r x c, in one buffer."""
     out = product(y_rows, y_columns.mT)
     if x_rows.dtype == x_columns.dtype == out.dtype:
         return out.baddbmm_(x_rows, x_columns.mT, alpha=-1)
@@ -117,7 +117,7 @@ def _difference(x_rows: Tensor, x_columns: Tensor, y_rows: Tensor, y_columns: Te
 def _of_rows(
     group: Group, rows: slice, teacher: Tensor, student: Tensor, distance: Distance
 ) -> tuple[Tensor, Tensor, float]:
-    """Distance of ``rows`` of two matrices, N x r x T' each.
+    """Compute the distance of ``rows`` of two matrices, N x r x T' each.
 
     Returns:
         [N] float64 sum over valid rows; N x r x T' slope over a factor, 0 in padded rows; the factor.

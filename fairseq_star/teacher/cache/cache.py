@@ -1,7 +1,7 @@
-"""What of the teacher is stored, under which key, and when a cache is refused.
+"""The cache of a teacher's hidden states: its keys, and the settings under which it is refused.
 
 Shapes: B utterances, T frames of the padded batch, n valid frames of an utterance, S states stored, D the teacher's
-embedding dimension. A row is what is stored of one frame of one state: D numbers, or fewer bytes
+embedding dimension. A row is one frame of one state as stored: D numbers, or fewer bytes
 (``codec.py``).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_star.data.augment.student_view import teacher_source
+from fairseq_star.data.augment.student import teacher_source
 from fairseq_star.data.dataset import DistillationDataset
 from fairseq_star.data.origin import CORPUS, corpus_origin, differences
 from fairseq_star.encoder.frames import Frames
@@ -28,15 +28,15 @@ from fairseq_star.errors import StarError
 from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.job import free_disk
 from fairseq_star.teacher.cache.codec import SCALE_BYTES, Codec, keep_codec, read_codec
-from fairseq_star.teacher.cache.codec_fit import better_codec, make_codec, told
+from fairseq_star.teacher.cache.codec_fit import better_codec, describe, make_codec
 from fairseq_star.teacher.cache.kept_states import PROJECTED_FEATURES, PlainRows
 from fairseq_star.teacher.cache.read_ahead import STORED, ReadAhead, Where
-from fairseq_star.teacher.cache.settings import NONE, check_dim, tell_others
+from fairseq_star.teacher.cache.settings import NONE, check_dim, log_differences
 from fairseq_star.teacher.cache.store import StateStore
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # To be raised whenever files change, or what the teacher computes: entries of before are then not used.
+FORMAT = 1  # Raise it when the files or the teacher's computation change: earlier entries are then not used.
 STORED_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 THREADS = 4  # reading, writing and checking bytes run outside the interpreter's lock
 
@@ -44,7 +44,7 @@ Compute = Callable[..., Encoding]  # the teacher itself: (source, num_samples, l
 
 
 class TeacherCache:
-    """Gives a teacher's encoding of a batch, from disk where it is there and from the teacher where it is not.
+    """Returns a teacher's encoding of a batch, from disk where it is stored, otherwise from the teacher.
 
     Entries lie in a subfolder for each setting (the teacher file's content and all else that changes its states), and
     within it under the digest of the samples that the teacher receives (``audio_digest``). A changed checkpoint,
@@ -58,16 +58,16 @@ class TeacherCache:
     depend on what was in the cache when it began. Frames past an utterance's end are zero.
 
     Args:
-        folder: ``task.teacher_cache``; made when the first batch is asked for.
+        folder: ``task.teacher_cache``; made with the first batch.
         dtype: a name of :data:`STORED_DTYPES`; with ``compression`` of no account.
         compression: one of :data:`fairseq_star.teacher.cache.settings.COMPRESSIONS`.
         dim: with ``pca`` coordinates kept of a frame; None: a quarter of the teacher's width.
-        teacher: for its dimensions and audio format. The cache does not run it: :meth:`encode` takes what does.
+        teacher: for its dimensions and audio format; :meth:`encode` takes the function that runs it.
         digest: of the teacher's files.
         valid_group_norm: whether an utterance's states are independent of its batch.
 
     Raises:
-        StarError: ``valid_group_norm`` is off, ``folder`` is no folder, or ``dim`` cannot be.
+        StarError: ``valid_group_norm`` is off, ``folder`` is no folder, or ``dim`` is out of range.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class TeacherCache:
         self.stores: dict[str, StateStore] = {}
         self.rows: dict[str, PlainRows | Codec] = {}  # what is in each of them
         self.writing = True  # until the disk refuses
-        self.range_told = False
+        self.warned_of_range = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="teacher-cache")
 
     def count_in(self, split: str, dataset: DistillationDataset) -> None:
         """Count a split's utterances into the estimate.
 
         Raises:
-            StarError: its utterances are cropped at random, so that no state would ever be asked for again.
+            StarError: its utterances are cropped at random, so that no entry would ever be read again.
         """
         longest = int(dataset.sizes.max())
         if dataset.random_crop and longest > dataset.max_sample_size:
@@ -137,15 +137,15 @@ class TeacherCache:
         last_layer: int | None = None,
         attention_layers: Collection[int] = (),
     ) -> Encoding:
-        """The encoding of a batch, on the device and in the dtype of its source.
+        """Return the encoding of a batch, on the device and in the dtype of its source.
 
         Args:
             sample: a batch of a ``DistillationDataset`` made with ``digests=True``.
-            compute: the teacher; called for what is not stored yet, never when all is.
-            precision: what the teacher computes in.
+            compute: the teacher; called for the utterances that are not stored yet.
+            precision: of the teacher's computation.
             states: numbers of the hidden states wanted, with :data:`PROJECTED_FEATURES`; all up to ``last_layer`` when
                 None. No others are given.
-            last_layer: as :meth:`FrozenEncoder.forward` takes it.
+            last_layer: see :meth:`FrozenEncoder.forward`.
             attention_layers: must be empty.
 
         Raises:
@@ -174,7 +174,7 @@ class TeacherCache:
             entries = [rows[:, utterance, : frames.frame_lengths[utterance]] for utterance in missing]
             _encode_into(entries, encoding, states, kept)
             if not all(kept.all_finite(entry) for entry in entries):
-                self._tell_range()
+                self._warn_of_range()
                 all_missing = len(missing) == len(num_samples)
                 return encoding if all_missing else compute(source, num_samples, last_layer=last_layer)
             self._write(
@@ -187,12 +187,12 @@ class TeacherCache:
     def _read(
         self, sample: dict, store: StateStore, kept: PlainRows | Codec, frames: Frames, num_states: int
     ) -> tuple[Tensor, list[bool]]:
-        """Rows S x B x T of a batch, zero past an utterance's end, and whose there are. What data workers read is where
-        the batch is, all else on the host."""
+        """Return the rows S x B x T of a batch, zero past an utterance's end, and a flag for each utterance found. Rows
+        read by the data workers are on the batch's device, others on the host."""
         if STORED in sample and sample[STORED]["name"] == store.folder.name:
             return sample[STORED]["rows"], sample[STORED]["found"]
         if self.read_ahead is not None:
-            self.read_ahead.tell(Where(store.folder.name, store.kind, num_states, kept.row_width))
+            self.read_ahead.set_store(Where(store.folder.name, store.kind, num_states, kept.row_width))
         source = teacher_source(sample)
         # One piece for one copy to the device, in which each state of the batch is contiguous.
         shape = (num_states, len(source), self.geometry.num_frames(source.size(1)), kept.row_width)
@@ -205,25 +205,27 @@ class TeacherCache:
     def _compute(
         self, compute: Compute, source: Tensor, num_samples: Sequence[int], missing: list[int], last_layer: int | None
     ) -> Encoding:
-        """The teacher over the missing utterances alone, padded no further than the longest of them: the valid group
-        norm and the padding mask make that the same as within the batch."""
+        """Run the teacher on the missing utterances alone, padded to the longest of them: the valid group norm and the
+        padding mask make that the same as within the batch."""
         if len(missing) < len(num_samples):
             num_samples = [num_samples[utterance] for utterance in missing]
             source = torch.stack([source[utterance, : max(num_samples)] for utterance in missing])
         return compute(source, num_samples, last_layer=last_layer)
 
-    def _tell_range(self) -> None:
-        if not self.range_told:
-            self.range_told = True
-            told, mend = f"beyond the range of {self.dtype}", "; task.teacher_cache_dtype=bfloat16 has the wider range"
+    def _warn_of_range(self) -> None:
+        if not self.warned_of_range:
+            self.warned_of_range = True
+            fault = f"beyond the range of {self.dtype}"
+            remedy = "; task.teacher_cache_dtype=bfloat16 has the wider range"
             if self.compression != NONE:
-                told, mend = "not finite", ""
+                fault, remedy = "not finite", ""
             logger.warning(
-                f"teacher cache: some of the teacher's states are {told}, so their batches are computed each time{mend}"
+                f"teacher cache: some of the teacher's states are {fault}, so their batches are computed each time"
+                f"{remedy}"
             )
 
     def _write(self, store: StateStore, entries: list[tuple[str, Tensor]]) -> None:
-        """Write entries as long as the disk takes them; a full one costs speed, not the run."""
+        """Write entries until the disk is full, which costs speed but does not end the run."""
         if not self.writing:
             return
         try:
@@ -253,7 +255,7 @@ class TeacherCache:
         coded = self.compression != NONE
         store = StateStore(folder, torch.int8 if coded else self.dtype)
         if not folder.exists():
-            tell_others(self.folder, json.loads(settings))
+            log_differences(self.folder, json.loads(settings))
         # Once: with autocast, validation runs in another precision and opens a second, small store.
         if not self.stores:
             self._check_space(store, len(states))
@@ -271,8 +273,8 @@ class TeacherCache:
     def _with_codec(
         self, store: StateStore, settings: str, states: list[int], states_of: Callable[[Tensor], Sequence[Tensor]]
     ) -> tuple[StateStore, Codec]:
-        """The store's codec, or, where that was fitted to another corpus and one fitted to this corpus is more exact,
-        this one, with a store of its own."""
+        """Return the store and its codec; where that was fitted to another corpus and one fitted to this corpus is more
+        exact, the latter with a store of its own."""
         largest = max(self.expected.values(), key=len)
         corpus = corpus_origin(largest.manifest)
         origin = {"origin": {CORPUS: corpus}}
@@ -292,12 +294,12 @@ class TeacherCache:
                 + ("as exact as a new fit, and used" if fits else f"worse than a new fit, which is in {own.folder}")
             )
             store, codec = store if fits else own, mine
-        logger.info(f"teacher cache: {told(codec)}")
+        logger.info(f"teacher cache: {describe(codec)}")
         store.kind = codec.kind
         return store, codec
 
     def _check_space(self, store: StateStore, num_states: int) -> None:
-        """Tell how much the expected splits take and refuse what the disk cannot hold, before anything is written."""
+        """Log the space that the expected splits take; refuse them, before anything is written, where it is missing."""
         counts = [self.geometry.num_frames(dataset.cropped_lengths()) for dataset in self.expected.values()]
         frames = np.concatenate([np.empty(0, np.int64), *counts])
         width = self.width if self.compression == NONE else (self.dim or self.width) + SCALE_BYTES

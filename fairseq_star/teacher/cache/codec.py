@@ -1,4 +1,4 @@
-"""Frames in 8-bit numbers, of all D dimensions or of coordinates in a basis of d, and back.
+"""8-bit quantization of frames, in all D dimensions or as d coordinates in a basis.
 
 For state l with a basis P_l (D x d, orthonormal columns; the identity where there is none), a frame x is kept as
 
@@ -11,7 +11,7 @@ than equal steps and than steps in proportion (``benchmarks/cache.md``). Coordin
 
 Distances between Gram matrices need no more than coordinates: ``fairseq_star/losses/tgm/bases.py``.
 
-On disk a codec lies in a folder beside the rows it made: numbers and plain text, written once whoever else writes.
+On disk a codec is a folder next to its rows: numbers and plain text, written once even by concurrent writers.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ FOLDER, FILE = "codec", "codec.npz"
 
 @dataclass(frozen=True)
 class Codec:
-    """How the S states ``numbers`` are kept."""
+    """The quantization of the S states ``numbers``."""
 
     numbers: Sequence[int]  # rising; see :data:`fairseq_star.teacher.cache.kept_states.PROJECTED_FEATURES`
     offsets: Tensor  # m: S x d
@@ -59,7 +59,7 @@ class Codec:
 
     @property
     def row_width(self) -> int:
-        """Bytes of a frame of one state."""
+        """Return the bytes of a frame of one state."""
         return self.offsets.shape[1] + SCALE_BYTES
 
     @property
@@ -69,7 +69,7 @@ class Codec:
 
     @cached_property
     def kind(self) -> str:
-        """8 digits that stand for its very numbers: rows of another codec are never read with this one."""
+        """Return 8 digits, a hash of its numbers, so that rows of another codec are never read with this one."""
         whole = hashlib.sha256(json.dumps(list(self.numbers)).encode())
         for part in (self.offsets, self.spreads, self.bases):
             if part is not None:
@@ -77,7 +77,7 @@ class Codec:
         return whole.hexdigest()[:8]
 
     def to(self, device: torch.device) -> "Codec":
-        """The same on a device."""
+        """Return the same on a device."""
         if self.offsets.device == device:
             return self
         moved = {name: getattr(self, name) for name in ("offsets", "spreads", "bases")}
@@ -85,7 +85,7 @@ class Codec:
         return replace(self, _overlaps={}, **moved)
 
     def encode(self, place: int, states: Tensor) -> Tensor:
-        """Rows (B x T x ``row_width``, int8) of the frames of state ``numbers[place]``, B x T x D."""
+        """Quantize frames of state ``numbers[place]`` (B x T x D) to rows (B x T x ``row_width``, int8)."""
         coordinates = states.float()
         if self.bases is not None:
             with full_precision(states.device.type):
@@ -100,13 +100,13 @@ class Codec:
         return bool(torch.isfinite(_scales(rows)).all())
 
     def decode(self, rows: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Coordinates of S x B x T rows: S x B x T x d, float32, zero where ``padding_mask`` (B x T) is True."""
+        """Return coordinates of S x B x T rows: S x B x T x d, float32, zero where ``padding_mask`` (B x T) is True."""
         coordinates = rows[..., :-SCALE_BYTES].float().mul_(_scales(rows))
         coordinates.mul_(self.spreads[:, None, None]).add_(self.offsets[:, None, None])
         return coordinates if padding_mask is None else coordinates.masked_fill_(padding_mask[None, ..., None], 0.0)
 
     def give(self, rows: Tensor, frames: Frames, numbers: Sequence[int], dtype: torch.dtype) -> Encoding:
-        """The encoding of a batch of S x B x T rows; the states ``numbers`` are the codec's own."""
+        """Return the encoding of a batch of S x B x T rows; the states ``numbers`` are the codec's own."""
         coordinates = self.decode(rows, frames.padding_mask).to(dtype)
         kept = dict(zip(numbers, coordinates.unbind(0), strict=True))
         states = KeptStates(kept, max(numbers) + 1) if self.bases is None else ReducedStates(kept, self)
@@ -116,7 +116,7 @@ class Codec:
         return Encoding(frames, projected, states)
 
     def overlap(self, left: int, right: int) -> Tensor:
-        """P_left^T P_right of two states by their numbers, d x d."""
+        """Return P_left^T P_right of two states by their numbers, d x d."""
         if (left, right) not in self._overlaps:
             places = [list(self.numbers).index(number) for number in (left, right)]
             with full_precision(self.bases.device.type):
@@ -125,34 +125,34 @@ class Codec:
 
 
 class ReducedStates(KeptStates):
-    """States that are kept as coordinates: whoever takes one gets it whole, Z P^T; the TGM loss takes coordinates."""
+    """States stored as coordinates: an item is the reconstructed state, Z P^T; the TGM loss takes coordinates."""
 
     def __init__(self, coordinates: dict[int, Tensor], codec: Codec):
         super().__init__(coordinates, max(coordinates) + 1)
         self._codec = codec
 
     def __getitem__(self, number: int) -> Tensor:
-        super().__getitem__(number)  # refuses what there is not
+        super().__getitem__(number)  # raises where there is none
         return self.whole(number + (len(self) if number < 0 else 0))
 
     def whole(self, number: int) -> Tensor:
-        """The state B x T x D of a number, that of ``projected_features`` too."""
+        """Return the state B x T x D of a number, that of ``projected_features`` too."""
         basis = self._codec.bases[list(self._codec.numbers).index(number)]
         return self._states[number] @ basis.mT.to(self._states[number].dtype)
 
     def coordinates(self, numbers: Sequence[int]) -> tuple[list[Tensor], Bases]:
-        """Coordinates (B x T x d each) of states to compare, and what ``tgm_loss`` must know of their bases."""
+        """Return the coordinates (B x T x d each) of states to compare, and their bases for ``tgm_loss``."""
         overlaps = [self._codec.overlap(left, right) for left, right in pairwise(numbers)]
         return [self._states[number] for number in numbers], Bases(self._codec.width, overlaps)
 
 
 def _scales(rows: Tensor) -> Tensor:
-    """a of each row: ... x 1, float32."""
+    """Return a of each row: ... x 1, float32."""
     return rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
 
 
 def read_codec(store: Path) -> Codec | None:
-    """The codec of the rows in ``store``; None where there is none yet.
+    """Read the codec of the rows in ``store``; None where there is none yet.
 
     Raises:
         StarError: it is damaged.
@@ -175,13 +175,13 @@ def read_codec(store: Path) -> Codec | None:
 
 
 def keep_codec(store: Path, codec: Codec, unfinished: Path) -> Codec:
-    """Write ``codec`` beside the rows in ``store``, unless another process was first.
+    """Write ``codec`` next to the rows in ``store``, unless another process was first.
 
     The folder is put in its place by one rename, which fails where there is one already: of two writers, on whatever
     file system, both end with the same codec, and a kill leaves none or a whole one.
 
     Args:
-        unfinished: where half-written things lie, on the same disk; must be there.
+        unfinished: folder of half-written files, on the same disk; must exist.
 
     Returns:
         The codec that is now on disk.

@@ -1,7 +1,7 @@
 """The first pass of a compressed teacher cache: a codec fitted to some utterances, and others to measure it on.
 
-Bases, offsets and spreads come from a sample of frames that streams by: no frame is kept. Measured is how far
-compression moves what STaR learns from: Gram matrices, and the gradient that they give.
+Bases, offsets and spreads come from running moments of a sample of frames. The error is measured on STaR's targets:
+Gram matrices, and the gradient of the loss on them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,15 +21,15 @@ from fairseq_star.teacher.cache.codec import Codec
 
 SAMPLE_FRAMES = 30_000  # ten minutes; 39 frames a dimension of HuBERT Base
 HELD_OUT = 8  # utterances
-LEAST_SPREAD = 1e-4  # of the largest coordinate's; a coordinate that stands still in the sample must not divide by 0
 WORSE = 1.25  # times the error of a new codec that one of another corpus may have: a new one costs the whole cache
 LEAST_ERROR = 1e-4  # below which an error is as good as none
+LEAST_SPREAD = 1e-4  # of the largest coordinate's, so that a constant coordinate does not divide by 0
 MOST_FRAMES = 1000  # of an utterance: its Gram matrices are formed
 
 
 def choose(dataset: DistillationDataset, geometry: FrameGeometry) -> tuple[list[int], list[int]]:
-    """Numbers of utterances to fit to, of :data:`SAMPLE_FRAMES` frames together where there are so many, and of those
-    held out, at most a quarter of all; always the same ones of a data set.
+    """Choose the utterances to fit to, of :data:`SAMPLE_FRAMES` frames together where there are so many, and held-out
+    ones, at most a quarter of all; always the same of a data set.
 
     Raises:
         StarError: there is but one utterance.
@@ -112,13 +112,13 @@ def _states(
     dataset: DistillationDataset, indices: Sequence[int], states_of: Callable[[Tensor], Sequence[Tensor]], doing: str
 ) -> Iterator[Sequence[Tensor]]:
     for index in tqdm(indices, f"teacher cache: {doing}", unit="utt", leave=False, disable=None):
-        # What cannot be read is named when its batch comes.
+        # Unreadable files are reported when their batch is loaded.
         if (source := dataset[index]["source"]) is not None:
             yield states_of(source)
 
 
-def told(codec: Codec) -> str:
-    """A codec's accuracy in one sentence."""
+def describe(codec: Codec) -> str:
+    """Return a codec's accuracy in one sentence."""
     about = codec.about
     how = f"{codec.width} numbers a frame in 8 bits"
     if codec.bases is not None:
@@ -174,7 +174,7 @@ class Moments:
 
 
 def fit_codec(sample: Iterable[Sequence[Tensor]], numbers: Sequence[int], dim: int | None) -> Codec:
-    """The codec of ``sample``.
+    """Fit a codec to ``sample``.
 
     The basis of a state is that of the ``dim`` largest eigenvalues of its second moments (1/N) sum_t x_t x_t^T, which
     leaves of all bases of so many columns the largest share of the energy sum_t |x_t|^2. They are not centred, because
@@ -214,12 +214,12 @@ def fit_codec(sample: Iterable[Sequence[Tensor]], numbers: Sequence[int], dim: i
 
 
 def measure(codec: Codec, held_out: Iterable[Sequence[Tensor]]) -> dict:
-    """Relative errors |compressed - exact| / |exact| in the Frobenius norm, means over utterances.
+    """Return relative errors |compressed - exact| / |exact| in the Frobenius norm, means over utterances.
 
     ``layerwise`` is of X_l X_l^T and ``intra_layer`` of X_{l-1} X_l^T, a number for each state and each pair of
     neighbours among those stored. ``gradient`` is of the TGM loss's gradient, of all states together, for a stand-in
     student: the teacher's own states, projected at random on half their dimensions. As its Gram matrices are near the
-    teacher's already, its gradient is a small difference, and feels an error more than a beginner's would.
+    teacher's already, its gradient is a small difference, and more sensitive to errors than an untrained student's.
 
     Args:
         codec: what is measured.
@@ -248,7 +248,7 @@ def measure(codec: Codec, held_out: Iterable[Sequence[Tensor]]) -> dict:
 
 
 def compressed(codec: Codec, states: Sequence[Tensor]) -> tuple[list[Tensor], Bases | None]:
-    """What a loss gets of ``states`` (S of 1 x n x D) once they were kept: S of 1 x n x d, and the bases if any."""
+    """Return a loss's input of stored ``states`` (S of 1 x n x D): S of 1 x n x d, and the bases if any."""
     rows = torch.stack([codec.encode(place, state) for place, state in enumerate(states)])  # S x 1 x n x row
     given = codec.give(rows, Frames([], [states[0].shape[1]], None), codec.numbers, torch.float32)
     if codec.bases is None:
@@ -257,7 +257,7 @@ def compressed(codec: Codec, states: Sequence[Tensor]) -> tuple[list[Tensor], Ba
 
 
 def stand_in(exact: Sequence[Tensor]) -> list[Tensor]:
-    """States (1 x n x D/2 each) of a student near its teacher: the teacher's own, projected at random."""
+    """Return states (1 x n x D/2 each) of a student near its teacher: the teacher's own, projected at random."""
     width = exact[0].shape[-1]
     half = max(width // 2, 1)
     projection = torch.randn(width, half, generator=torch.Generator().manual_seed(0)) / half**0.5
@@ -267,7 +267,7 @@ def stand_in(exact: Sequence[Tensor]) -> list[Tensor]:
 def gradient_error(
     exact: Sequence[Tensor], kept: Sequence[Tensor], bases: Bases | None, student: Sequence[Tensor]
 ) -> float:
-    """Relative error of the TGM loss's gradient, of all states together.
+    """Return the relative error of the TGM loss's gradient, of all states together.
 
     Args:
         exact: the teacher's M states, 1 x n x D each.

@@ -1,4 +1,4 @@
-"""What a cache gives in place of a teacher's encoding: those states that were asked of it, under their numbers."""
+"""The requested hidden states of a teacher, as a cache returns them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ PROJECTED_FEATURES = -1  # among the numbers of states; 0 .. L are those of ``En
 
 
 class KeptStates(Sequence[Tensor]):
-    """The hidden states that were requested of a cache, under the numbers they have among all.
+    """The requested hidden states, indexed by their numbers among all.
 
     Raises:
-        KeyError: another one is taken.
+        KeyError: a state that was not requested.
     """
 
     def __init__(self, states: Mapping[int, Tensor], count: int):
@@ -32,19 +32,19 @@ class KeptStates(Sequence[Tensor]):
 
 
 class PlainRows:
-    """States as they are, rounded to a precision: a row is a frame's D numbers."""
+    """Uncompressed states, rounded to a precision: a row is a frame's D numbers."""
 
-    kind = None  # the precision's own name tells such entries apart
+    kind = None  # the precision's own name distinguishes such entries
 
     def __init__(self, dtype: torch.dtype, width: int):
         self.row_dtype, self.row_width = dtype, width
 
     def to(self, device: torch.device) -> "PlainRows":
-        """Itself: it has nothing that lies on a device."""
+        """Return itself: it has no tensors."""
         return self
 
     def encode(self, place: int, states: Tensor) -> Tensor:
-        """Rows of one state's frames, B x T x D; rounded where they are copied to."""
+        """Return the rows of one state's frames, B x T x D; the copy into an entry rounds them."""
         return states
 
     def all_finite(self, rows: Tensor) -> bool:
@@ -53,6 +53,6 @@ class PlainRows:
         return bool(torch.isfinite(rows.sum(dtype=torch.float64)))
 
     def give(self, rows: Tensor, frames: Frames, numbers: Sequence[int], dtype: torch.dtype) -> Encoding:
-        """The encoding of a batch: states ``numbers`` of S x B x T rows, zero past an utterance's end."""
+        """Return the encoding of a batch: states ``numbers`` of S x B x T rows, zero past an utterance's end."""
         given = dict(zip(numbers, rows.to(dtype).unbind(0), strict=True))
         return Encoding(frames, given.get(PROJECTED_FEATURES), KeptStates(given, max(numbers) + 1))

@@ -1,4 +1,4 @@
-"""Options of a compressed teacher cache, and what a cache of other settings is told apart by."""
+"""Options of a compressed teacher cache, and the differences between caches of different settings."""
 
 import json
 import logging
@@ -15,16 +15,16 @@ COMPRESSIONS = (NONE, INT8, PCA)
 
 
 def leave_cache_out(options: DictConfig) -> None:
-    """Have a task's ``options`` name no teacher cache, nor anything that is of one."""
+    """Reset all options of a teacher cache in a task's ``options``."""
     options.teacher_cache = options.teacher_cache_dim = None
     options.teacher_cache_compression = NONE
 
 
 def check_dim(compression: str, dim: int | None, width: int) -> int | None:
-    """d of ``pca`` (a quarter of the teacher's ``width`` where none is given); None of the others, which have none.
+    """Return d of ``pca`` (a quarter of the teacher's ``width`` where none is given); None for the others.
 
     Raises:
-        StarError: it is given to another, or cannot be.
+        StarError: it is given with another compression, or out of range.
     """
     if compression != PCA:
         if dim is not None:
@@ -51,8 +51,8 @@ def check_uncached(compression: str, dim: int | None) -> None:
         )
 
 
-def tell_others(folder: Path, settings: dict) -> None:
-    """Say that what lies in a cache already is of other settings, and of which, where a new store is begun in it."""
+def log_differences(folder: Path, settings: dict) -> None:
+    """Log which settings of the stores in a cache differ, where a new store is begun in it."""
     for about in sorted(folder.glob("*/about.json")):
         try:
             other = json.loads(about.read_text())

@@ -1,8 +1,8 @@
 """A folder of hidden states, one file an utterance: safe against kills, damage and several writers at once.
 
 A file is a header, a checksum and the raw numbers: S states x n frames x D, row by row, little-endian as every platform
-torch runs on. The header names everything a reader relies on, so that a file is either exactly what was asked for or
-not used. It appears under its name by ``os.replace`` only when it is whole; two writers of one entry write the same.
+torch runs on. The header names everything a reader relies on, so that a file of anything else is not used. It appears
+under its name by ``os.replace`` only when it is whole; two writers of one entry write the same.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MAGIC = b"STaRstat"
 HEADER = struct.Struct("<8s8s64sIII")  # magic, kind, digest of the audio, S, n, D
 CHECKSUM = struct.Struct("<I")  # crc32 of header and numbers
-BLOCK = 4096  # bytes; what a file system gives out at a time, for the estimate
+BLOCK = 4096  # bytes; a file system's unit of allocation, for the estimate
 OLD = 3600.0  # seconds after which a temporary file has no writer any more: a write takes far less than one
 
 
@@ -34,7 +34,7 @@ class StateStore:
     Args:
         folder: of the entries.
         dtype: of their numbers.
-        kind: up to 8 characters in every entry's header, without which it is not read; None: the name of its dtype.
+        kind: up to 8 characters in every entry's header; entries of another kind are not read. None: the dtype's name.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, kind: str | None = None):
@@ -44,7 +44,7 @@ class StateStore:
         self.unfinished = folder / "unfinished"
 
     def open(self) -> None:
-        """Make the folder where it is missing and clear away what killed writers left.
+        """Make the folder where it is missing and remove the leftovers of killed writers.
 
         Raises:
             OSError: the folder cannot be made.
@@ -58,7 +58,7 @@ class StateStore:
                 continue
 
     def num_bytes(self) -> int:
-        """Disk space of all entries, their last blocks counted whole."""
+        """Return the disk space of all entries, their last blocks counted whole."""
         total = 0
         for shard in self.folder.glob("[0-9a-f][0-9a-f]"):
             with os.scandir(shard) as entries:
@@ -66,18 +66,18 @@ class StateStore:
         return total
 
     def entry_bytes(self, num_states: int, num_frames: int, width: int) -> int:
-        """Disk space of an entry, its last block counted whole."""
+        """Return the disk space of an entry, its last block counted whole."""
         return _whole_blocks(HEADER.size + CHECKSUM.size + num_states * num_frames * width * self.dtype.itemsize)
 
     def path(self, digest: str) -> Path:
-        """Where an entry lies: 256 folders, because no file system likes 280,000 files in one."""
+        """Return an entry's path, in one of 256 folders: file systems are slow with 280,000 files in one."""
         return self.folder / digest[:2] / f"{digest[2:]}.states"
 
     def read(self, digest: str, into: Tensor) -> bool:
         """Read an entry into ``into`` (S x n x D on the host, each state contiguous), without a copy between.
 
         Returns:
-            False where there is no such entry, or a damaged one, which is told; ``into`` then holds anything.
+            False where the entry is missing or damaged, which is logged; ``into`` is then undefined.
         """
         header = self._header(digest, into)
         checksum = zlib.crc32(header)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fairseq_star.data.augment.chunks import draw_chunk, in_drawn_chunks
-from fairseq_star.data.augment.student_view import alone
+from fairseq_star.data.augment.student import alone
 from tests.support import tiny
 from tests.support.steps import batch_of, build
 

@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from fairseq_star.data.augment.distortion import Augmentation, mix, reverberate
-from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.augment.options import AugmentConfig
 from tests.support import tiny
 from tests.support.steps import batch_of, build
 
@@ -34,7 +34,7 @@ def rooms(tmp_path) -> str:
 
 
 def distortion(normalize=False, **options) -> Augmentation:
-    return Augmentation.of(ViewConfig(**options), sample_rate=RATE, normalize=normalize, seed=1)
+    return Augmentation.of(AugmentConfig(**options), sample_rate=RATE, normalize=normalize, seed=1)
 
 
 def applied(made: Augmentation, clean: torch.Tensor, epoch=1, index=0, count=5) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_a_cache_is_of_the_clean_audio(corpus, teacher_path, noise, tmp_path):
 def test_noise_that_turns_out_unreadable_is_told_as_bad_audio(corpus, teacher_path, noise):
     task, _, _ = build(corpus, teacher_path, noise_manifest=noise)
     task.load_dataset("train")
-    for path in task.dataset("train").view.distortion.noise.paths:
+    for path in task.dataset("train").augment.distortion.noise.paths:
         open(path, "wb").close()
     item = task.dataset("train")[0]
     assert item["source"] is None

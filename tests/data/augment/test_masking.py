@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_star.data.augment.masking import MIN_SPANS, Masking
-from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.augment.options import AugmentConfig
 from tests.support import tiny
 from tests.support.steps import batch_of, build, dataset_of
 
@@ -19,7 +19,7 @@ HIDING = {"mask_prob": 0.5, "mask_length": 3}
 
 @pytest.mark.parametrize("selection", ["static", "normal", "poisson"])
 def test_a_mask_is_fairseqs_for_the_same_seed(selection):
-    masking = Masking.of(ViewConfig(mask_prob=0.65, mask_selection=selection, mask_other=2.0), 16, seed=7)
+    masking = Masking.of(AugmentConfig(mask_prob=0.65, mask_selection=selection, mask_other=2.0), 16, seed=7)
     lengths, numbers = [200, 90, 64], [3, 11, 5]
     padding = torch.arange(200) >= torch.tensor(lengths)[:, None]
     expected = compute_mask_indices(
@@ -34,14 +34,14 @@ def test_a_mask_is_fairseqs_for_the_same_seed(selection):
 
 @given(st.integers(4, 300), st.floats(0.01, 0.99), st.integers(1, 40), st.integers(0, 10**6))
 def test_something_is_always_hidden_and_something_clear(frames, prob, length, index):
-    masking = Masking.of(ViewConfig(mask_prob=prob, mask_length=min(length, frames - 1)), 16, seed=1)
+    masking = Masking.of(AugmentConfig(mask_prob=prob, mask_length=min(length, frames - 1)), 16, seed=1)
     mask = masking.draw_frames(frames, 1, index)
     assert 0 < mask.sum() < frames
     assert np.array_equal(mask, masking.draw_frames(frames, 1, index))
 
 
 def test_draws_follow_seed_epoch_and_utterance():
-    masking = Masking.of(ViewConfig(mask_prob=0.5, mask_channel_prob=0.3), 200, seed=1)
+    masking = Masking.of(AugmentConfig(mask_prob=0.5, mask_channel_prob=0.3), 200, seed=1)
     drawn = [masking.draw_frames(100, 1, 0), masking.draw_frames(100, 2, 0), masking.draw_frames(100, 1, 1)]
     drawn.append(replace(masking, seed=2).draw_frames(100, 1, 0))
     assert len({mask.tobytes() for mask in drawn}) == 4
@@ -101,4 +101,4 @@ def test_a_run_that_hides_nothing_has_no_mask(corpus, teacher_path):
 
 
 def test_a_dataset_without_a_view_is_todays(corpus):
-    assert dataset_of(corpus / "train.tsv").view is None
+    assert dataset_of(corpus / "train.tsv").augment is None

@@ -159,7 +159,7 @@ def test_arrays_of_numpy_and_what_cannot_be_fed(student, tmp_path):
             Streams.of(student, **{"chunk_frames": 4, **options})
     with pytest.raises(StarError, match="processes whole utterances only; train one that streams"):
         Streams.of(convert_cases.tiny_student(tmp_path))
-    with pytest.raises(StarError, match="takes audio of zero mean and unit variance, which no stream tells"):
+    with pytest.raises(StarError, match="takes audio of zero mean and unit variance, and a stream does not have"):
         Streams.of(replace(student, normalize=True), chunk_frames=4)
 
 

@@ -1,4 +1,4 @@
-"""The student's view of an utterance and of a batch: made in the data workers, read by model and criterion.
+"""The student's input, masked and augmented: made in the data workers, read by model and criterion.
 
 Shapes: B utterances, T frames of the padded batch, n_b valid frames of utterance b, C channels of the student's
 features.
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from fairseq_star.data.augment.distortion import Augmentation
 from fairseq_star.data.augment.masking import Masking
-from fairseq_star.data.augment.options import ViewConfig
+from fairseq_star.data.augment.options import AugmentConfig
 from fairseq_star.encoder.frames import FrameGeometry
 
 CLEAN = "clean_source"
-"""In a batch, what the teacher receives where the student's ``net_input`` differs: B x samples."""
+"""Key of the teacher's input in a batch, where the student's ``net_input`` differs: B x samples."""
 MASKED_FRAMES = "masked_frames"
-"""In a batch, which of its own n_b frames are masked, for each utterance: arrays of the host, never of a device."""
+"""Key of the masks of each utterance in a batch: n_b booleans each, numpy arrays, never on a device."""
 
 
 @dataclass(frozen=True)
-class StudentView:
-    """What the options make of an utterance."""
+class StudentAugmentation:
+    """Masking and augmentation of an utterance, by the task's options."""
 
     geometry: FrameGeometry
     masking: Masking | None
@@ -35,25 +35,25 @@ class StudentView:
     @classmethod
     def of(
         cls,
-        cfg: ViewConfig,
+        cfg: AugmentConfig,
         *,
         geometry: FrameGeometry,
         num_channels: int,
         sample_rate: int,
         normalize: bool,
         seed: int,
-    ) -> "StudentView | None":
-        """As the options say; None where the student receives what the teacher receives.
+    ) -> "StudentAugmentation | None":
+        """Build from the options; None where the student receives the teacher's input.
 
         Raises:
-            StarError: an option that cannot be, or a manifest that cannot be used.
+            StarError: an option out of range, or a manifest that cannot be used.
         """
         masking = Masking.of(cfg, num_channels, seed)
         distortion = Augmentation.of(cfg, sample_rate=sample_rate, normalize=normalize, seed=seed)
         return cls(geometry, masking, distortion, normalize) if masking or distortion else None
 
     def check(self, num_samples: Sequence[int], name_of: Callable[[int], str]) -> None:
-        """See that spans fit into the shortest of utterances of ``num_samples`` each.
+        """Check that masked spans fit into the shortest of utterances of ``num_samples`` each.
 
         Raises:
             StarError: it is too short.
@@ -70,34 +70,36 @@ class StudentView:
             f", or leave short utterances out with task.min_sample_size={needed}",
         )
 
-    def look(
+    def apply(
         self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int
     ) -> dict[str, Tensor | np.ndarray]:
-        """What one utterance's item has beside ``source``, its n clean samples.
+        """Augment and mask one utterance.
 
         Returns:
-            ``heard`` (n samples), ``masked`` (frames) and ``zeroed`` (channels), those that the options ask for.
+            ``augmented`` (n samples), ``masked`` (frames) and ``zeroed`` (channels), those that the options enable.
         """
-        view: dict[str, Tensor | np.ndarray] = {}
+        parts: dict[str, Tensor | np.ndarray] = {}
         if self.distortion is not None:
-            heard = self.distortion.apply(clean, epoch=epoch, index=index, others=others, count=count)
-            view["heard"] = F.layer_norm(heard, heard.shape) if self.normalize else heard
+            audio = self.distortion.apply(clean, epoch=epoch, index=index, others=others, count=count)
+            parts["augmented"] = F.layer_norm(audio, audio.shape) if self.normalize else audio
         if self.masking is not None:
             num_frames = self.geometry.num_frames(len(clean))
             drawn = {
                 "masked": self.masking.draw_frames(num_frames, epoch, index),
                 "zeroed": self.masking.draw_channels(epoch, index),
             }
-            view |= {name: mask for name, mask in drawn.items() if mask is not None}
-        return view
+            parts |= {name: mask for name, mask in drawn.items() if mask is not None}
+        return parts
 
     def collate(self, items: Sequence[dict], batch: dict) -> None:
-        """Put the views of ``items`` into their padded ``batch``: into ``net_input`` what the model takes."""
+        """Put the augmented audio and the masks of ``items`` into the ``net_input`` of their padded ``batch``."""
         inputs = batch["net_input"]
         width = inputs["source"].size(1)
         if self.distortion is not None:
             batch[CLEAN] = inputs["source"]
-            inputs["source"] = torch.stack([F.pad(item["heard"], (0, width - len(item["heard"]))) for item in items])
+            inputs["source"] = torch.stack(
+                [F.pad(item["augmented"], (0, width - len(item["augmented"]))) for item in items]
+            )
         if self.masking is None:
             return
         if self.masking.frames is not None:
@@ -116,12 +118,12 @@ def padded_mask(masked: Sequence[np.ndarray], num_frames: int) -> Tensor:
 
 
 def teacher_source(batch: dict) -> Tensor:
-    """What the teacher receives of a batch: B x samples."""
+    """Return the teacher's input of a batch: B x samples."""
     return batch[CLEAN] if CLEAN in batch else batch["net_input"]["source"]
 
 
 def alone(batch: dict, number: int, geometry: FrameGeometry) -> dict:
-    """One utterance of a batch as a batch of its own, without padding."""
+    """Return one utterance of a batch as a batch of its own, without padding."""
     num_samples = batch["num_samples"][number]
     of_it, frames = slice(number, number + 1), geometry.num_frames(num_samples)
     inputs = {"source": batch["net_input"]["source"][of_it, :num_samples]}
