@@ -15,6 +15,23 @@ from fairseq_star.encoder.group_norm import ValidGroupNorm
 from fairseq_star.encoder.running_norm import RUNNING, Past, RunningNorm
 
 
+def _group_norm(config: EncoderConfig, number: int) -> nn.Module | None:
+    return None if number else ValidGroupNorm(config.conv_layers[0].channels)
+
+
+def _layer_norm(config: EncoderConfig, number: int) -> nn.Module:
+    return nn.Sequential(TransposeLast(), Fp32LayerNorm(config.conv_layers[number].channels), TransposeLast())
+
+
+def _running_norm(config: EncoderConfig, number: int) -> nn.Module | None:
+    step = math.prod(layer.stride for layer in config.conv_layers[1:])
+    return None if number else RunningNorm(config.conv_layers[0].channels, step)
+
+
+NORMS = {"default": _group_norm, "layer_norm": _layer_norm, RUNNING: _running_norm}
+"""``extractor_mode`` -> builder of the norm after convolution ``number`` (from 0), None where it has none."""
+
+
 class ConvBlock(nn.Sequential):
     """A convolution, its norm if it has one, GELU; children are numbered as fairseq's, whose second is a dropout."""
 
@@ -51,7 +68,7 @@ class FeatureExtractor(nn.Module):
         for number, layer in enumerate(config.conv_layers):
             convolution = nn.Conv1d(channels, layer.channels, layer.kernel, layer.stride, bias=config.conv_bias)
             nn.init.kaiming_normal_(convolution.weight)
-            self.conv_layers.append(ConvBlock(convolution, _norm(config, number)))
+            self.conv_layers.append(ConvBlock(convolution, NORMS[config.extractor_mode](config, number)))
             channels = layer.channels
 
     def forward(
@@ -63,14 +80,3 @@ class FeatureExtractor(nn.Module):
         for block in others:
             x = block(x)
         return x
-
-
-def _norm(config: EncoderConfig, number: int) -> nn.Module | None:
-    channels = config.conv_layers[number].channels
-    if config.extractor_mode == "layer_norm":
-        return nn.Sequential(TransposeLast(), Fp32LayerNorm(channels), TransposeLast())
-    if number:
-        return None
-    if config.extractor_mode == RUNNING:
-        return RunningNorm(channels, math.prod(layer.stride for layer in config.conv_layers[1:]))
-    return ValidGroupNorm(channels)

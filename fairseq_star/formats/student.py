@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.encoder.config import BY_LAYER, DROPOUTS, EncoderConfig
+from fairseq_star.encoder.front_end import NORMS
 from fairseq_star.encoder.frozen import FrozenEncoder, SpeechModel
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import build_frozen
-from fairseq_star.formats.config import EXTRACTOR_MODES, Section, encoder_config, sections
+from fairseq_star.formats.config import Section, encoder_config, sections
 from fairseq_star.formats.head import Head
 from fairseq_star.models import starhubert
 from fairseq_star.models.starhubert import StarHubertConfig, StarHubertModel
@@ -78,7 +79,7 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
     defaults = {key: value for key, value in asdict(architecture).items() if key != "padded_group_norm"}
     saved = {key: value for key, value in model.items() if value is not None}
     values = Section({**defaults, **saved}, name)
-    config = encoder_config(values, [*EXTRACTOR_MODES, RUNNING])
+    config = encoder_config(values, tuple(NORMS))
     by_layer = {own: tuple(values.wholes(option)) for own, option in BY_LAYER.items() if values.values.get(option)}
     if by_layer:
         config = replace(config, **by_layer, head_dim=values.values.get("head_dim"))

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from fairseq_star.encoder.frames import FrameGeometry, Frames
 from fairseq_star.encoder.frozen import utterance_states
+from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError
+from fairseq_star.formats.config import EXTRACTOR_MODES
 from fairseq_star.formats.head import Head
 from fairseq_star.formats.student import Student
 from fairseq_star.runtime.files import new_output
@@ -44,7 +46,7 @@ class Target(ABC):
     tolerance: float = 1e-5  # greatest accepted difference of any hidden state, see `difference`
     measure: str = "largest difference"  # the meaning of `difference`, for people
     is_folder: ClassVar[bool] = False
-    padded_group_norm: ClassVar[bool] = True  # whether its group norm runs over the padded batch
+    padded_group_norm: ClassVar[bool] = True  # whether another library runs it, whose group norm includes padding
     streams: ClassVar[bool] = False  # whether it supports streaming students
     heads: ClassVar[tuple[type[Head], ...]] = ()  # those that it can hold
     text_tolerance: float = 1e-3  # of a head's margin: closer calls are not compared as texts
@@ -151,6 +153,12 @@ def export(student: Student, target: Target, out: str | os.PathLike, *, force: b
         StarError: ``out`` exists already or cannot be written, the target cannot express the student, or its library's
             hidden states differ from the student's by more than the target's tolerance.
     """
+    mode = student.config.extractor_mode
+    if target.padded_group_norm and mode not in (*EXTRACTOR_MODES, RUNNING):
+        raise StarError(
+            f"export: no {target.title} can hold model.extractor_mode={mode}, as {student.origin} has it; take --to "
+            "torchscript, onnx or pt2"
+        )
     if student.config.chunk_frames and not target.streams:
         raise StarError(
             f"export: no {target.title} can hold chunked attention or a running norm, as "

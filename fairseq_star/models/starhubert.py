@@ -12,12 +12,13 @@ from torch import Tensor
 from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.fake_quant import BITS
 from fairseq_star.encoder.frames import Frames
+from fairseq_star.encoder.front_end import NORMS
 from fairseq_star.encoder.modules import Encoding, SpeechEncoder
 from fairseq_star.encoder.running_norm import RUNNING
 from fairseq_star.errors import StarError, exit_on_star_error
 
 # fairseq has the first two of these choices.
-EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm", RUNNING])
+EXTRACTOR_MODES = ChoiceEnum(list(NORMS))
 
 
 @dataclass

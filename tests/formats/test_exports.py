@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def worst(got: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> 
         for a, b in zip(ours, theirs, strict=True)
     ]
     return float(torch.stack(differences).max())
+
+
+@pytest.mark.parametrize("name", [*OURS, "torchaudio"])
+def test_a_front_end_that_no_library_has_is_refused(student, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(student.model, "config", replace(student.config, extractor_mode="rms_norm"))
+    with pytest.raises(StarError, match=r"can hold model\.extractor_mode=rms_norm.*take --to torchscript, onnx or pt2"):
+        export(student, load_target(name)(), tmp_path / "out")
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", OURS)
