@@ -45,13 +45,17 @@ def load_recognizer(folder: str | Path, **options: Any) -> Any:
     return TextResultsAsrAdapter(recognizer, Resampler(16_000, options))
 
 
-def onnx_asr_texts(folder: Path, sources: Sequence[Any]) -> dict[str, list[str]]:
-    """Return onnx-asr's texts of utterances (1-D, float32 tensors), one by one and in one batch, if it is installed."""
+def onnx_asr_texts(folder: Path, sources: Sequence[Any], *, in_a_batch: bool) -> dict[str, list[str]]:
+    """Return onnx-asr's texts of utterances (1-D, float32 tensors), if it is installed.
+
+    Args:
+        in_a_batch: also of all in one batch.
+    """
     if importlib.util.find_spec("onnx_asr") is None:
         return {}
     recognizer = load_recognizer(folder)
     waveforms = [source.numpy() for source in sources]
-    return {
-        "onnx-asr": [recognizer.recognize(waveform) for waveform in waveforms],
-        "onnx-asr's batches": recognizer.recognize(waveforms),
-    }
+    texts = {"onnx-asr": [recognizer.recognize(waveform) for waveform in waveforms]}
+    if in_a_batch:
+        texts["onnx-asr's batches"] = recognizer.recognize(waveforms)
+    return texts
