@@ -11,6 +11,7 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.checkpoints import guard_runs, run_teacher
 from fairseq_star.fairseq_hooks.data_watch import watch
+from fairseq_star.fairseq_hooks.epoch_position import RecordedBatches, batch_options
 from fairseq_star.fairseq_hooks.first_weights import begin_student, size_student
 from fairseq_star.fairseq_hooks.preflight import adopt_audio_format, check_student
 from fairseq_star.fairseq_hooks.steps import Steps
@@ -125,10 +126,15 @@ class StarDistillationTask(FairseqTask):
                 cache.count_in(split, dataset)
 
     def get_batch_iterator(self, dataset, *arguments, **options):
+        training = dataset is self.datasets.get(self._option("train_subset"))
         with exit_on_star_error():
             iterator = super().get_batch_iterator(dataset, *arguments, **options)
+            if training and not isinstance(iterator, RecordedBatches):
+                iterator = RecordedBatches(iterator, dataset, batch_options(self.cfg, options))
+                if dataset in self.dataset_to_epoch_iter:
+                    self.dataset_to_epoch_iter[dataset] = iterator
         # Validation's workers start when the process is at its largest, and would keep a copy of it to the run's end.
-        iterator.persistent_workers &= dataset is self.datasets.get(self._option("train_subset"))
+        iterator.persistent_workers &= training
         return watch(iterator)
 
     def begin_epoch(self, epoch: int, model) -> None:
