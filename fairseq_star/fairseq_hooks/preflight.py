@@ -5,6 +5,7 @@ begins a run anew in another's place. ``resuming.py`` looks into the checkpoint 
 """
 
 import ast
+import logging
 import os
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.models.starhubert import StarHubertModel
 
+logger = logging.getLogger(__name__)
 LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file, looked for in checkpoint.save_dir
 # What an option (or each of its values) must be at least, where it is given.
 LEAST = {
@@ -133,7 +135,7 @@ def _existing(path: str, name: str, save_dir: str) -> str:
 
 
 def adopt_audio_format(cfg: DictConfig, teacher: FrozenEncoder) -> None:
-    """Set the task's sample rate and normalization to the teacher's.
+    """Set the task's sample rate and normalization to the teacher's, and warn where its kind was trained otherwise.
 
     Raises:
         StarError: one is given and contradicts it.
@@ -143,6 +145,11 @@ def adopt_audio_format(cfg: DictConfig, teacher: FrozenEncoder) -> None:
         if wanted is not None and wanted != trained:
             raise StarError(f"task.{name}={wanted} contradicts the teacher, trained with {trained}; leave it out")
         setattr(cfg, name, trained)
+    if teacher.config.extractor_mode == "layer_norm" and not teacher.normalize:
+        logger.warning(
+            "the teacher's front end has layer norms, as of models trained on audio of zero mean and unit variance, "
+            "but its checkpoint says normalize=false; fairseq-star doctor --deep measures how much it matters"
+        )
 
 
 def check_student(teacher: FrozenEncoder, student: StarHubertModel, cfg: DictConfig) -> None:
