@@ -29,6 +29,8 @@ WARN_AFTER, PATIENCE = 60.0, 1800.0  # s without a batch
 
 def watch(epochs: EpochBatchIterator) -> EpochBatchIterator:
     """Have all iterators that ``epochs`` makes from now on watch their data workers, and return it."""
+    if "_get_iterator_for_epoch" in vars(epochs):  # the same ones as in the epoch before
+        return epochs
     make = epochs._get_iterator_for_epoch
 
     def made(*arguments, **options):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairseq_star.data.augment.student import alone
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
+from fairseq_star.fairseq_hooks.run_watch import RunWatch
 from fairseq_star.losses.batch import unwrapped
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class LossWatch:
     def __init__(self):
         self._seen: list[tuple[int, Sequence[str], Tensor]] = []
         self._update, self._batches = -1, 0  # of the update at hand
+        self._run = RunWatch()
 
     def remember(self, update: int, paths: Sequence[str], loss: Tensor) -> None:
         """Keep a batch's loss, a scalar on the device."""
@@ -48,6 +50,7 @@ class LossWatch:
         for (update, paths, _), value in zip(seen, values, strict=True):
             if not math.isfinite(value):
                 logger.warning(f"update {update}: the loss is {value} in the batch of {_listed(paths)}")
+        self._run.look(seen[-1][0], sum(values) / sum(len(paths) for _, paths, _ in seen))
 
     def find_utterance(
         self, update: int, sample: dict, model: nn.Module, criterion: nn.Module, geometry: FrameGeometry

@@ -20,6 +20,7 @@ from fairseq_star.runtime.job import num_cores
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
 LAST = "checkpoint_last.pt"  # fairseq's default of checkpoint.restore_file, looked for in checkpoint.save_dir
 # What an option (or each of its values) must be at least, where it is given.
 LEAST = {
@@ -141,7 +142,7 @@ def _existing(path: str, name: str, save_dir: str) -> str:
 
 
 def adopt_audio_format(cfg: DictConfig, teacher: FrozenEncoder) -> None:
-    """Set the task's sample rate and normalization to the teacher's.
+    """Set the task's sample rate and normalization to the teacher's, and warn where its kind was trained otherwise.
 
     Raises:
         StarError: one is given and contradicts it.
@@ -151,6 +152,11 @@ def adopt_audio_format(cfg: DictConfig, teacher: FrozenEncoder) -> None:
         if wanted is not None and wanted != trained:
             raise StarError(f"task.{name}={wanted} contradicts the teacher, trained with {trained}; leave it out")
         setattr(cfg, name, trained)
+    if teacher.config.extractor_mode == "layer_norm" and not teacher.normalize:
+        logger.warning(
+            "the teacher's front end has layer norms, as of models trained on audio of zero mean and unit variance, "
+            "but its checkpoint says normalize=false; fairseq-star doctor --deep measures how much it matters"
+        )
 
 
 def check_student(teacher: FrozenEncoder, student: StarHubertModel, cfg: DictConfig) -> None:

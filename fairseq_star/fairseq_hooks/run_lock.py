@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import socket
+import struct
 import time
 from typing import IO
 
@@ -48,3 +49,16 @@ def lock_run_folder(save_dir: str) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()
     _held[folder] = file
+
+
+def is_locked(save_dir: str | os.PathLike) -> bool:
+    """Return whether a process of this machine, or over NFS of another, holds the lock of a run's folder now.
+
+    The lock is looked at and not taken, so that a run which starts at this moment is not turned away.
+    """
+    try:
+        with open(os.path.join(save_dir, FILE), "rb") as file:
+            flock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # Linux's `struct flock`
+            return struct.unpack("hhqqi0q", fcntl.fcntl(file, fcntl.F_GETLK, flock))[0] != fcntl.F_UNLCK
+    except OSError:
+        return False

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from fairseq import checkpoint_utils
 from fairseq.data.iterators import BackgroundConsumer
 
+from fairseq_star.fairseq_hooks.throughput import pause
+
 logger = logging.getLogger(__name__)
 
 seconds_for_loading = 30.0  # that the process waits for fairseq's thread at its end
@@ -68,7 +70,10 @@ def stop_on_request(request: StopRequest) -> None:
 
     def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
         if not request.agreed:
-            return go_on(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+            start = time.perf_counter()
+            result = go_on(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+            pause(time.perf_counter() - start)
+            return result
         checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
         logger.info(f"stopped by SIGTERM after update {trainer.get_num_updates()}; the same command goes on from there")
         return [None], True

@@ -2,18 +2,20 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from fairseq.logging import metrics
+from fairseq.logging.meters import Meter
 
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.macs import macs_of_sizes
 from fairseq_star.runtime.ceiling import product_flops
 
 WINDOW = 200  # updates that the remaining time is extrapolated from
+DATA_WAIT, PAUSE = "data_wait", "_pause"  # what is logged; fairseq hides names that begin with an underscore
 FORWARD, TRAINED = 1, 3  # passes: backward is two products for each of forward
 
 
@@ -83,7 +85,23 @@ class Throughput:
         share = sum(log.get(self.KEY, 0) for log in logging_outputs) / world_size
         metrics.log_speed("speech", speech, priority=91, round=1)  # trained on in a second, by all workers
         metrics.log_speed("mfu", 100 * share, priority=92, round=1)  # percent of a large product's
+        metrics.log_derived(DATA_WAIT, _waiting, priority=94)
         if self._max_update and len(self._ends) > 1:
             (first, start), (last, end) = self._ends[0], self._ends[-1]
             left = (self._max_update - 1 - last) * (end - start) / (last - first)
             metrics.log_scalar("hours_left", max(left, 0.0) / 3600, weight=0, priority=93, round=2)
+
+
+def pause(seconds: float) -> None:
+    """Leave out of :data:`DATA_WAIT` what fairseq spends between two updates on validating and saving."""
+    with metrics.aggregate("train_inner"):
+        metrics.log_scalar(PAUSE, seconds)
+
+
+def _waiting(meters: Mapping[str, Meter]) -> float:
+    """Percent of the time since the meters were reset that passed outside of updates, in wait for their batches."""
+    if "ups" not in meters or "train_wall" not in meters:  # meters of a single update
+        return 0.0
+    elapsed = meters["ups"].elapsed_time  # from the end of the first update on
+    spent = meters["train_wall"].sum + (float(meters[PAUSE].sum) if PAUSE in meters else 0.0)
+    return round(100 * max(0.0, 1 - spent / elapsed), 1) if elapsed > 0 else 0.0

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fairseq_star.analysis.curves import Curves
 from fairseq_star.analysis.report.compare import Similarity
-from fairseq_star.analysis.report.losses import Losses
 from fairseq_star.plots.style import LIGHT, SEQUENTIAL, Theme, new_figure
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 4.3, 3.1  # inches
 
 
-def draw_losses(theme: Theme, losses: Losses, term: str) -> "Figure":
+def draw_losses(theme: Theme, curves: Curves, term: str) -> "Figure":
     """Draw one term's curves, on a logarithmic axis where the range is wide."""
     figure, axes = _figure()
-    train, valid = losses.train[term], losses.valid.get(term, {})
+    train, valid = curves.train[term], curves.valid.get(term, {})
     axes.plot(*_points(train), color=theme.second, linewidth=1.3, label="training")
     if valid:
         axes.plot(*_points(valid), color=theme.first, linewidth=1.6, marker="o", markersize=4, label="validation")

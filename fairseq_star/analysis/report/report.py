@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from fairseq_star.analysis.curves import read_curves
+from fairseq_star.analysis.doctor.doctor import diagnose
 from fairseq_star.analysis.report import html, sections
 from fairseq_star.analysis.report.compare import Students, compare, utterance_maps
-from fairseq_star.analysis.report.losses import read_losses
 from fairseq_star.analysis.runs import load_run
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.sliced import read_report
@@ -49,7 +50,7 @@ def report(
         raise StarError(f"--out {out}: name the page to write, such as report.html")
     checkpoint = find_checkpoint(run_dir)
     run = load_run(str(checkpoint), data=data, teacher=teacher, option="report")
-    losses = read_losses(run_dir, run.cfg.common.tensorboard_logdir)
+    curves = read_curves(run_dir, run.cfg.common.tensorboard_logdir)
     probe = sections.read_probe(run_dir)
     chosen = choose_layers(len(run.criterion.teacher_layers), layers)
     run.task.cfg.max_sample_size = None  # whole utterances, so that pictures fit their labels
@@ -69,13 +70,14 @@ def report(
     name = "/".join(run_dir.resolve().parts[-2:])  # such as demo/run
     body = [
         *sections.opening(name, run, similarity, profile),
-        *sections.training(pictures, losses, run_dir),
+        *sections.training(pictures, curves, run_dir),
+        *sections.health(diagnose(run_dir)),
         *sections.beginning(pictures, read_report(run_dir)),
         *sections.utterance(pictures, maps),
         *sections.likeness(pictures, similarity, split),
         *sections.cost(profile),
         *sections.knowledge(pictures, probe, checkpoint, run_dir),
-        *sections.making(run, losses, shlex.join(command)),
+        *sections.making(run, curves, shlex.join(command)),
     ]
     out = Path(out) if out else run_dir / "report.html"
     _write(out, html.page(f"Distillation report: {name}", body).encode())

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from fairseq_star.analysis.curves import Curves
+from fairseq_star.analysis.doctor.doctor import Diagnosis
 from fairseq_star.analysis.profile import ProfileResult, ProfileRow, profile
 from fairseq_star.analysis.report import charts, html
 from fairseq_star.analysis.report.compare import Similarity
 from fairseq_star.analysis.report.html import Pictures
-from fairseq_star.analysis.report.losses import Losses
 from fairseq_star.analysis.runs import Run
 from fairseq_star.errors import StarError
 from fairseq_star.losses.terms import MEANINGS
@@ -60,10 +61,10 @@ def opening(name: str, run: Run, similarity: Similarity, profiled: ProfileResult
     ]
 
 
-def training(pictures: Pictures, losses: Losses | None, run_dir: Path) -> list[str]:
+def training(pictures: Pictures, curves: Curves | None, run_dir: Path) -> list[str]:
     """Return the losses over the updates."""
     head = "<h2>Did it learn?</h2>"
-    if losses is None:
+    if curves is None:
         return [
             head,
             f"<p>No record of the losses is in {escape(str(run_dir))}: neither TensorBoard’s event files "
@@ -71,7 +72,7 @@ def training(pictures: Pictures, losses: Losses | None, run_dir: Path) -> list[s
         ]
 
     def figure(term: str) -> str:
-        drawn = render(lambda theme: charts.draw_losses(theme, losses, term))
+        drawn = render(lambda theme: charts.draw_losses(theme, curves, term))
         alt = f"{term} over the updates, training and validation"
         return pictures.figure(f"losses_{term}", drawn, alt, f"<b>{term}</b>: {MEANINGS[term]}.")
 
@@ -83,7 +84,22 @@ def training(pictures: Pictures, losses: Losses | None, run_dir: Path) -> list[s
             "<b>What to look for:</b> both curves fall, and validation stays near training. Still falling at the end: "
             "train longer. Validation rising while training falls: too little data."
         ),
-        html.pictures([figure(term) for term in losses.terms()]),
+        html.pictures([figure(term) for term in MEANINGS if term in curves.train]),
+    ]
+
+
+def health(diagnosis: Diagnosis) -> list[str]:
+    """Return what ``fairseq-star doctor`` finds."""
+    found = "".join(
+        f"<li><p><b>{escape(finding.sentence)}</b> ({finding.sure}). To mend it: {escape(finding.mend)}.</p></li>"
+        for finding in diagnosis.findings
+    )
+    return [
+        "<h2>Is the run well?</h2>",
+        f"<p>{escape(diagnosis.state.capitalize())}. {escape('; '.join(diagnosis.figures))}.</p>",
+        f"<ol>{found}</ol>"
+        if found
+        else "<p>No findings: loss, gradients, schedule, batches and speed are as they should be.</p>",
     ]
 
 
@@ -231,14 +247,14 @@ def knowledge(pictures: Pictures, probe: dict | None, checkpoint: Path, run_dir:
     ]
 
 
-def making(run: Run, losses: Losses | None, command: str) -> list[str]:
+def making(run: Run, curves: Curves | None, command: str) -> list[str]:
     """Return command, versions, hardware, and the run's whole configuration."""
     made = {
         "made with": command,
         "date": date.today().isoformat(),
         "checkpoint": run.checkpoint,
         "teacher": f"{run.cfg.task.teacher} ({run.task.teacher.family})",
-        "losses from": losses.source if losses else "none found",
+        "losses from": curves.source if curves else "none found",
         **provenance.versions(),
         "commit": provenance.commit() or "not a clone",
         "hardware": provenance.hardware(),

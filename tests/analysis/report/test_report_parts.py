@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_star.analysis.report.compare import Students, compare, linear_cka, read_phones, tgm_error
+from fairseq_star.analysis.report.compare import Students, compare, read_phones
+from fairseq_star.analysis.similarity import linear_cka, tgm_error
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
 from fairseq_star.plots.heatmaps import color_range, draw_map

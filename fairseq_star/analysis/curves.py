@@ -1,4 +1,7 @@
-"""A run's losses over its updates, from TensorBoard's event files or from a saved log of fairseq."""
+"""Everything a run logged over its updates, from TensorBoard's event files or from a saved log of fairseq.
+
+Reading takes neither torch nor fairseq.
+"""
 
 import json
 import os
@@ -8,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_star.errors import StarError
-from fairseq_star.losses.terms import MEANINGS
 
 TRAIN, VALID = ("train_inner", "train"), ("valid",)
 
@@ -16,19 +18,20 @@ Curve = dict[int, float]  # number of updates -> mean over utterances
 
 
 @dataclass
-class Losses:
-    """Curves by loss term, ``loss``, ``layerwise``, ...; of an update logged twice the last value."""
+class Curves:
+    """Curves by what was logged: ``loss``, ``layerwise``, ``gnorm``, ...; of an update logged twice the last value."""
 
     source: str  # for the reader: the file or folder they are from
     train: dict[str, Curve] = field(default_factory=dict)
     valid: dict[str, Curve] = field(default_factory=dict)
 
-    def terms(self) -> list[str]:
-        """Return the terms of ``MEANINGS`` that training logged."""
-        return [term for term in MEANINGS if term in self.train]
+    @property
+    def last_update(self) -> int:
+        """Number of the last update that training logged; 0 where it logged none."""
+        return max(self.train.get("loss", {}), default=0)
 
 
-def read_losses(run_dir: Path, tensorboard_logdir: str | None) -> Losses | None:
+def read_curves(run_dir: Path, tensorboard_logdir: str | None) -> Curves | None:
     """Find and read a run's curves.
 
     Sources are event files in ``run_dir`` and in ``tensorboard_logdir`` (the run's own setting), then a ``*.log`` in
@@ -40,15 +43,15 @@ def read_losses(run_dir: Path, tensorboard_logdir: str | None) -> Losses | None:
     folders = [run_dir / "tensorboard", run_dir, *([Path(tensorboard_logdir)] if tensorboard_logdir else [])]
     for folder in folders:
         if any(folder.glob("train*/events.out.tfevents.*")):
-            losses = read_events(folder)
-            if not losses.terms():
+            curves = read_events(folder)
+            if "loss" not in curves.train:
                 raise StarError(f"{folder}: its event files hold no losses; remove or restore them")
-            return losses
+            return curves
     logs = (read_log(path) for path in sorted(run_dir.glob("*.log"), key=os.path.getmtime, reverse=True))
-    return next((losses for losses in logs if losses.terms()), None)
+    return next((curves for curves in logs if "loss" in curves.train), None)
 
 
-def read_events(folder: Path) -> Losses:
+def read_events(folder: Path) -> Curves:
     """Read the event files that fairseq's TensorBoard logging writes: ``train_inner``, ``train``, ``valid``.
 
     Raises:
@@ -67,15 +70,15 @@ def read_events(folder: Path) -> Losses:
             return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
         return {}
 
-    return Losses(str(folder), read(TRAIN), read(VALID))
+    return Curves(str(folder), read(TRAIN), read(VALID))
 
 
 # hydra's `[2026-11-23 08:05:10,000][train_inner][INFO] - ...`, fairseq-train's `2026-... | INFO | train_inner | ...`
 _LOG_LINE = re.compile(r"[\[|] ?(?P<name>train_inner|train|valid)(?:\]\[INFO\] - | \| )(?P<text>.+)")
-_PAIR = re.compile(r"(?:^|[ ,|])(\w+)[= ]([-+\d.e]+)(?=[,| ]|$)")
+_PAIR = re.compile(r"(?:^|[ ,|])(\w+)[= ]([-+\d.e]+|nan|-?inf)(?=[,| ]|$)")
 
 
-def read_log(path: Path) -> Losses:
+def read_log(path: Path) -> Curves:
     """Read fairseq's output of ``common.log_format`` ``json`` or ``simple``; other lines are ignored.
 
     Raises:
@@ -92,7 +95,7 @@ def read_log(path: Path) -> Losses:
         step = values.pop("num_updates", None)
         for term, value in values.items() if step is not None else ():
             curves[match["name"]][term][int(step)] = value
-    return Losses(str(path), dict(curves["train_inner"] or curves["train"]), dict(curves["valid"]))
+    return Curves(str(path), dict(curves["train_inner"] or curves["train"]), dict(curves["valid"]))
 
 
 def _values(name: str, text: str) -> dict[str, float]:
