@@ -3,7 +3,10 @@
 import time
 
 import pytest
+import torch
+from fairseq.data.iterators import EpochBatchIterator
 
+from fairseq_star.fairseq_hooks.data_watch import WatchedIterator, watch
 from tests.support.runs import TRAIN, hydra_arguments, start
 
 # Workers that do something to their third batch; the queue they hand batches over through is their loop's.
@@ -53,3 +56,15 @@ def test_a_run_ends_in_one_line_when_a_worker(name, corpus, teacher_path, tmp_pa
     assert "The same command resumes the run" in line
     assert "Traceback" not in stderr
     assert time.monotonic() - begun < 100
+
+
+def test_the_same_epochs_of_a_run_are_watched_once():
+    """fairseq hands out one iterator for all epochs, and the task watches what it is handed."""
+    numbers = torch.utils.data.TensorDataset(torch.arange(3))
+    epochs = EpochBatchIterator(numbers, collate_fn=list, batch_sampler=[[0], [1], [2]])
+    for _ in range(3):
+        watch(epochs)
+    batches = epochs.next_epoch_itr(shuffle=False)._itr
+    assert isinstance(batches, WatchedIterator)
+    assert not isinstance(batches._batches, WatchedIterator)
+    assert [int(number) for ((number,),) in batches] == [0, 1, 2]
