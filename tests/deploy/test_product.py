@@ -32,7 +32,7 @@ UTTERANCES = 100
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What `make demo` leaves, smaller: a corpus and a student."""
+    """What ``make demo`` leaves, smaller: a corpus and a student."""
     from manifests.demo import corpus
 
     folder = tmp_path_factory.mktemp("product")
