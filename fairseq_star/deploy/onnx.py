@@ -163,7 +163,7 @@ class Onnx(ProgramTarget):
 
     def texts(self, path: Path, sources: Sequence[Tensor]) -> dict[str, list[str]]:
         # A layer's range is taken from the whole batch where it is rounded, so that neighbours tell a little.
-        return onnx_asr_texts(path, sources, in_a_batch=not (self.int8 or self.int4))
+        return onnx_asr_texts(path, sources, in_batches=not (self.int8 or self.int4))
 
     def next_step(self, path: Path) -> str:
         return self.run_lines(

@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, Sequence
 
+BATCH = 8
+
 
 def load_recognizer(folder: str | Path, **options: Any) -> Any:
     """Return onnx-asr's adapter (``recognize``, ``with_vad``, ``with_timestamps``) for an exported folder.
@@ -45,17 +47,18 @@ def load_recognizer(folder: str | Path, **options: Any) -> Any:
     return TextResultsAsrAdapter(recognizer, Resampler(16_000, options))
 
 
-def onnx_asr_texts(folder: Path, sources: Sequence[Any], *, in_a_batch: bool) -> dict[str, list[str]]:
+def onnx_asr_texts(folder: Path, sources: Sequence[Any], *, in_batches: bool) -> dict[str, list[str]]:
     """Return onnx-asr's texts of utterances (1-D, float32 tensors), if it is installed.
 
     Args:
-        in_a_batch: also of all in one batch.
+        in_batches: also of :data:`BATCH` at a time.
     """
     if importlib.util.find_spec("onnx_asr") is None:
         return {}
     recognizer = load_recognizer(folder)
     waveforms = [source.numpy() for source in sources]
     texts = {"onnx-asr": [recognizer.recognize(waveform) for waveform in waveforms]}
-    if in_a_batch:
-        texts["onnx-asr's batches"] = recognizer.recognize(waveforms)
+    if in_batches:
+        batches = (waveforms[start : start + BATCH] for start in range(0, len(waveforms), BATCH))
+        texts["onnx-asr's batches"] = [text for batch in batches for text in recognizer.recognize(batch)]
     return texts

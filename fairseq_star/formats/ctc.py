@@ -7,19 +7,25 @@ each word of letters, ``▁`` before each word of subwords; other labels, such a
 Sources: fairseq's ``models/hubert/hubert_asr.py``, ``criterions/ctc.py``, ``data/{dictionary,data_utils}.py``.
 """
 
+import os
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Callable, ClassVar, Iterable, Mapping, Sequence
 
 import torch
+from fairseq.data.dictionary import Dictionary
+from fairseq.models.hubert.hubert_asr import HubertCtc
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fairseq_star.errors import StarError
 from fairseq_star.formats.building import misfit
+from fairseq_star.formats.config import plain, sections
 from fairseq_star.formats.head import Head
 
-TOKENS = "tokens.txt"
+TOKENS, DICTIONARY = "tokens.txt", "--dictionary"
 PROJECTION = "w2v_encoder.proj."  # keys of the linear layer in a fine-tuned checkpoint
 BLANK = "<s>"  # in fairseq's dictionary; `task.blank_symbol` of every fine-tuning task
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's mark at the start of a word, which runtimes read as a space
@@ -117,33 +123,54 @@ class CtcHead(Head):
         (folder / TOKENS).write_text(self.tokens.lines(), encoding="utf-8")
 
 
-def read_head(weights: Mapping[str, Tensor], dictionary: Any, post_process: str | None, *, name: str) -> CtcHead:
+def read_head(state: Mapping, dictionary: str | None, *, name: str) -> CtcHead:
     """Return the head of a fine-tuned ``hubert_ctc``.
 
     Args:
-        weights: the whole model's.
-        dictionary: the ``Dictionary`` of its labels.
-        post_process: the criterion's option; by the tokens themselves when None.
+        state: the checkpoint.
+        dictionary: fairseq's file of the labels; when None, that in the checkpoint or in its data folder.
         name: option and file, for messages.
 
     Raises:
         StarError: it has no head, one of another number of tokens than the dictionary, or labels of a kind that is not
-            supported.
+            supported; the dictionary is missing or damaged.
     """
+    weights = state["model"]
     head = {key.removeprefix(PROJECTION): value for key, value in weights.items() if key.startswith(PROJECTION)}
     weight, bias = head.get("weight"), head.get("bias")
     if head.keys() != {"weight", "bias"} or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise misfit(name, f"{PROJECTION}weight and {PROJECTION}bias are no linear layer to tokens")
-    symbols = tuple(dictionary.symbols)
-    if len(symbols) != len(weight):
+    labels = _dictionary(state, dictionary, name)
+    if len(labels) != len(weight):
         raise StarError(
-            f"{name}: its head has {len(weight)} tokens and its dictionary {len(symbols)}; give the dictionary that it "
-            "was fine-tuned with as --dictionary"
+            f"{name}: its head has {len(weight)} tokens and its dictionary {len(labels)}; give the dictionary that it "
+            f"was fine-tuned with as {DICTIONARY}"
         )
-    return CtcHead(weight.float(), bias.float(), _tokens(symbols, dictionary, post_process, name))
+    post_process = plain(plain(state["cfg"]).get("criterion")).get("post_process")
+    return CtcHead(weight.float(), bias.float(), _tokens(labels, post_process, name))
 
 
-def _tokens(symbols: tuple[str, ...], dictionary: Any, post_process: str | None, name: str) -> Tokens:
+def build_model(state: Mapping, head: CtcHead) -> Callable[[Tensor], list[Tensor]]:
+    """Return fairseq's own model of a checkpoint, as a function of one utterance (1 x samples)."""
+    # fairseq's own config lacks `autoregressive`, which its encoder asks for (fairseq_hooks/hubert_ctc.py).
+    config = OmegaConf.create({**sections(state["cfg"])[0], "autoregressive": False, "data": ""})
+    recorded = state.get("task_state")
+    # Without dictionaries the pretraining task would look for files of units, which fine-tuning has no use for.
+    restored = {"dictionaries": [None], **(recorded if isinstance(recorded, Mapping) else {})}
+    # Of the dictionary it asks only for the size.
+    task = SimpleNamespace(target_dictionary=head.tokens.symbols, state_dict=lambda: restored)
+    model = HubertCtc.build_model(config, task)
+    model.load_state_dict(state["model"])
+    model.eval()
+
+    def log_probs(source: Tensor) -> list[Tensor]:
+        return [model.get_normalized_probs(model(source=source, padding_mask=None), log_probs=True)[:, 0]]
+
+    return log_probs
+
+
+def _tokens(labels: Dictionary, post_process: str | None, name: str) -> Tokens:
+    symbols = tuple(labels.symbols)
     if post_process is None:
         marked = any(symbol.startswith(SPACE) for symbol in symbols)
         post_process = SENTENCEPIECE if marked else LETTER if BOUNDARY in symbols else NONE
@@ -156,8 +183,35 @@ def _tokens(symbols: tuple[str, ...], dictionary: Any, post_process: str | None,
     if unreadable is not None or len(set(symbols)) != len(symbols):
         what = "repeats a token" if unreadable is None else f"contains the token {unreadable!a}, which has a space"
         raise StarError(f"{name}: its dictionary {what}; no runtime can read it")
-    blank = dictionary.index(BLANK)
-    return Tokens(symbols, post_process, blank, tuple(sorted({dictionary.bos(), dictionary.eos()})))
+    return Tokens(symbols, post_process, labels.index(BLANK), tuple(sorted({labels.bos(), labels.eos()})))
+
+
+def _dictionary(state: Mapping, path: str | None, name: str) -> Dictionary:
+    """Return the dictionary of the labels: the file's, else the checkpoint's, else that of its data folder."""
+    task, recorded = sections(state["cfg"])[1], state.get("task_state")
+    if path is not None:
+        return _read_dictionary(path, f"{DICTIONARY} {path}")
+    if isinstance(recorded, Mapping):
+        several = recorded.get("dictionaries")
+        for one in (recorded.get("target_dictionary"), *(several if isinstance(several, list) else ())):
+            if isinstance(one, Dictionary):
+                return one
+    labels, folder = task.get("labels"), task.get("target_dictionary") or task.get("data")
+    labels = labels[0] if isinstance(labels, list) and labels else labels
+    file = os.path.join(str(folder), f"dict.{labels}.txt")
+    if not os.path.isfile(file):
+        raise StarError(f"{name} holds no dictionary of its labels, and there is no {file}; give one as {DICTIONARY}")
+    return _read_dictionary(file, f"{name}: its dictionary {file}")
+
+
+def _read_dictionary(path: str, what: str) -> Dictionary:
+    try:
+        return Dictionary.load(path)
+    except OSError as error:
+        raise StarError(f"{what} cannot be read ({error.strerror}); correct the path") from error
+    except Exception as error:  # fairseq raises a bare Exception for bytes that are no UTF-8
+        reason = " ".join(str(error).split())[:200]
+        raise StarError(f"{what} does not hold fairseq's lines `symbol count` ({reason}); correct it") from error
 
 
 def read_tokens(about: Mapping[str, Any]) -> Tokens:

@@ -6,41 +6,37 @@ The encoder of such a checkpoint alone is read by ``import``, or as a teacher (`
 import json
 import os
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import cached_property
 from typing import Any, Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from fairseq.data.dictionary import Dictionary
-from fairseq.models.hubert.hubert_asr import HubertCtc
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
 from fairseq_star.formats import ctc, fairseq
 from fairseq_star.formats.building import misfit
-from fairseq_star.formats.config import plain, sections
+from fairseq_star.formats.config import sections
 from fairseq_star.formats.head import Head
 from fairseq_star.formats.student import Student, load_student, student_of
-
-DICTIONARY = "--dictionary"
 
 
 @dataclass(frozen=True)
 class Tuned:
     """A model of fairseq's that is fine-tuned with a head."""
 
-    head: type[Head]
-    read: Callable[..., Head]  # (weights, dictionary, post_process, name=...) -> the head
     keys: str  # beginning of the head's keys
-    build: Callable[[Any, Any], nn.Module]  # (config, task) -> fairseq's own model
+    read: Callable[..., Head]  # (checkpoint, file of labels or None, name=...) -> the head
+    # (checkpoint, head) -> fairseq's own model as a function of one utterance, 1 x samples -> the head's outputs.
+    build: Callable[[Mapping, Any], Callable[[Tensor], list[Tensor]]]
+    read_labels: Callable[[Mapping], Any]  # what `Head.about` described -> the labels
 
 
-HEADS: dict[str, Tuned] = {"hubert_ctc": Tuned(ctc.CtcHead, ctc.read_head, ctc.PROJECTION, HubertCtc.build_model)}
+HEADS: dict[str, Tuned] = {"hubert_ctc": Tuned(ctc.PROJECTION, ctc.read_head, ctc.build_model, ctc.read_tokens)}
 """fairseq's name of a model -> how its head is read."""
-LABELS = {ctc.CtcHead.kind: ctc.read_tokens}
-"""The kind of a head -> the reader of its labels in a program's metadata."""
+KINDS = {ctc.CtcHead.kind: "hubert_ctc"}
+"""The kind of a head -> fairseq's name of its model."""
 
 
 def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = None) -> Student:
@@ -60,15 +56,14 @@ def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = No
     registered = sections(state.get("cfg"))[0].get("_name")
     if not isinstance(registered, str) or registered not in HEADS:
         if dictionary is not None:
-            raise StarError(f"{DICTIONARY} is for fine-tuned checkpoints, which {path} is not; leave it out")
+            raise StarError(f"{ctc.DICTIONARY} is for fine-tuned checkpoints, which {path} is not; leave it out")
         return load_student(path, option)
     tuned, family = HEADS[registered], fairseq.FAMILIES[registered]
     encoder = fairseq.read_encoder(state, name=name)
     lost = [key for key in state["model"] if not key.startswith((family.prefix, tuned.keys))]
     if lost:
         raise misfit(name, *(f"{key[:80]!a} is unknown" for key in lost))
-    labels = _dictionary(state, dictionary, name)
-    criterion = plain(plain(state["cfg"]).get("criterion"))
+    head = tuned.read(state, dictionary, name=name)
     student = student_of(
         encoder,
         dropouts=fairseq.dropouts(state, name),
@@ -76,8 +71,7 @@ def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = No
         origin=path,
         mask_embedding=state["model"].get(f"{family.prefix}mask_emb"),
     )
-    student.head = tuned.read(state["model"], labels, criterion.get("post_process"), name=name)
-    student.reference = _Reference(state, tuned, labels, student.normalize)
+    student.head, student.reference = head, _Reference(tuned, state, head, student.normalize)
     return student
 
 
@@ -101,66 +95,25 @@ def read_labels(metadata: str | None, name: str) -> Described:
         raise StarError(f"{name} is an exported encoder without a head; export a fine-tuned checkpoint")
     try:
         about = json.loads(metadata)
-        labels, inputs = LABELS[about["kind"]](about["labels"]), tuple(map(str, about["inputs"]))
+        labels, inputs = HEADS[KINDS[about["kind"]]].read_labels(about["labels"]), tuple(map(str, about["inputs"]))
         return Described(labels, inputs, int(about["sample_rate"]), int(about["downsample_rate"]))
     except (ValueError, TypeError, KeyError) as error:
         raise StarError(f"{name} describes its head as this version does not; export the checkpoint again") from error
 
 
-def _dictionary(state: Mapping, path: str | None, name: str) -> Dictionary:
-    """Return the dictionary of the labels: the file's, else the checkpoint's, else that of its data folder."""
-    task, recorded = sections(state["cfg"])[1], state.get("task_state")
-    if path is not None:
-        return _read_dictionary(path, f"{DICTIONARY} {path}")
-    if isinstance(recorded, Mapping):
-        several = recorded.get("dictionaries")
-        for one in (recorded.get("target_dictionary"), *(several if isinstance(several, list) else ())):
-            if isinstance(one, Dictionary):
-                return one
-    labels, folder = task.get("labels"), task.get("target_dictionary") or task.get("data")
-    labels = labels[0] if isinstance(labels, list) and labels else labels
-    file = os.path.join(str(folder), f"dict.{labels}.txt")
-    if not os.path.isfile(file):
-        raise StarError(f"{name} holds no dictionary of its labels, and there is no {file}; give one as {DICTIONARY}")
-    return _read_dictionary(file, f"{name}: its dictionary {file}")
-
-
-def _read_dictionary(path: str, what: str) -> Dictionary:
-    try:
-        return Dictionary.load(path)
-    except OSError as error:
-        raise StarError(f"{what} cannot be read ({error.strerror}); correct the path") from error
-    except Exception as error:  # fairseq raises a bare Exception for bytes that are no UTF-8
-        reason = " ".join(str(error).split())[:200]
-        raise StarError(f"{what} does not hold fairseq's lines `symbol count` ({reason}); correct it") from error
-
-
 class _Reference:
-    """fairseq's own forward pass of a fine-tuned model, built when it is first called."""
+    """fairseq's own forward pass of a fine-tuned model."""
 
-    def __init__(self, state: Mapping, tuned: Tuned, labels: Dictionary, normalize: bool):
-        self.state, self.tuned, self.labels, self.normalize = state, tuned, labels, normalize
-        self.model: nn.Module | None = None
+    def __init__(self, tuned: Tuned, state: Mapping, head: Head, normalize: bool):
+        self.tuned, self.state, self.head, self.normalize = tuned, state, head, normalize
+
+    @cached_property
+    def _model(self) -> Callable[[Tensor], list[Tensor]]:
+        with torch.random.fork_rng(devices=[]):
+            return self.tuned.build(self.state, self.head)
 
     @torch.no_grad()
     def __call__(self, sources: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the head's outputs for each utterance by itself, as :meth:`Head.split` does."""
-        self.model = self.model or self._build()
-        outputs = []
-        for source in sources:
-            given = F.layer_norm(source, source.shape) if self.normalize else source
-            net_output = self.model(source=given[None], padding_mask=None)
-            outputs.append([self.model.get_normalized_probs(net_output, log_probs=True)[:, 0]])
-        return outputs
-
-    def _build(self) -> nn.Module:
-        # fairseq's own config lacks `autoregressive`, which its encoder asks for (fairseq_hooks/hubert_ctc.py).
-        config = OmegaConf.create({**sections(self.state["cfg"])[0], "autoregressive": False, "data": ""})
-        recorded = self.state.get("task_state")
-        # Without dictionaries the pretraining task would look for files of units, which fine-tuning has no use for.
-        restored = {"dictionaries": [None], **(recorded if isinstance(recorded, Mapping) else {})}
-        task = SimpleNamespace(target_dictionary=self.labels, state_dict=lambda: restored)
-        with torch.random.fork_rng(devices=[]):
-            model = self.tuned.build(config, task)
-        model.load_state_dict(self.state["model"])
-        return model.eval()
+        given = (F.layer_norm(source, source.shape) if self.normalize else source for source in sources)
+        return [self._model(source[None]) for source in given]

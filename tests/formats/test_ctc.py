@@ -19,13 +19,13 @@ def kind(request):
     return request.param
 
 
-def tokens_of(kind: str, recorded: str | None = None) -> Tokens:
+def tokens_of(kind: str) -> Tokens:
+    """The tokens of a checkpoint that does not say of which kind they are."""
     labels = tuned.dictionary(tuned.KINDS[kind])
-    weights = {
-        "w2v_encoder.proj.weight": torch.zeros(len(labels), 3),
-        "w2v_encoder.proj.bias": torch.zeros(len(labels)),
-    }
-    return read_head(weights, labels, recorded, name="tuned.pt").tokens
+    shapes = {"weight": (len(labels), 3), "bias": (len(labels),)}
+    weights = {f"w2v_encoder.proj.{key}": torch.zeros(shape) for key, shape in shapes.items()}
+    state = {"model": weights, "cfg": {}, "task_state": {"target_dictionary": labels}}
+    return read_head(state, None, name="tuned.pt").tokens
 
 
 @given(best=st.lists(st.sampled_from([0, 2, 4, 5, 6, 7]), max_size=30))
