@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fairseq_star.analysis.doctor.batches import check_batches, check_cache
 from fairseq_star.analysis.doctor.loss import check_loss, check_validation
@@ -82,7 +81,7 @@ def diagnose(
     if deep:
         from fairseq_star.analysis.doctor.deep import examine
 
-        figures, findings = examine(Path(run_dir), data=data, teacher=teacher)
+        figures, findings = examine(record, data=data, teacher=teacher)
         diagnosis.figures += figures
         diagnosis.findings += findings
     return diagnosis

@@ -45,10 +45,12 @@ class Sample:
     Attributes:
         run: the run, its trained student in eval mode.
         teacher, student: L+1 states each, n frames x D; of the teacher the layers that the student's learn from.
+        trained_loss: what training logged last; None where it logged nothing.
         errors: utterances x L, distance of the student's Gram matrix from the teacher's, relative to the latter.
     """
 
     run: Run
+    trained_loss: float | None = None
     utterances: list[Utterance] = field(default_factory=list)
     teacher: list[Tensor] = field(default_factory=list)
     student: list[Tensor] = field(default_factory=list)
@@ -56,7 +58,7 @@ class Sample:
 
 
 @torch.no_grad()
-def draw_sample(run: Run) -> Sample:
+def draw_sample(run: Run, trained_loss: float | None) -> Sample:
     """Encode :data:`UTTERANCES` drawn at random, the same ones each time.
 
     Raises:
@@ -69,7 +71,7 @@ def draw_sample(run: Run) -> Sample:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, criterion = run.model.to(device).eval(), run.criterion.to(device).eval()
     layers = (0, *criterion.teacher_layers)
-    sample, states, frames = Sample(run), ([], []), 0
+    sample, states, frames = Sample(run, trained_loss), ([], []), 0
     order = np.random.default_rng(0).permutation(len(dataset))[:UTTERANCES]
     for index in tqdm(order, desc="utterances through teacher and student", leave=False, disable=None):
         item = dataset[int(index)]

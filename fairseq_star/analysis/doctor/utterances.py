@@ -1,4 +1,4 @@
-"""Findings on utterances: silent, too loud, or with a loss that stands out."""
+"""Findings on utterances: silent, too loud, with a loss that stands out or is not the one that training logged."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,21 @@ from fairseq_star.fairseq_hooks.symptoms import LIKELY, POSSIBLE, SURE, Finding
 SILENT = -70.0  # dB of full scale
 CLIPPED = 0.01  # share of samples at full scale
 OUTLIER, FAR = 6.0, 3.0  # robust standard deviations of the logarithm of the loss, and times the median
+OTHER = 2.0  # times the loss that training logged
 SHOWN = 5
+
+
+def check_loss_now(sample: Sample) -> Iterator[Finding]:
+    """Judge whether the loss of today's files is the one that training logged."""
+    now = float(np.median([one.loss for one in sample.utterances]))
+    if sample.trained_loss and now > OTHER * sample.trained_loss:
+        yield Finding(
+            "trained-on-something-else",
+            f"the loss of the training set is {now:,.4g} with the files of today, and training logged "
+            f"{sample.trained_loss:,.4g}: what the student learned from was not what this teacher makes of this audio",
+            LIKELY,
+            "remove task.teacher_cache and train anew, or name the run's own files with --teacher and --data",
+        )
 
 
 def check_utterances(sample: Sample) -> Iterator[Finding]:

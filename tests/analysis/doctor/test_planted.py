@@ -11,7 +11,6 @@ import soundfile
 import torch
 
 from fairseq_star.analysis.doctor.doctor import diagnose
-from fairseq_star.analysis.doctor.layers import effective_rank
 from tests.support import runs, tiny
 from tests.support.runs import TRAIN, hydra_arguments
 
@@ -184,15 +183,6 @@ def test_a_teacher_of_the_other_normalization(normalize, data, tmp_path):
     assert names(folder, deep=True) == ([] if normalize else ["teacher-not-normalized"])
     warned = "its checkpoint says normalize=false" in (folder / "train.log").read_text()
     assert warned is not normalize
-
-
-def test_effective_rank():
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(500, 5, generator=generator) - 0.0)[0]
-    states = (basis - basis.mean(0)) @ torch.eye(5, 8)
-    assert effective_rank(states) == pytest.approx(5, rel=0.05)
-    assert effective_rank(torch.ones(20, 4)) == 0
-    assert effective_rank(torch.arange(20.0)[:, None] * torch.ones(4)) == pytest.approx(1)
 
 
 def test_the_command_in_a_process(healthy):
