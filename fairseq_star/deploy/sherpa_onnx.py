@@ -8,9 +8,10 @@
     print(stream.result.text)
 
 Of sherpa-onnx's CTC slots one takes raw audio, Omnilingual ASR's: one utterance (1 x samples) in, log-probabilities
-(1 x T x tokens) out. It brings each utterance to zero mean and unit variance first. A student that was trained so takes
-that as it is. For one that takes audio as it was recorded the file sets the level of speech again, :data:`LEVEL`: its
-first norm, over an utterance's channels, is independent of the level but for the epsilon in its variance.
+(1 x T x tokens) out. It brings each utterance to zero mean and unit variance first, as a student may have been trained.
+For one that takes audio as it was recorded the file restores the level: sherpa-onnx divides by the root of variance +
+:data:`EPSILON`, so that the variance which is left, v / (v + epsilon), tells v. The mean stays lost, but a first norm
+over an utterance's channels does not depend on it.
 
 None of its streaming slots fits: T-one's is the one that takes raw audio, and its state is 16-bit floats, in which a
 running norm's sums overflow.
@@ -35,7 +36,8 @@ from fairseq_star.formats.ctc import SPACE, TOKENS, CtcHead
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import check_sources
 
-LEVEL = 0.06  # root mean square of speech, full scale 1: -24 dB
+EPSILON = 1e-5  # of sherpa-onnx's normalization
+LEAST = 1e-6  # of what is left of the variance: its rounding errors are below; reached at 10 dB above full scale
 SAMPLES = "samples"  # the file's input
 BYTE_BPE = 0xC6  # the largest byte of tokens that sherpa-onnx takes for byte-level subwords
 
@@ -55,14 +57,15 @@ class SherpaOnnx(Onnx):
         _check(student)
         super().write(student, path)
 
-    def head_outputs(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
-        """Return the log-probabilities of audio as the student takes it; the file has one utterance a call."""
-        run, _ = self.loaded(path / self.file)
-        outputs = [run((source / LEVEL)[None]) for source in sources]
-        return [[log_probs[0]] for [log_probs] in outputs]
+    def sources(self) -> list[Tensor]:
+        """Return loud to quiet audio, whose level the file restores."""
+        return [level * source for level, source in zip((1, 0.1, 0.01), super().sources(), strict=True)]
 
-    def text_sources(self) -> list[Tensor]:
-        return [LEVEL * F.layer_norm(source, source.shape) for source in super().text_sources()]
+    def head_outputs(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
+        """Return the log-probabilities of audio that sherpa-onnx would normalize; the file has one utterance a call."""
+        run, _ = self.loaded(path / self.file)
+        outputs = [run(F.layer_norm(source, source.shape, eps=EPSILON)[None]) for source in sources]
+        return [[log_probs[0]] for [log_probs] in outputs]
 
     def texts(self, path: Path, sources: Sequence[Tensor]) -> dict[str, list[str]]:
         if importlib.util.find_spec("sherpa_onnx") is None:
@@ -98,7 +101,7 @@ class SherpaOnnx(Onnx):
 
 
 class _Utterance(nn.Module):
-    """One utterance of zero mean and unit variance, at the level of speech."""
+    """One utterance as sherpa-onnx normalizes it."""
 
     def __init__(self, student: Student):
         super().__init__()
@@ -107,7 +110,10 @@ class _Utterance(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         # Summed, not a size: that would be a number of the example in the file.
         num_samples = torch.ones_like(samples, dtype=torch.long).sum(1)
-        return self.student.padded(LEVEL * samples, num_samples)[0]
+        if not self.student.normalize:
+            lost = 1 - samples.double().square().mean(1, keepdim=True)  # epsilon / (v + epsilon)
+            samples = samples * (EPSILON / lost.clamp(min=LEAST)).sqrt().float()
+        return self.student.padded(samples, num_samples)[0]
 
 
 def _check(student: Student) -> None:

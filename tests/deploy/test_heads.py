@@ -86,6 +86,21 @@ def test_log_probabilities_are_fairseqs_at_any_lengths(student, exports, name, l
         assert apart(toolkit.head_outputs(exported.path, sources, padded=True), expected) < 5e-4
 
 
+@settings(max_examples=15)
+@given(length=st.integers(400, 40_000), level=st.floats(1e-3, 1), mean=st.floats(-0.01, 0.01))
+def test_sherpa_onnx_restores_the_level_that_it_takes_away(student, exports, length, level, mean):
+    toolkit, exported = exports["sherpa-onnx"]
+    [source] = tuned.noise([length], seed=length)
+    [[expected]], [[got]] = (
+        outputs([level * source + mean])
+        for outputs in (student.reference, lambda given: toolkit.head_outputs(exported.path, given, padded=False))
+    )
+    assert (got - expected).abs().max() < 2e-3
+    [[other]] = student.reference([source * 30 * level])
+    if level < 0.003:
+        assert (other - expected).abs().max() > 0.02  # the level matters to it
+
+
 @pytest.mark.parametrize("kind", list(tuned.KINDS))
 @pytest.mark.parametrize("name", ["onnx", "sherpa-onnx", "huggingface"])
 def test_runtimes_read_what_fairseq_reads(kind, name, tmp_path):
