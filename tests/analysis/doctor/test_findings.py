@@ -98,7 +98,7 @@ def test_no_false_alarm(tmp_path_factory, seed, noise, scale, fall, sliced, last
 
 
 def test_why_a_run_died_and_what_counts_as_its_end(tmp_path):
-    """The log's last error is quoted. Updates that no line covers are not missed, except where a checkpoint lacks them."""
+    """The last error is quoted; updates that no line covers are not missed, those that a checkpoint lacks are."""
     told = "fairseq-star: update 231: the gradient is not finite; lower optimization.lr"
     [finding] = diagnose(write_run(tmp_path / "dead", last=230, lines=[told])).findings
     assert told in finding.sentence
