@@ -31,6 +31,7 @@ class Record:
         options: the whole configuration, resolved; empty where neither a checkpoint nor a log has it.
         teacher: the digest of the teacher's files; None for an old checkpoint or none.
         utterances: of the training set; None where its manifest is not in its place any more.
+        saved: whether there is a checkpoint.
         num_updates: the last one that was logged or saved.
         running: whether a process holds the lock of the folder.
         log: lines of the newest ``*.log``.
@@ -41,6 +42,7 @@ class Record:
     options: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
     utterances: int | None = None
+    saved: bool = False
     num_updates: int = 0
     running: bool = False
     log: list[str] = field(default_factory=list)
@@ -48,7 +50,7 @@ class Record:
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option by its name on the command line, such as ``optimization.max_update``."""
         section, _, key = name.partition(".")
-        value = (self.options.get(section) or {}).get(key)
+        value = _section(self.options, section).get(key)
         return default if value is None else value
 
     def curve(self, name: str) -> dict[int, float]:
@@ -62,9 +64,9 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether no update is missing, or as many as are between two lines of the log."""
-        missing = self.max_update - self.num_updates
-        return missing < max(1, int(self.option("common.log_interval", 1))) and not self.running
+        """Whether no update is missing; without a checkpoint as many may be as are between two lines of the log."""
+        tolerated = 0 if self.saved else int(self.option("common.log_interval", 1)) - 1
+        return self.num_updates >= self.max_update - tolerated and not self.running
 
 
 def read_record(run_dir: str | os.PathLike) -> Record:
@@ -79,31 +81,43 @@ def read_record(run_dir: str | os.PathLike) -> Record:
     log = _newest_log(run_dir)
     saved = next((stored_values(run_dir / name) for name in CHECKPOINTS if (run_dir / name).is_file()), {})
     options = saved.get("cfg") or _logged_options(log)
-    curves = read_curves(run_dir, (options.get("common") or {}).get("tensorboard_logdir"))
+    curves = read_curves(run_dir, _section(options, "common").get("tensorboard_logdir"))
     if curves is None and not saved:
         raise StarError(
             f"doctor: {run_dir} holds neither a checkpoint nor event files nor a *.log with losses; give a run's "
             "checkpoint.save_dir, such as demo/run"
         )
-    history = saved.get("optimizer_history") or [{}]
     return Record(
         run_dir,
         curves,
         options,
-        teacher=(saved.get("task_state") or {}).get("teacher_digest"),
+        teacher=_section(saved, "task_state").get("teacher_digest"),
         utterances=_count_utterances(run_dir, options),
-        num_updates=max(curves.last_update if curves else 0, int(history[-1].get("num_updates", 0))),
+        saved=bool(saved),
+        num_updates=max(curves.last_update if curves else 0, _saved_updates(saved)),
         running=is_locked(run_dir),
         log=log,
     )
 
 
+def _section(values: Mapping, name: str) -> Mapping:
+    section = values.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _saved_updates(saved: Mapping) -> int:
+    history = saved.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else {}
+    number = last.get("num_updates") if isinstance(last, Mapping) else None
+    return number if isinstance(number, int) else 0
+
+
 def _count_utterances(run_dir: Path, options: dict) -> int | None:
-    data = (options.get("task") or {}).get("data")
+    data = _section(options, "task").get("data")
     if not data:
         return None
-    name = f"{(options.get('dataset') or {}).get('train_subset')}.tsv"
-    depth = len(Path((options.get("checkpoint") or {}).get("save_dir") or "").parts)
+    name = f"{_section(options, 'dataset').get('train_subset')}.tsv"
+    depth = len(Path(_section(options, "checkpoint").get("save_dir") or "").parts)
     started_in = run_dir.resolve().parents[depth - 1 : depth]  # where a relative save_dir tells that
     for folder in (Path(), *started_in):
         with suppress(StarError):
@@ -113,7 +127,10 @@ def _count_utterances(run_dir: Path, options: dict) -> int | None:
 
 def _newest_log(run_dir: Path) -> list[str]:
     paths = sorted(run_dir.glob("*.log"), key=os.path.getmtime)
-    return paths[-1].read_text(encoding="utf-8", errors="replace").splitlines() if paths else []
+    try:
+        return paths[-1].read_text(encoding="utf-8", errors="replace").splitlines() if paths else []
+    except OSError as error:
+        raise StarError(f"doctor: {paths[-1]} cannot be read ({error.strerror}); restore it") from error
 
 
 def _logged_options(log: list[str]) -> dict:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_star.analysis.doctor.doctor import diagnose
-from fairseq_star.analysis.doctor.record import read_record
+from fairseq_star.analysis.doctor.record import read_record, stored_values
 from fairseq_star.analysis.doctor.references import FILE, packaged
 from fairseq_star.cli import main
 from fairseq_star.fairseq_hooks.symptoms import BINS, binned
@@ -94,6 +95,21 @@ def test_no_false_alarm(tmp_path_factory, seed, noise, scale, fall, sliced, last
         )
     folder = write_run(tmp_path_factory.mktemp("run"), options=options, curves=curves, last=last, valid=healthy)
     assert diagnose(folder).findings == []
+
+
+def test_why_a_run_died_and_what_counts_as_its_end(tmp_path):
+    """The last error is quoted; updates that no line covers are not missed, those that a checkpoint lacks are."""
+    told = "fairseq-star: update 231: the gradient is not finite; lower optimization.lr"
+    [finding] = diagnose(write_run(tmp_path / "dead", last=230, lines=[told])).findings
+    assert told in finding.sentence
+    short = write_run(
+        tmp_path / "short", options={"optimization": {"max_update": 407, "lr": [PEAK]}}, curves={"lr": lambda u: 0}
+    )
+    assert read_record(short).finished
+    torch.save(
+        {"cfg": read_record(short).options, "optimizer_history": [{"num_updates": 400}]}, short / "checkpoint_last.pt"
+    )
+    assert not read_record(short).finished
 
 
 def test_like_another_run(tmp_path):
@@ -181,6 +197,28 @@ def test_the_first_answer_takes_neither_torch_nor_fairseq(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "no findings" in done.stdout
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_runs_nothing(tmp_path):
+    """Plain values are read, whatever stands beside them; sections that are none count as missing."""
+    state = {
+        "cfg": {"optimization": {"max_update": 7}, "task": Hostile(tmp_path / "opened"), "common": [1]},
+        "model": {"weight": torch.ones(3)}, "optimizer_history": [{"num_updates": 5}], "task_state": None,
+    }  # fmt: skip
+    torch.save(state, tmp_path / "checkpoint_last.pt")
+    record = read_record(tmp_path)
+    assert not (tmp_path / "opened").exists()
+    assert (record.max_update, record.num_updates, record.option("task.data", "none")) == (7, 5, "none")
+    assert stored_values(tmp_path / "checkpoint_last.pt")["cfg"]["common"] == [1]
+    assert [finding.name for finding in diagnose(tmp_path).findings] == ["ended-early"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no checkpoint"])

@@ -100,6 +100,8 @@ def test_page_is_whole(page, run_dir):
         "42.1 % (40.1 to 45.1)",
         "68 % (60 to 75)",
         "encoder_embed_dim: 16",
+        "<h2>Is the run well?</h2>",
+        "Finished after update 8 of 8.",
         torch.__version__,
     ):
         assert shown in text
