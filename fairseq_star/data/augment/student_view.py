@@ -19,6 +19,8 @@ from fairseq_star.encoder.frames import FrameGeometry
 
 CLEAN = "clean_source"
 """In a batch, what the teacher receives where the student's ``net_input`` differs: B x samples."""
+SILENT = "silent_additions"
+"""In a batch, a sentence for each utterance that got no noise, or no other speakers, though it should have."""
 MASKED_FRAMES = "masked_frames"
 """In a batch, which of its own n_b frames are masked, for each utterance: arrays of the host, never of a device."""
 
@@ -72,15 +74,19 @@ class StudentView:
 
     def look(
         self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int
-    ) -> dict[str, Tensor | np.ndarray]:
+    ) -> dict[str, Tensor | np.ndarray | list[str]]:
         """What one utterance's item has beside ``source``, its n clean samples.
 
         Returns:
-            ``heard`` (n samples), ``masked`` (frames) and ``zeroed`` (channels), those that the options ask for.
+            ``heard`` (n samples) with ``silent`` (sentences), ``masked`` (frames) and ``zeroed`` (channels), those that
+            the options ask for.
         """
-        view: dict[str, Tensor | np.ndarray] = {}
+        view: dict[str, Tensor | np.ndarray | list[str]] = {}
         if self.distortion is not None:
-            heard = self.distortion.apply(clean, epoch=epoch, index=index, others=others, count=count)
+            view["silent"] = []
+            heard = self.distortion.apply(
+                clean, epoch=epoch, index=index, others=others, count=count, silent=view["silent"]
+            )
             view["heard"] = F.layer_norm(heard, heard.shape) if self.normalize else heard
         if self.masking is not None:
             num_frames = self.geometry.num_frames(len(clean))
@@ -97,6 +103,8 @@ class StudentView:
         width = inputs["source"].size(1)
         if self.distortion is not None:
             batch[CLEAN] = inputs["source"]
+            told = zip(batch["paths"], (item["silent"] for item in items), strict=True)
+            batch[SILENT] = [f"{path}: {'; '.join(sentences)}" for path, sentences in told if sentences]
             inputs["source"] = torch.stack([F.pad(item["heard"], (0, width - len(item["heard"]))) for item in items])
         if self.masking is None:
             return
