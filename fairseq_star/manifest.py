@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_star.errors import StarError
-from fairseq_star.runtime.files import replacing
+from fairseq_star.runtime.files import open_text, replacing
 
 SAMPLE_RATE = 16_000
 """Hz; the rate that HuBERT and every student here expect."""
@@ -73,7 +73,7 @@ def _read_lines(path: Path) -> Iterator[str]:
     try:
         # Not str.splitlines, which also breaks lines at characters that fairseq takes for part of a name.
         # Editors and spreadsheets put a byte order mark first, which is not part of the root.
-        with open(path, encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             for line in file:
                 yield line.rstrip("\n")
     except OSError as error:

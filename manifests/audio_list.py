@@ -12,10 +12,14 @@ The name of a FILE decides its format:
     a manifest     of fairseq, whatever its name: its entries, checked, split or converted again
     anything else  a list, one path a line
 
-Relative paths are below --root, by default below the FILE's own folder. A length in a table is compared with the
-file, or with --trust-lengths used unchecked: no audio is opened, which lists millions of files in seconds. Files not in
-16 kHz mono are named and left out, or converted with --resample; malformed lines and files listed twice are left out
-too. The script then exits with status 1, or 0 with --skip-bad.
+A table's row may name a part of a file (``offset``, ``start``, ``end``, ``duration``, in seconds): where that is not
+the whole file it is named and left out, since a manifest lists whole files.
+
+A FILE may be a pipe (``<(find corpus -name '*.flac')``, ``/dev/stdin``): a list or a manifest. Relative paths are
+below --root, by default below the FILE's own folder, those of a pipe below the present one. A length in a table is
+compared with the file, or with --trust-lengths used unchecked: no audio is opened, which lists millions of files in
+seconds. Files not in 16 kHz mono are named and left out, or converted with --resample; malformed lines and files listed
+twice are left out too. The script then exits with status 1, or 0 with --skip-bad.
 """
 
 import argparse
@@ -24,11 +28,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fairseq_star.errors import StarError
+from fairseq_star.runtime.files import is_pipe
 from manifests.finding import LeftOut, check_folder, is_macos_leftover, readable_extensions
 from manifests.preparing import Found, add_options, add_split_options, check_split_options, prepare, run_script
 from manifests.sources import (
     JSON_LINES,
     TABLES,
+    UNREAD,
     manifest_root,
     read_list,
     read_listed,
@@ -58,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.root:
         check_folder(options.root)
     for path in options.files:
-        if not path.is_file():
+        if not (path.is_file() or is_pipe(path)):
             raise StarError(f"{path}: no such file; correct the name (a folder goes to manifests/audio_folder.py)")
     bases = [os.path.abspath(_base(path, options.root)) for path in options.files]
     root, left_out = os.path.commonpath(bases), LeftOut()
@@ -69,7 +75,7 @@ def _base(path: Path, root: Path | None) -> str | Path:
     """Return the folder of a file's relative paths."""
     if path.suffix == ".zip":  # its entries are named by the archive, whatever --root says
         return path.parent
-    return root or manifest_root(path) or path.parent
+    return root or manifest_root(path) or (os.getcwd() if is_pipe(path) else path.parent)
 
 
 def _read_all(
@@ -89,6 +95,8 @@ def _read_all(
 
 def _read(path: Path, column: str | None, left_out: LeftOut) -> Iterator[Found | StarError]:
     suffix = path.suffix.lower()
+    if suffix in UNREAD:
+        raise StarError(f"{path}: is {UNREAD[suffix]}")
     if suffix == ".zip":
         return read_zip(path, readable_extensions(), left_out)
     if manifest_root(path):

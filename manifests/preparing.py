@@ -17,10 +17,20 @@ from fairseq_star.audio.threads import map_in_threads, show_progress
 from fairseq_star.audio.utterances import place_of
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, why_not_listable, write_manifest
+from fairseq_star.runtime.files import is_pipe
 from fairseq_star.runtime.job import num_cores
 from manifests.finding import LeftOut
 from manifests.splits import compare_splits
 from manifests.spool import Spool
+
+RAGGED = 0.1  # seconds by which a stated start or end may miss that of the whole file; 1 % of longer ones
+
+
+class Part(NamedTuple):
+    """A part of a file, in seconds."""
+
+    start: float
+    end: float | None  # None: the file's own
 
 
 class Found(NamedTuple):
@@ -31,6 +41,7 @@ class Found(NamedTuple):
     where: str = ""  # 'file:line: ', for messages
     name: str = ""  # of a converted copy, if it does not follow from the path
     splits: tuple[str, ...] = ()  # its manifests, if the source decides
+    part: Part | None = None  # if the source names one, which then must be the whole file
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -147,22 +158,39 @@ def _look_at(root: Path, item: Found | StarError, options: argparse.Namespace) -
         if getattr(options, "trust_lengths", False):
             if item.told_samples is None:
                 raise StarError(f"{item.path}: has no length, which --trust-lengths needs; leave that option out")
+            check_whole(item, item.told_samples)
             return ManifestEntry(item.path, item.told_samples)
         listed = as_on_disk(root, item.path)
         path = os.path.join(root, listed)
         try:
             num_samples = probe_audio(path, read_end=not options.headers_only, stated_samples=item.told_samples)
         except StarError:
-            if options.resample is None:
+            if options.resample is None or is_pipe(path):
                 raise
             from manifests.resampling import convert_into
 
-            return convert_into(options.resample, path, item.name or os.path.relpath(path, root))
+            converted = convert_into(options.resample, path, item.name or os.path.relpath(path, root))
+            check_whole(item, converted.num_samples)
+            return converted
+        check_whole(item, num_samples)
         if item.told_samples not in (None, num_samples):
             raise StarError(f"{path}: has {num_samples} samples, not {item.told_samples}; correct that line")
         return ManifestEntry(listed, num_samples)
     except StarError as error:
         raise StarError(f"{item.where}{error}") from error
+
+
+def check_whole(item: Found, num_samples: int) -> None:
+    """Raise StarError if the source names a part of a file, since a manifest would list the whole."""
+    if item.part is None:
+        return
+    seconds = num_samples / SAMPLE_RATE
+    end = seconds if item.part.end is None else item.part.end
+    if item.part.start > RAGGED or end < seconds - max(RAGGED, 0.01 * seconds):
+        raise StarError(
+            f"{item.path}: only {item.part.start:g} to {end:g} s of its {seconds:g} s are meant, and a manifest lists "
+            "whole files; cut it into files, for example `ffmpeg -ss START -t DURATION -i IN -ar 16000 -ac 1 OUT.flac`"
+        )
 
 
 def as_on_disk(root: Path, path: str) -> str:

@@ -5,20 +5,36 @@ Each reader yields a ``Found`` per file, or a StarError for a line that cannot b
 
 import csv
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from fairseq_star.audio.utterances import has_audio_extension
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import stream_manifest
+from fairseq_star.runtime.files import open_text
 from manifests.finding import LeftOut, with_dots
-from manifests.preparing import Found, warn
+from manifests.preparing import Found, Part, warn
 
 PATH_COLUMNS = ("file_path", "file_name", "audio_filepath", "audio", "path")
 """In order: s3prl's, HuggingFace's, NeMo's, fairseq S2T's, CommonVoice's."""
 LENGTH_COLUMNS = ("length", "num_samples")
+START_COLUMNS, END_COLUMNS, SECONDS_COLUMNS = ("offset", "start", "start_time"), ("end", "end_time"), ("duration",)
+"""Seconds of a part of a file: NeMo's and others'."""
+UNREAD = {
+    ".parquet": "a Parquet table; write its audio to files, for example with `datasets` and soundfile, and list those",
+    ".arrow": "an Arrow table; write its audio to files, for example with `datasets` and soundfile, and list those",
+    ".tar": "a tar archive, which fairseq cannot read from; unpack it and list the folder",
+    ".gz": "compressed; unpack it first, for example with `gunzip -k`",
+    ".bz2": "compressed; unpack it first, for example with `bunzip2 -k`",
+    ".xz": "compressed; unpack it first, for example with `unxz -k`",
+    ".zst": "compressed; unpack it first, for example with `unzstd`",
+    ".xlsx": "a spreadsheet; save it as CSV and list that",
+}
+"""Endings of files that are no lists, and what to do with each."""
 TABLES = {".csv", ".tsv"}
 JSON_LINES = {".jsonl", ".json"}
 
@@ -37,15 +53,45 @@ def read_table(path: Path, column: str | None = None) -> Iterator[Found | StarEr
         if isinstance(row, StarError):
             yield row
             continue
+        if isinstance(row.get("recording"), dict):
+            raise StarError(
+                f"{where}is a cut of lhotse, a part of a recording; write the cuts to files (`CutSet.save_audios`) and "
+                "list their folder with manifests/audio_folder.py"
+            )
         name = choose_column(where, row, [column] if column else PATH_COLUMNS, "name the path's with --column")
         audio = row[name]
+        if isinstance(audio, dict):  # HuggingFace's, of a file
+            audio = audio.get("path")
         told = next((row[key] for key in LENGTH_COLUMNS if row.get(key) not in (None, "")), None)
-        if not isinstance(audio, str) or not audio.strip():
+        part = _part_of(row)
+        if isinstance(part, StarError):
+            yield StarError(f"{where}{part}")
+        elif not isinstance(audio, str) or not audio.strip():
             yield StarError(f"{where}{name} is {audio!r}, must be a path; correct or delete that line")
+        elif audio.lstrip().startswith("{"):
+            yield StarError(
+                f"{where}{name} is a dict as text ({audio.strip()[:60]!r}), must be a path; write that alone"
+            )
         elif told is not None and not (str(told).isdecimal() and int(told) > 0):
             yield StarError(f"{where}the length of {audio!r} is {told!r}, must be a number of samples; correct it")
         else:
-            yield Found(audio.strip(), None if told is None else int(told), where)
+            yield Found(audio.strip(), None if told is None else int(told), where, part=part)
+
+
+def _part_of(row: dict) -> Part | StarError | None:
+    """Return the part of its file that a row is about, in seconds; None where it states none."""
+    try:
+        start, end, seconds = (
+            next((float(row[key]) for key in keys if row.get(key) not in (None, "")), None)
+            for keys in (START_COLUMNS, END_COLUMNS, SECONDS_COLUMNS)
+        )
+    except (TypeError, ValueError):
+        return StarError("start, end and duration must be numbers of seconds; correct that line")
+    if start is None and end is None and seconds is None:
+        return None
+    if not all(math.isfinite(value or 0.0) for value in (start, end, seconds)):
+        return StarError("start, end and duration must be finite numbers of seconds; correct that line")
+    return Part(start or 0.0, end if end is not None or seconds is None else (start or 0.0) + seconds)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
@@ -55,6 +101,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
     """
     if path.suffix.lower() in JSON_LINES:
         for number, line in enumerate(lines_of(path), start=1):
+            if number == 1 and line.lstrip().startswith("["):
+                raise StarError(f"{path}: is one JSON array; write an object a line, for example with `jq -c '.[]'`")
             if line.strip():
                 yield f"{path}:{number}: ", _json_object(f"{path}:{number}: ", line)
         return
@@ -62,7 +110,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict | StarError]]:
     # enclose line breaks, so one too many would join rows.
     tabs = path.suffix.lower() == ".tsv"
     form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    with open_text(path) as file:
+    with open_source(path) as file:
         rows = _rows(path, csv.reader(file, **form))
         _, header = next(rows, ("", []))
         if isinstance(header, StarError):
@@ -182,7 +230,7 @@ def read_zip(path: Path, extensions: Iterable[str], left_out: LeftOut) -> Iterat
 def manifest_root(path: Path) -> str | None:
     """Return the root of a file that is one of fairseq's manifests, None for any other."""
     try:
-        with open_text(path) as file:
+        with open_source(path) as file:
             root, line = file.readline(1 << 16), file.readline(1 << 16)
     except UnicodeDecodeError:
         return None
@@ -197,17 +245,17 @@ def read_listed(path: Path) -> Iterator[Found | StarError]:
         yield Found(entry.path, entry.num_samples, f"{path}:{number}: ")
 
 
-def open_text(path: Path):
-    """Open a UTF-8 text file, with or without a byte order mark; line breaks are not converted."""
+def open_source(path: Path) -> TextIO:
+    """Open a UTF-8 text file or pipe; line breaks are not converted."""
     try:
-        return open(path, encoding="utf-8-sig", newline="")
+        return open_text(path, newline="")
     except OSError as error:
         raise StarError(f"{path}: cannot be read ({error.strerror}); correct the name") from error
 
 
 def lines_of(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, without line breaks."""
-    with open_text(path) as file:
+    with open_source(path) as file:
         while line := _guarded(path, file.readline):
             yield line.rstrip("\r\n")
 

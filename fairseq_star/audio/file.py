@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,16 +13,26 @@ from typing import BinaryIO
 
 import soundfile
 
-from fairseq_star.audio.lengths import check_length, cut_short, find_mpeg_audio, states_length, with_its_size
+from fairseq_star.audio.lengths import (
+    check_length,
+    cut_short,
+    find_mpeg_audio,
+    find_wav_audio,
+    is_size,
+    states_length,
+    with_its_size,
+)
 from fairseq_star.audio.threads import map_in_threads, show_progress
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import SAMPLE_RATE, ManifestEntry, parse_archive_entry
+from fairseq_star.runtime.files import is_pipe
 
 # fairseq takes a path with any other extension for an archive entry as soon as it contains a colon.
 _PLAIN_EXTENSIONS = {".npy", ".wav", ".flac", ".ogg"}
 _ARCHIVED_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG"}  # that fairseq's `is_sf_audio_data` accepts
 
-BLOCK = 2**16  # samples
+BLOCK = 2**16  # samples, or bytes
+LONGEST_HEAD = 2**20  # bytes of a WAV file before its audio
 
 
 def probe_audio(
@@ -105,10 +116,15 @@ def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFi
         then it ends with a ``read`` that returns fewer samples than requested.
 
     Raises:
-        StarError: as ``open_audio``; or the file is shorter than its header states.
+        StarError: as ``open_audio``; or the file is shorter than its header states. A pipe is read too, WAV as it
+            comes.
     """
     path = os.fspath(path)
-    with _open_bytes(path) as file:
+    with _open_pipe(path) if is_pipe(path) else _open_bytes(path) as file:
+        if isinstance(file, _Rest):
+            with _piped(path, file) as pipe, _decoder(path, pipe, _Forward) as audio:
+                yield audio, audio.frames if file.states_size else None
+            return
         with _decoder(path, file, _Forward) as audio:
             if states_length(path, audio, file):
                 yield audio, audio.frames
@@ -125,6 +141,45 @@ def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFi
         file.seek(find_mpeg_audio(file))
         with _piped(path, file) as pipe, _decoder(path, pipe, _Forward) as audio:
             yield audio, None
+
+
+class _Rest:
+    """A WAV file that comes through a pipe: its first bytes again, then what is still to come."""
+
+    def __init__(self, head: bytes, place: int, size: int, pipe: BinaryIO):
+        self.states_size = is_size(size)
+        # Of a size of 0 libsndfile would read nothing, of the largest all there is.
+        self._head = head if self.states_size else head[: place - 4] + b"\xff" * 4 + head[place:]
+        self._pipe = pipe
+
+    def read(self, size: int = -1) -> bytes:
+        head, self._head = self._head, b""
+        return head or self._pipe.read(size)
+
+
+@contextmanager
+def _open_pipe(path: str) -> Iterator[BinaryIO | _Rest]:
+    """Open a pipe: WAV to be decoded as it comes, all else as a temporary file of all that came."""
+    try:
+        pipe = open(path, "rb", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with pipe:
+        head = b""
+        while len(head) < LONGEST_HEAD and (piece := pipe.read(BLOCK)):
+            head += piece
+            if len(head) >= 4 and head[:4] != b"RIFF":
+                break
+            if found := find_wav_audio(head):
+                yield _Rest(head, *found, pipe)
+                return
+        if not head:
+            raise StarError(f"{path}: is empty: nothing came through this pipe")
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(head)
+            shutil.copyfileobj(pipe, file)
+            file.seek(0)
+            yield file
 
 
 class _Forward(soundfile.SoundFile):
@@ -144,6 +199,8 @@ def _open_bytes(path: str) -> Iterator[BinaryIO]:
         about = os.stat(path)
     except (OSError, ValueError):
         about = None
+    if about is not None and stat.S_ISFIFO(about.st_mode):
+        raise StarError(f"{path}: is a pipe, which can be read only once; write it to a file and list that")
     if about is None or not stat.S_ISREG(about.st_mode):
         raise StarError(f"{path}: no such file; correct the path or its root folder, or restore the file")
     if about.st_size == 0:
@@ -184,27 +241,29 @@ def _decoder(path: str, file: BinaryIO, kind: type[soundfile.SoundFile] = soundf
 
 
 @contextmanager
-def _piped(path: str, file: BinaryIO) -> Iterator[BinaryIO]:
-    """Yield a pipe that supplies the rest of a file."""
+def _piped(path: str, file: BinaryIO | _Rest) -> Iterator[BinaryIO]:
+    """Yield a pipe that supplies the rest of a file, or of another pipe as it comes."""
     failed: list[OSError] = []
     reading, writing = os.pipe()
 
     def feed() -> None:
         try:
             with open(writing, "wb") as pipe:
-                shutil.copyfileobj(file, pipe)
-        except BrokenPipeError:
+                while piece := file.read(BLOCK):
+                    pipe.write(piece)
+                    pipe.flush()
+        except (BrokenPipeError, ValueError):
             pass  # closed by the reader
         except OSError as error:
             failed.append(error)
 
-    thread = Thread(target=feed)
+    thread = Thread(target=feed, daemon=True)
     thread.start()
     try:
         with open(reading, "rb", buffering=0) as pipe:
             yield pipe
     finally:
-        thread.join()
+        thread.join(1.0)  # where the reader stops early, it may wait for a pipe that brings nothing
     if failed:
         raise _unreadable(path, failed[0])
 

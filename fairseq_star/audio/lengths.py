@@ -156,6 +156,17 @@ def with_its_size(audio: soundfile.SoundFile, file: BinaryIO) -> BinaryIO | None
     return changed
 
 
+def find_wav_audio(head: bytes) -> tuple[int, int] | None:
+    """Return where the audio of a WAV file begins, and its size in bytes as stated, if ``head`` reaches that far."""
+    return _WAV.find_audio(_Bytes(io.BytesIO(head)))
+
+
+def is_size(stated: int) -> bool:
+    """Return whether a number of bytes is a size, not what writers to a pipe put in its place."""
+    # Nothing, all ones, or the largest round number below 2**31 or 2**32 (sox: 0x7f000000).
+    return 0 < stated < 2**62 and not any(0 <= limit - stated <= 2**24 for limit in (2**31, 2**32))
+
+
 def _au(_: soundfile.SoundFile, data: _Bytes) -> bool:
     head = data.read(0, 12)
     offset, size = struct.unpack("<II" if head[:4] == b"dns." else ">II", head[4:])
@@ -166,8 +177,7 @@ def _compare(present: int, stated: int) -> bool:
     """Return whether a size in bytes is stated; raise StarError if fewer are present."""
     if present >= stated > 0:
         return True
-    # Writers to a pipe state nothing, all ones, or the largest round number below 2**31 or 2**32 (sox: 0x7f000000).
-    if stated <= 0 or stated >= 2**62 or any(0 <= limit - stated <= 2**24 for limit in (2**31, 2**32)):
+    if not is_size(stated):
         return False
     raise StarError(cut_short(present, stated, "bytes of audio"))
 

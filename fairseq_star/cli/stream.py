@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("checkpoint", help="checkpoint of a streaming student's run (model.chunk_frames)")
     parser.add_argument(
-        "audio", help="a file, or - for raw samples through standard input, at the student's rate (16 kHz)"
+        "audio",
+        help="a file, a pipe with one, or - for raw samples through standard input, at the student's rate (16 kHz)",
     )
     parser.add_argument(
         "--chunk-frames", type=int, metavar="N",

@@ -11,6 +11,7 @@ from fairseq_star.data.bad_audio import BadAudio, stand_in, without_counts
 from fairseq_star.data.long_recordings import out_of_memory_is_star_error
 from fairseq_star.errors import exit_on_star_error
 from fairseq_star.fairseq_hooks.loss_watch import LossWatch, second_look
+from fairseq_star.fairseq_hooks.silent_additions import SilentAdditions
 from fairseq_star.fairseq_hooks.stopping import StopRequest
 from fairseq_star.fairseq_hooks.throughput import TRAINED, Throughput
 from fairseq_star.losses.batch import unwrapped
@@ -31,10 +32,12 @@ class Steps:
         self.cfg = cfg
         self.bad_audio = BadAudio(str(cfg.on_bad_audio), cfg.max_bad_share)
         self.losses, self.throughput, self.stop = LossWatch(), Throughput(), StopRequest()
+        self.silent = SilentAdditions()
 
     def begin_epoch(self, model: nn.Module) -> None:
         """Reset the counts; measure, once, the device's speed."""
         self.bad_audio.begin_pass()
+        self.silent.begin_pass()
         weight = next(model.parameters())
         precision = torch.float16 if self.cfg.amp else weight.dtype
         self.throughput.begin(weight.device, precision, int(self.cfg.max_update or 0))
@@ -89,7 +92,13 @@ class Steps:
         with exit_on_star_error(), out_of_memory_is_star_error(sample, teacher.sample_rate):
             loss, sample_size, log = step(sample, counts)
         self.throughput.add(provider.take_macs())
-        own = {"bad_audio": bad, StopRequest.KEY: self.stop.wished, Throughput.KEY: self.throughput.take()}
+        silent = self.silent.report(sample)
+        own = {
+            "bad_audio": bad,
+            SilentAdditions.KEY: silent,
+            StopRequest.KEY: self.stop.wished,
+            Throughput.KEY: self.throughput.take(),
+        }
         # Every worker's has the same keys.
         return loss, sample_size if counts else 0, (log if counts else without_counts(log)) | own
 
@@ -102,6 +111,7 @@ class Steps:
         frames = sum(log.get("ntokens", 0) for log in logging_outputs)
         if training:
             teacher = provider.encoder
+            self.silent.reduce(logging_outputs)
             self.throughput.reduce(logging_outputs, frames * teacher.geometry.downsample_rate / teacher.sample_rate)
         self.stop.reduce(logging_outputs)
         self.bad_audio.reduce(logging_outputs)

@@ -1,13 +1,44 @@
-"""Atomic writes: a file or folder is written under a temporary name and moved into place when it is complete."""
+"""Files of users: pipes read like files, and atomic writes.
 
+A file or folder is written under a temporary name and moved into place when it is complete.
+"""
+
+import functools
+import io
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, TextIO
 
 from fairseq_star.errors import StarError
+
+
+def is_pipe(path: str | os.PathLike) -> bool:
+    """Return whether a path names a pipe: a FIFO, a shell's process substitution, ``/dev/stdin`` behind ``|``."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def open_text(path: str | os.PathLike, newline: str | None = None) -> TextIO:
+    """Open UTF-8 text, with or without a byte order mark; that of a pipe can be opened again too.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if is_pipe(path):
+        return io.TextIOWrapper(io.BytesIO(_read_pipe(os.fspath(path))), encoding="utf-8-sig", newline=newline)
+    return open(path, encoding="utf-8-sig", newline=newline)
+
+
+@functools.cache
+def _read_pipe(path: str) -> bytes:
+    with open(path, "rb") as pipe:
+        return pipe.read()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fairseq_star.analysis.probe.labels import PHONE, TaskData, Utterance
 from fairseq_star.audio.file import open_audio
 from fairseq_star.audio.threads import in_order
+from fairseq_star.data.bad_audio import NOT_FINITE, all_finite
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
@@ -174,7 +175,7 @@ def read_samples(utterance: Utterance) -> Tensor:
     """Read an utterance's samples, float32.
 
     Raises:
-        StarError: unreadable, or not mono audio of 16 kHz with the manifest's number of samples.
+        StarError: unreadable, not finite, or not mono audio of 16 kHz with the manifest's number of samples.
     """
     import soundfile
 
@@ -188,4 +189,7 @@ def read_samples(utterance: Utterance) -> Tensor:
             f"{utterance.path}: has shape {samples.shape} at {rate} Hz; the manifest says {utterance.num_samples} mono "
             f"samples, of {SAMPLE_RATE} Hz; write it anew"
         )
-    return torch.from_numpy(samples)
+    samples = torch.from_numpy(samples)
+    if not all_finite(samples):
+        raise StarError(f"{utterance.path}: {NOT_FINITE}")
+    return samples

@@ -103,7 +103,7 @@ class Quality:
 
 
 def quality(
-    numbers: np.ndarray, distances: np.ndarray, variance: float, num_clusters: int, phones: Sequence[str] | None = None
+    numbers: np.ndarray, distances: np.ndarray, variance: float, num_clusters: int, phones: Sequence[str | None] = ()
 ) -> Quality:
     """Measure an assignment.
 
@@ -111,13 +111,15 @@ def quality(
         numbers, distances: each frame's cluster and squared distance to its centroid.
         variance: the frames' mean squared distance to their mean.
         num_clusters: K.
-        phones: each frame's, where they are known.
+        phones: each frame's, None where it is not known; empty where none is.
     """
     use = np.bincount(numbers, minlength=num_clusters) / len(numbers)
     agreement = {}
-    if phones is not None:
-        counts = np.zeros((len(set(phones)), num_clusters))
-        np.add.at(counts, (np.unique(phones, return_inverse=True)[1], numbers), 1)
+    known = np.array([phone is not None for phone in phones], bool)
+    if known.any():
+        names, places = np.unique([phone for phone in phones if phone is not None], return_inverse=True)
+        counts = np.zeros((len(names), num_clusters))
+        np.add.at(counts, (places, numbers[known]), 1)
         joint = counts / counts.sum()
         phone_entropy = _entropy(joint.sum(1))
         information = phone_entropy + _entropy(joint.sum(0)) - _entropy(joint.ravel())

@@ -3,8 +3,8 @@
 Shapes: F frames, D width of the layer's states, K clusters.
 """
 
-import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +24,8 @@ from fairseq_star.losses.centroids import Centroids
 from fairseq_star.manifest import read_manifest
 from fairseq_star.runtime.files import new_output, replacing
 from fairseq_star.teacher.provider import teacher_digest
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = 100_000  # frames of the other split that quality is measured on
 SAVE_EVERY = 50  # utterances
@@ -71,6 +73,9 @@ def fit_units(
     with new_output(target, what="file of centroids", force=force) as written:
         count = teacher.geometry.num_frames
         chosen = [utterances[number] for number in choose(utterances, count, frames, seed)]
+        of_test = [test[number] for number in choose(test, count, HELD_OUT, seed)]
+        for one in of_test:  # they come last, and a bad one would cost all the work before
+            read_samples(one)
         digest = teacher_digest(located.path)
         about = {
             "teacher": digest, "layer": layer, "split": split, "seed": seed, "frames": frames,
@@ -80,7 +85,6 @@ def fit_units(
         states_of = states_of_layer(teacher, layer)
         taken = sample.fill(chosen, states_of)
         vectors, history = kmeans.fit(taken, clusters, seed)
-        of_test = [test[number] for number in choose(test, count, HELD_OUT, seed)]
         measured = measure(vectors, of_test, states_of)
         fitted = {
             "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen), "seed": seed,
@@ -96,18 +100,16 @@ def utterances_of(data: str, split: str, teacher: FrozenEncoder, *, phones: bool
     """Read the utterances of ``{data}/{split}.tsv`` that are at least one frame long.
 
     Args:
-        phones: label each with its line of ``{data}/{split}.phn``, where that file exists and has as many lines.
+        phones: label each with its line of ``{data}/{split}.phn``, where that file exists; labels that do not fit are
+            left out, counted and logged with the first such line.
 
     Raises:
         StarError: there is none, or no manifest.
     """
     root, entries = read_manifest(Path(data) / f"{split}.tsv")
     lines = [()] * len(entries)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if phones:
-            text = (Path(data) / f"{split}.{EXTENSION[PHONE]}").read_text(encoding="utf-8-sig")
-            labels = [tuple(line.split()) for line in text.splitlines()]
-            lines = labels if len(labels) == len(entries) else lines
+    if phones and (path := Path(data) / f"{split}.{EXTENSION[PHONE]}").exists():
+        lines = _read_phones(path, [teacher.geometry.num_frames(entry.num_samples) for entry in entries])
     shortest = teacher.geometry.receptive_field
     utterances = [
         Utterance(str(Path(root) / path), num_samples, labels, path)
@@ -119,6 +121,30 @@ def utterances_of(data: str, split: str, teacher: FrozenEncoder, *, phones: bool
     return utterances
 
 
+def _read_phones(path: Path, num_frames: Sequence[int]) -> list[tuple[str, ...]]:
+    """Return each utterance's phones, none of those whose line has not one for each frame."""
+    none = [()] * len(num_frames)
+    try:
+        labels = [tuple(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        logger.warning(f"{path}: cannot be read as text ({error}); quality is measured without phones")
+        return none
+    if len(labels) != len(num_frames):
+        logger.warning(
+            f"{path}: {len(labels)} lines, but the manifest next to it has {len(num_frames)} utterances; quality is "
+            "measured without phones: write one line for each"
+        )
+        return none
+    wrong = [place for place, line in enumerate(labels) if num_frames[place] > 0 and len(line) != num_frames[place]]
+    if wrong:
+        first = wrong[0]
+        logger.warning(
+            f"{path}:{first + 1}: {len(labels[first])} labels for {num_frames[first]} frames; so it is in {len(wrong)} "
+            f"of {len(labels)} lines, which are left out of the agreement with phones: write one label a frame"
+        )
+    return [() if place in set(wrong) else line for place, line in enumerate(labels)]
+
+
 def states_of_layer(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance], Tensor]:
     """Return a function of an utterance that computes its states (n x D) after ``layer``."""
     return lambda utterance: teacher.encode_one(read_samples(utterance), last_layer=layer).hidden_states[layer][0]
@@ -127,12 +153,12 @@ def states_of_layer(teacher: FrozenEncoder, layer: int) -> Callable[[Utterance],
 def measure(
     vectors: np.ndarray, utterances: list[Utterance], states_of: Callable[[Utterance], Tensor]
 ) -> kmeans.Quality:
-    """Measure centroids on ``utterances``, against phones where all have a label for each of their frames."""
+    """Measure centroids on ``utterances``, against the phones of those that have labels, one for each frame."""
     frames = [states_of(one).float().cpu().numpy() for one in utterances]
-    labelled = all(len(one.labels) == len(of_one) for one, of_one in zip(utterances, frames, strict=True))
     whole = np.concatenate(frames)
     numbers, distances = kmeans.assign(whole, vectors)
-    phones = [label for one in utterances for label in one.labels] if labelled else None
+    unknown = [(None,) * len(of_one) for of_one in frames]
+    phones = [label for one, none in zip(utterances, unknown, strict=True) for label in one.labels or none]
     return kmeans.quality(numbers, distances, float(whole.var(0, dtype=np.float64).sum()), len(vectors), phones)
 
 

@@ -22,6 +22,7 @@ from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
 MANIFESTS = ("noise_manifest", "reverb_manifest")
 STREAM = 0x5EED  # separates these draws from the crops', which come from the same seed, epoch and utterance
+SILENT, ROUNDING = 1e-12, 1e-10  # power: -120 dB of full scale; relative to that of a constant offset
 RANGES = {"noise_snr": None, "babble_snr": None, "gain_db": None, "band_limit_hz": 0.0, "babble_utterances": 0.0}
 
 
@@ -52,6 +53,10 @@ class Recordings:
         start = int(rng.integers(max(self.sizes[number] - num_samples, 0) + 1))
         read = _read(self.paths[number], start, num_samples)
         return read.repeat(-(-num_samples // len(read)))[:num_samples]
+
+    def drawn(self, seed: int) -> str:
+        """Return the path that a generator of this seed draws first."""
+        return self.paths[int(np.random.default_rng(seed).integers(len(self.paths)))]
 
     def whole(self, rng: np.random.Generator) -> Tensor:
         """Return a random file."""
@@ -115,26 +120,44 @@ class Augmentation:
         import_torchaudio()  # a missing one is reported here, not in a data worker
         return cls(cfg, manifests["noise_manifest"], manifests["reverb_manifest"], sample_rate, seed)
 
-    def apply(self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int) -> Tensor:
+    def apply(
+        self,
+        clean: Tensor,
+        *,
+        epoch: int,
+        index: int,
+        others: Callable[[int], Tensor],
+        count: int,
+        silent: list[str] | None = None,
+    ) -> Tensor:
         """Augment ``clean`` (n samples): n samples.
 
         Args:
             index: the utterance's number, of ``count`` in its manifest.
             others: gives the samples of another utterance of the manifest by its number.
+            silent: gets a sentence for each sound that was drawn and could not be added, since it, or ``clean``, is
+                silent.
         """
+        silent = [] if silent is None else silent
         functional, cfg = import_torchaudio().functional, self.cfg
         rng = np.random.default_rng((self.seed, epoch, index, STREAM))
         # All draws first, each whether it is used or not: switching one off leaves the others as they are.
         chances = rng.random(5)
-        noise_rng, room_rng, babble_rng = (np.random.default_rng(seed) for seed in rng.integers(2**62, size=3))
+        noise_seed, room_seed, babble_seed = rng.integers(2**62, size=3)
+        noise_rng, room_rng, babble_rng = map(np.random.default_rng, (noise_seed, room_seed, babble_seed))
         cutoff, gain = rng.uniform(*cfg.band_limit_hz), rng.uniform(*cfg.gain_db)
         heard = clean
         if self.responses is not None and chances[0] < cfg.reverb_prob:
             heard = reverberate(heard, self.responses.whole(room_rng))
         if chances[1] < cfg.babble_prob and count > 1:
-            heard = mix(heard, self._babble(babble_rng, len(clean), index, others, count), cfg.babble_snr, babble_rng)
+            babble = self._babble(babble_rng, len(clean), index, others, count)
+            before, heard = heard, mix(heard, babble, cfg.babble_snr, babble_rng)
+            if heard is before:
+                silent.append("the other utterances (task.babble_prob) are silent, or it is")
         if self.noise is not None and chances[2] < cfg.noise_prob:
-            heard = mix(heard, self.noise.piece(noise_rng, len(clean)), cfg.noise_snr, noise_rng)
+            before, heard = heard, mix(heard, self.noise.piece(noise_rng, len(clean)), cfg.noise_snr, noise_rng)
+            if heard is before:
+                silent.append(f"the piece of {self.noise.drawn(noise_seed)} (task.noise_manifest) is silent, or it is")
         if chances[3] < cfg.band_limit_prob:
             heard = functional.lowpass_biquad(heard, self.sample_rate, cutoff)
         if chances[4] < cfg.gain_prob:
@@ -156,12 +179,24 @@ class Augmentation:
 
 
 def mix(speech: Tensor, noise: Tensor, snr_range: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """Add ``noise`` to ``speech`` (n samples each) at an SNR in dB drawn from the range; where either is silent the
-    ratio is undefined and the speech stays as it is."""
-    snr = torch.tensor(rng.uniform(*snr_range), dtype=torch.float32)
-    if not (speech.any() and noise.any()):
+    """Add ``noise`` to ``speech`` (n samples each) at an SNR in dB drawn from the range.
+
+    Powers are variances: a constant offset, as of cheap sound cards, is not audible, and the noise's is not added.
+    Where either side is silent the ratio is undefined, and ``speech`` itself is returned.
+    """
+    snr = rng.uniform(*snr_range)
+    powers = [_power(samples) for samples in (speech, noise)]
+    if not all(powers):
         return speech
-    return import_torchaudio().functional.add_noise(speech, noise, snr)
+    gain = math.sqrt(powers[0] / powers[1]) * 10 ** (-snr / 20)
+    varying = noise.double() - noise.double().mean()  # in float32 a large offset's rounding error would be left
+    return speech + (gain * varying).to(speech)
+
+
+def _power(samples: Tensor) -> float:
+    """Return the mean square without the mean; 0 where only rounding errors are left."""
+    power, offset = float(samples.var(correction=0)), float(samples.mean()) ** 2
+    return power if power > max(SILENT, ROUNDING * offset) else 0.0
 
 
 def reverberate(speech: Tensor, response: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from fairseq_star.encoder.frames import FrameGeometry
 
 CLEAN = "clean_source"
 """Key of the teacher's input in a batch, where the student's ``net_input`` differs: B x samples."""
+SILENT = "silent_additions"
+"""Key of the sentences on utterances of a batch that got no noise or no other speakers, though they should have."""
 MASKED_FRAMES = "masked_frames"
 """Key of the masks of each utterance in a batch: n_b booleans each, numpy arrays, never on a device."""
 
@@ -72,15 +74,19 @@ class StudentAugmentation:
 
     def apply(
         self, clean: Tensor, *, epoch: int, index: int, others: Callable[[int], Tensor], count: int
-    ) -> dict[str, Tensor | np.ndarray]:
+    ) -> dict[str, Tensor | np.ndarray | list[str]]:
         """Augment and mask one utterance.
 
         Returns:
-            ``augmented`` (n samples), ``masked`` (frames) and ``zeroed`` (channels), those that the options enable.
+            ``augmented`` (n samples) with ``silent`` (sentences), ``masked`` (frames) and ``zeroed`` (channels), those
+            that the options enable.
         """
-        parts: dict[str, Tensor | np.ndarray] = {}
+        parts: dict[str, Tensor | np.ndarray | list[str]] = {}
         if self.distortion is not None:
-            audio = self.distortion.apply(clean, epoch=epoch, index=index, others=others, count=count)
+            parts["silent"] = []
+            audio = self.distortion.apply(
+                clean, epoch=epoch, index=index, others=others, count=count, silent=parts["silent"]
+            )
             parts["augmented"] = F.layer_norm(audio, audio.shape) if self.normalize else audio
         if self.masking is not None:
             num_frames = self.geometry.num_frames(len(clean))
@@ -97,6 +103,8 @@ class StudentAugmentation:
         width = inputs["source"].size(1)
         if self.distortion is not None:
             batch[CLEAN] = inputs["source"]
+            silent = zip(batch["paths"], (item["silent"] for item in items), strict=True)
+            batch[SILENT] = [f"{path}: {'; '.join(sentences)}" for path, sentences in silent if sentences]
             inputs["source"] = torch.stack(
                 [F.pad(item["augmented"], (0, width - len(item["augmented"]))) for item in items]
             )

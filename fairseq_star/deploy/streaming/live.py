@@ -51,7 +51,8 @@ def stream(
 
     Args:
         checkpoint: a streaming student's.
-        audio: a file, or ``-`` for raw samples through standard input, at the student's rate.
+        audio: a file, a pipe that a file comes through (such as ``/dev/stdin``), or ``-`` for raw samples through
+            standard input, at the student's rate.
         chunk_frames: frames of a chunk; the size in use when None.
         num_values: how many of a frame's values are printed; all when below 0.
         raw_format: of standard input, a name of :data:`RAW_FORMATS`; ``s16le`` when None.
@@ -141,7 +142,7 @@ def _from_stdin(sample_rate: int, num_samples: int, raw_format: str, channels: i
             if container := container_of(head):
                 raise StarError(
                     f"stream: standard input holds a file ({container}), not raw samples; give those of `ffmpeg -i "
-                    f"FILE -f s16le -ar {sample_rate} -ac 1 -`, or name the file instead of -"
+                    f"FILE -f s16le -ar {sample_rate} -ac 1 -`, or name the file (or /dev/stdin) instead of -"
                 )
         data = rest + data
         whole = len(data) // width * width
@@ -155,6 +156,11 @@ def _from_stdin(sample_rate: int, num_samples: int, raw_format: str, channels: i
                 f"speech has: are these samples {raw_format} with {channels} channel(s)? --format and --channels say so"
             )
         yield samples
+    if rest:
+        logger.warning(
+            f"stream: the last {len(rest)} byte(s) are no whole sample of {raw_format} with {channels} channel(s) and "
+            "were left out: is the input cut short, or of another format?"
+        )
 
 
 def container_of(data: bytes) -> str | None:

@@ -1,13 +1,19 @@
 """Units end to end and in parts: the sample survives an interruption, clusters are found, quality is what it says."""
 
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fairseq_star.analysis.probe.labels import Utterance
-from fairseq_star.analysis.units import kmeans
+from fairseq_star.analysis.units import kmeans, run
 from fairseq_star.analysis.units.kmeans import quality
 from fairseq_star.analysis.units.run import FrameSample, choose, utterances_of
 from fairseq_star.cli import main
@@ -120,11 +126,67 @@ def test_the_command_writes_what_a_run_learns_from(corpus, teacher_path, tmp_pat
 def test_phones_stay_with_their_utterances_where_one_is_too_short(corpus, teacher_path, tmp_path):
     root, *entries = (corpus / "valid.tsv").read_text().splitlines()
     (tmp_path / "valid.tsv").write_text("\n".join([root, entries[0], "short.wav\t50", entries[1]]) + "\n")
-    (tmp_path / "valid.phn").write_text("a a a\nx\nb b\n")
-    found = utterances_of(str(tmp_path), "valid", load_teacher(teacher_path), phones=True)
-    assert [one.labels for one in found] == [("a", "a", "a"), ("b", "b")]
+    teacher = load_teacher(teacher_path)
+    sizes = [teacher.geometry.num_frames(int(line.split("\t")[1])) for line in entries[:2]]
+    first, second = ("a",) * sizes[0], ("b",) * sizes[1]
+    (tmp_path / "valid.phn").write_text(f"{' '.join(first)}\nx\n{' '.join(second)}\n")
+    found = utterances_of(str(tmp_path), "valid", teacher, phones=True)
+    assert [one.labels for one in found] == [first, second]
     (tmp_path / "valid.phn").write_text("a a a\n")
     assert not any(one.labels for one in utterances_of(str(tmp_path), "valid", load_teacher(teacher_path), phones=True))
+
+
+@given(st.data())
+def test_phones_that_do_not_fit_are_left_out_and_counted(data):
+    """In any number of lines; those that fit are measured."""
+    frames = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+    off = [data.draw(st.sampled_from([0, 0, 1, -1, 7])) for _ in frames]
+    lines = [
+        " ".join("ab"[place % 2] for place in range(count + more)) for count, more in zip(frames, off, strict=True)
+    ]
+    wrong = [place for place, more in enumerate(off) if more]
+    logged = []
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.logger, "warning", logged.append)
+        path = Path(folder) / "valid.phn"
+        path.write_text("\n".join(lines) + "\n")
+        labels = run._read_phones(path, frames)
+    assert [len(line) for line in labels] == [0 if more else count for count, more in zip(frames, off, strict=True)]
+    assert len(logged) == bool(wrong)
+    if wrong:
+        assert f"valid.phn:{wrong[0] + 1}: " in logged[0]
+        assert f"in {len(wrong)} of {len(frames)} lines" in logged[0]
+    utterances = [Utterance("", 400, line, "") for line in labels]
+    sizes = iter(frames)
+    measured = run.measure(np.zeros((2, 3), np.float32), utterances, lambda _: torch.zeros(next(sizes), 3))
+    assert (measured.phone_purity is None) == (len(wrong) == len(frames))
+    assert measured.frames == sum(frames)
+
+
+def test_a_line_too_few_and_a_file_that_is_no_text_are_reported(tmp_path, caplog):
+    path = tmp_path / "valid.phn"
+    path.write_text("a a\n")
+    assert run._read_phones(path, [2, 3]) == [(), ()]
+    path.write_bytes(b"\xff\xfe a\n")
+    assert run._read_phones(path, [2]) == [()]
+    assert "1 lines, but the manifest next to it has 2 utterances" in caplog.text
+    assert "cannot be read as text" in caplog.text
+
+
+def test_a_nan_in_the_audio_is_named_before_the_work(corpus, teacher_path, tmp_path):
+    for name in ("train", "valid"):
+        shutil.copy(corpus / f"{name}.tsv", tmp_path)
+    root, first, *_ = (tmp_path / "valid.tsv").read_text().splitlines()
+    samples, rate = soundfile.read(Path(root) / first.split("\t")[0], dtype="float32")
+    samples[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, rate, subtype="FLOAT")
+    (tmp_path / "valid.tsv").write_text(f"{tmp_path}\nnan.wav\t{len(samples)}\n")
+    arguments = ["units", str(teacher_path), str(tmp_path), "--layer", "1", "--clusters", "4", "--frames", "100"]
+    with pytest.raises(SystemExit, match=r"nan\.wav: holds samples that are NaN or infinite"):
+        main([*arguments, "--out", str(tmp_path / "u.npz")])
+    assert not (tmp_path / "u.npz.frames").exists()
+    with pytest.raises(SystemExit, match=r"nan\.wav: holds samples that are NaN or infinite"):
+        main([*arguments, "--out", str(tmp_path / "u.npz"), "--split", "valid", "--test-split", "train"])
 
 
 @pytest.mark.parametrize(

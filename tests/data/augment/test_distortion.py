@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fairseq.logging import metrics
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fairseq_star.data.augment import student
 from fairseq_star.data.augment.distortion import Augmentation, mix, reverberate
 from fairseq_star.data.augment.options import AugmentConfig
+from fairseq_star.fairseq_hooks.silent_additions import SilentAdditions
 from tests.support import tiny
 from tests.support.steps import batch_of, build
 
@@ -49,6 +54,46 @@ def test_noise_lies_at_its_ratio(noise, snr):
     heard = applied(distortion(noise_manifest=noise, noise_snr=[snr, snr]), SPEECH)
     ratio = 10 * torch.log10(SPEECH.square().sum() / (heard - SPEECH).square().sum())
     assert ratio.item() == pytest.approx(snr, abs=1e-2)
+
+
+@given(st.floats(-0.9, 0.9), st.floats(-4, -1), st.floats(-20, 40), st.integers(0, 99))
+def test_the_ratio_is_of_what_varies(offset, level, snr, seed):
+    """Of noise on a constant offset, which by itself would make up all of its power."""
+    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(20_000) * 10**level).float() + offset
+    added = mix(SPEECH, noise, [snr, snr], np.random.default_rng(0)) - SPEECH
+    assert added.mean().abs() < 1e-3 * added.std()
+    assert 10 * torch.log10(SPEECH.var() / added.var()).item() == pytest.approx(snr, abs=0.1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.2, -0.7, 6000.0])
+def test_an_offset_alone_is_silence(offset):
+    assert mix(SPEECH, torch.full((20_000,), offset), [0, 0], np.random.default_rng(0)) is SPEECH
+
+
+def test_utterances_that_stay_clean_are_counted_and_the_first_is_named(corpus, teacher_path, tmp_path, caplog):
+    """A recording of one loud second and nine of digital silence."""
+    tail = np.zeros(160_000)
+    tail[:16_000] = np.random.default_rng(0).standard_normal(16_000) * 0.1
+    listed = manifest(tmp_path / "tail", tail)
+    task, _, _ = build(corpus, teacher_path, noise_manifest=listed)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    batch = dataset.collater([dataset[number] for number in range(12)])
+    clean, heard = batch[student.CLEAN], batch["net_input"]["source"]
+    same = [path for path, a, b in zip(batch["paths"], clean, heard, strict=True) if torch.equal(a, b)]
+    sentences = batch[student.SILENT]
+    assert [sentence.split(": ")[0] for sentence in sentences] == same
+    assert 0 < len(same) < 12
+    assert f"the piece of {tmp_path}/tail/0.wav (task.noise_manifest) is silent" in sentences[0]
+    counted = SilentAdditions()
+    assert counted.report(batch) == len(same)
+    assert student.SILENT not in batch
+    with metrics.aggregate() as logged:
+        counted.reduce([{"left_clean": len(same), "nsentences": 12}, {"left_clean": 1, "nsentences": 12}])
+    assert logged["left_clean"].sum == len(same) + 1
+    counted.begin_pass()
+    assert caplog.text.count("augmentation: nothing added to ") == 1
+    assert f"to {len(same) + 1} of 24 utterances of the pass just ended nothing could be added" in caplog.text
 
 
 def test_silence_on_either_side_is_left_as_it_is():

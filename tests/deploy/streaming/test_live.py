@@ -202,3 +202,19 @@ def test_a_closed_standard_input_and_options_of_raw_samples_for_a_file_are_one_l
 
 def test_the_commands_formats_are_those_that_are_read():
     assert tuple(live.RAW_FORMATS) == names.RAW_FORMATS
+
+
+def test_standard_input_and_process_substitution_as_files(student, samples, tmp_path):
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    command = f"exec {sys.executable} -c '{ENTRY}' stream {student.origin}"
+    for audio in (f"/dev/stdin < <(cat {tmp_path}/a.wav)", f"<(cat {tmp_path}/a.wav)"):
+        done = subprocess.run(["bash", "-c", f"{command} {audio}"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert np.abs(frames_in(done.stdout) - expected(student, samples, 4)[:, :4]).max() < 1e-4
+
+
+def test_bytes_that_are_no_whole_sample_are_reported(student, samples):
+    done = fed(student, samples.tobytes() + b"\x01")
+    assert done.returncode == 0
+    assert b"the last 1 byte(s) are no whole sample of s16le with 1 channel(s) and were left out" in done.stderr
+    assert np.abs(frames_in(done.stdout.decode()) - expected(student, samples, 4)).max() < 1e-4
