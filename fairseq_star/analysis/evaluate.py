@@ -1,5 +1,6 @@
 """Losses of a student on a manifest, before and after training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +41,9 @@ class Evaluation:
 def evaluate(
     checkpoint: str,
     *,
-    data: str | None = None,
     split: str = "valid",
-    teacher: str | None = None,
     chunk_frames: int | None = None,
+    **places: str | Sequence[str] | None,
 ) -> Evaluation:
     """Measure a student checkpoint with the criterion of its training.
 
@@ -51,15 +51,15 @@ def evaluate(
 
     Args:
         checkpoint: written by a ``star_distillation`` run.
-        data, teacher: current places of manifests and teacher, if not those of the training.
         split: manifest to use.
         chunk_frames: chunk size of a streaming student, 0 for whole utterances; the model's current one when None.
+        places: of the run's files, as :class:`fairseq_star.analysis.runs.Places` has them.
 
     Raises:
         StarError: the checkpoint cannot be read or is not one of a distillation run, or chunks for a student without
             chunked attention.
     """
-    run = load_run(checkpoint, data=data, teacher=teacher, option="evaluate")
+    run = load_run(checkpoint, option="evaluate", **places)
     if chunk_frames is not None:
         run.model.use_chunks(chunk_frames)
     run.task.load_dataset(split)

@@ -2,13 +2,14 @@
 
 import argparse
 
+from fairseq_star.cli.places import add_places
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("checkpoint", help="checkpoint of a distillation run, such as runs/NAME/checkpoint_best.pt")
-    parser.add_argument("--data", help="folder of manifests, if not the run's own")
+    add_places(parser)
     parser.add_argument("--split", default="valid", help="manifest to measure on (default: valid)")
-    parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument(
         "--chunk-frames", type=int, metavar="N",
         help="chunk size of a streaming student, 0 for whole utterances (default: the first of its sizes)",

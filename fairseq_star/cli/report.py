@@ -2,14 +2,15 @@
 
 import argparse
 
+from fairseq_star.cli.places import add_places
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("run_dir", help="folder of a distillation run's checkpoints, such as demo/run")
     parser.add_argument("--out", metavar="FILE.html", help="default: report.html in the run's folder")
-    parser.add_argument("--data", help="folder of manifests, if not the run's own")
+    add_places(parser)
     parser.add_argument("--split", default="valid", help="manifest to compare on (default: valid)")
-    parser.add_argument("--teacher", help="the teacher, as task.teacher takes it, if not the run's own")
     parser.add_argument("--utterance", metavar="NAME", help="utterance to draw, by file name (default: one of 2.5 s)")
     parser.add_argument("--layers", nargs="+", type=int, help="student layers to draw (default: first, middle, last)")
 

@@ -11,6 +11,7 @@ from fairseq_star.fairseq_hooks.preflight import Start
 from fairseq_star.formats import student
 from fairseq_star.formats.config import sections
 from fairseq_star.formats.student import MASK, TEACHER, student_config, student_values
+from fairseq_star.losses.units import UNITS
 
 PARTS = {"model", "optimizer_history", "extra_state"}  # of what fairseq saves, and restores from
 ANEW = "to begin anew name another checkpoint.save_dir"
@@ -41,13 +42,19 @@ def check_start(start: Start, trainer) -> None:
     _check_architecture(state, name, trainer, start.weights_alone)
     if not start.weights_alone and shapes(trainer.get_criterion().state_dict()) != shapes(state.get("criterion")):
         raise StarError(f"{name} has other heads than this run's criterion, or none; {ANEW}, or {WEIGHTS_ALONE}")
-    recorded = state.get("task_state")
-    teacher = recorded.get(TEACHER) if isinstance(recorded, dict) else None
-    task = trainer.task
-    if teacher is not None and teacher != task.state_dict()[TEACHER] and not start.weights_alone:
+    recorded, task = state.get("task_state"), trainer.task
+    if start.weights_alone or not isinstance(recorded, dict):
+        return
+    teacher, units = (recorded.get(name, task.state_dict().get(name)) for name in (TEACHER, UNITS))
+    if teacher != task.state_dict()[TEACHER]:
         raise StarError(
             f"{name} learned from another teacher than task.teacher={task.cfg.teacher} (their contents differ); give "
             f"that teacher to go on, {ANEW}, or {WEIGHTS_ALONE}"
+        )
+    if units != task.state_dict().get(UNITS):
+        raise StarError(
+            f"{name} learned other units than those of criterion.units (their contents differ); give these files to "
+            f"go on, {ANEW}, or {WEIGHTS_ALONE}"
         )
 
 

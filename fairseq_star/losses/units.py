@@ -13,6 +13,7 @@ fairseq), but as a mean over the utterance's masked frames (and, times its own w
 of a sum over all frames of a batch.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ from fairseq_star.losses.selection import MASKED, UNMASKED, Selection
 from fairseq_star.losses.term import Pair, Term
 
 HEAD = "head"
+UNITS = "units"  # in a run's task state: their digests
 LOGGED = {MASKED: "units", UNMASKED: "units_unmasked"}
 
 
@@ -47,6 +49,11 @@ class HeadUnits:
         return self.teacher.num_layers
 
     @property
+    def digest(self) -> str:
+        """What identifies them; the teacher's content is known elsewhere."""
+        return HEAD
+
+    @property
     def num_units(self) -> int:
         """Return K."""
         return len(self.teacher.unit_heads[self.number].label_embs)
@@ -62,7 +69,14 @@ class CentroidUnits:
 
     layer: int
     centroids: Tensor  # K x D
+    name: str = ""  # of their file
+    about: dict = field(default_factory=dict)  # how they were fitted
     _on_device: dict = field(default_factory=dict, repr=False)  # one copy a device: a step must not wait for another
+
+    @property
+    def digest(self) -> str:
+        """What identifies them, wherever their file is."""
+        return hashlib.sha256(self.centroids.numpy().tobytes()).hexdigest()[:16]
 
     @property
     def num_units(self) -> int:
@@ -76,6 +90,15 @@ class CentroidUnits:
         centroids = self._on_device[states.device]
         with torch.autocast(states.device.type, enabled=False):
             return (centroids.square().sum(-1) - 2 * states.float() @ centroids.T).argmin(-1)
+
+    def relative_inertia(self, states: Sequence[Tensor]) -> tuple[float, int]:
+        """Return the mean squared distance of states (n x D each) to their centroids, as a share of the states'
+        variance, and how many centroids are the nearest of any."""
+        frames = torch.cat([one.float() for one in states])
+        units = self.targets(frames)
+        distance = (frames - self.centroids.to(frames)[units]).square().sum(-1).mean()
+        variance = (frames - frames.mean(0)).square().sum(-1).mean()
+        return float(distance / variance.clamp_min(1e-20)), len(units.unique())
 
 
 Units = HeadUnits | CentroidUnits
@@ -103,15 +126,15 @@ def find_units(names: Sequence[str], teacher: FrozenEncoder, digest: str | None,
             found += [HeadUnits(teacher, number, temperature) for number in range(len(teacher.unit_heads))]
             continue
         centroids = read_centroids(name, "criterion.units")
-        found = f"criterion.units: {name} holds centroids of"
+        holds = f"criterion.units: {name} holds centroids of"
         if centroids.vectors.shape[1] != teacher.embed_dim or not 0 <= centroids.layer <= teacher.num_layers:
             raise StarError(
-                f"{found} layer {centroids.layer}, {centroids.vectors.shape[1]} wide; this teacher has layers up to "
+                f"{holds} layer {centroids.layer}, {centroids.vectors.shape[1]} wide; this teacher has layers up to "
                 f"{teacher.num_layers} of {teacher.embed_dim}: make them with fairseq-star units of this teacher"
             )
         if digest is not None and centroids.teacher != digest:
-            raise StarError(f"{found} another teacher's states; make them with fairseq-star units of task.teacher")
-        found.append(CentroidUnits(centroids.layer, torch.from_numpy(centroids.vectors)))
+            raise StarError(f"{holds} another teacher's states; make them with fairseq-star units of task.teacher")
+        found.append(CentroidUnits(centroids.layer, torch.from_numpy(centroids.vectors), name, centroids.about))
     return found
 
 

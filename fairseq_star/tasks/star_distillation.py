@@ -15,6 +15,7 @@ from fairseq_star.fairseq_hooks.epoch_position import RecordedBatches, batch_opt
 from fairseq_star.fairseq_hooks.first_weights import begin_student, size_student
 from fairseq_star.fairseq_hooks.preflight import adopt_audio_format, check_student
 from fairseq_star.fairseq_hooks.steps import Steps
+from fairseq_star.losses.units import UNITS
 from fairseq_star.plots.tensorboard import TensorboardMaps
 from fairseq_star.tasks.options import StarDistillationConfig
 from fairseq_star.teacher.provider import TeacherProvider
@@ -89,6 +90,12 @@ class StarDistillationTask(FairseqTask):
         if self.cfg.mask_prob:
             model.learn_mask()
         return model
+
+    def build_criterion(self, cfg: FairseqDataclass, from_checkpoint: bool = False):
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if digests := [one.digest for term in getattr(criterion, "terms", ()) for one in getattr(term, "units", ())]:
+            self.state.merge_state_dict({UNITS: digests})
+        return criterion
 
     def _load_teacher(self) -> TeacherProvider:
         """Load the teacher; record its name and audio format for this run and in the student's checkpoints.

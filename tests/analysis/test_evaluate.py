@@ -2,11 +2,16 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
+from fairseq_star.analysis import runs
 from fairseq_star.analysis.evaluate import evaluate
 from fairseq_star.cli import main
+from fairseq_star.losses.centroids import Centroids
+from fairseq_star.teacher.provider import teacher_digest
+from tests.support import tiny
 
 
 def logged_losses(stdout: str) -> list[float]:
@@ -75,3 +80,61 @@ def test_a_streaming_student_is_evaluated_in_chunks(train, tmp_path, capsys):
     assert f"{losses[0]:.4f}" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="chunks of -1 frames cannot be"):
         main(["evaluate", checkpoint, "--chunk-frames", "-1"])
+
+
+@pytest.fixture
+def noisy(train, teacher_path, tmp_path):
+    """A run with noise and two sets of units whose files lie in a folder ``scratch``."""
+    scratch = tmp_path / "scratch"
+    manifest = tiny.write_tsv(scratch / "noise.tsv", tiny.write_audio(scratch / "noise", [1.0], seed=7))
+    files = [scratch / f"units{number}.npz" for number in (1, 2)]
+    for number, file in enumerate(files, start=1):
+        vectors = np.random.default_rng(number).standard_normal((5, 24)).astype(np.float32)
+        Centroids(vectors, 2, teacher_digest(str(teacher_path))).write(file)
+    done = train(
+        f"task.noise_manifest={manifest}", f"criterion.units=[{files[0]},head,{files[1]}]", "task.mask_prob=0.5",
+        "task.mask_length=2", "criterion.unit_weight=1.0", "optimization.max_update=3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return str(tmp_path / "run" / "checkpoint_last.pt"), scratch
+
+
+def test_noise_and_units_that_are_elsewhere_are_named_or_left_out(noisy, tmp_path, caplog):
+    checkpoint, scratch = noisy
+
+    def warnings() -> list[str]:
+        return [record.message for record in caplog.records if record.name == runs.__name__]
+
+    expected = evaluate(checkpoint).after
+    assert warnings() == []
+    moved = scratch.rename(tmp_path / "moved")
+    without = evaluate(checkpoint).after
+    said = "\n".join(warnings())
+    assert re.search(r"evaluate: task\.noise_manifest=\S+ .* is not there.*: measured without; --noise names", said)
+    assert re.search(r"evaluate: criterion\.units: \S+units1\.npz .* is not there: losses are without units", said)
+    assert len(warnings()) == 2
+    assert without.keys() == expected.keys() - {"units", "unit_accuracy"}
+    assert without["layerwise"] != expected["layerwise"], "noise matters"
+
+    caplog.clear()
+    tiny.write_tsv(moved / "noise.tsv", moved / "noise")
+    units = [str(moved / f"units{number}.npz") for number in (1, 2)]
+    assert evaluate(checkpoint, noise=str(moved / "noise.tsv"), units=units).after == expected
+    assert warnings() == []
+    for options, message in [
+        (["--units", units[0]], "--units: the run has 2 files of units"),
+        (["--noise", "nowhere.tsv"], "--noise nowhere.tsv is not there"),
+        (["--units", units[0], str(moved / "noise.tsv")], "criterion.units: .*noise.tsv holds no centroids"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main(["evaluate", checkpoint, *options])
+
+
+def test_a_loss_of_units_alone_needs_its_units(noisy, tmp_path):
+    checkpoint, scratch = noisy
+    state = torch.load(checkpoint, weights_only=True)
+    state["cfg"]["criterion"] |= {"layerwise_weight": 0.0, "intra_layer_weight": 0.0}
+    torch.save(state, tmp_path / "units_alone.pt")
+    scratch.rename(tmp_path / "gone")
+    with pytest.raises(SystemExit, match="the loss consists of units alone; --units names the current places"):
+        main(["evaluate", str(tmp_path / "units_alone.pt")])

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -13,6 +14,7 @@ from fairseq_star.cli import main
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks.preflight import Start
 from fairseq_star.fairseq_hooks.resuming import TEACHER, check_start
+from fairseq_star.losses.centroids import Centroids
 from tests.support import runs, tiny
 from tests.support.runs import saved, start_workers
 from tests.support.steps import build
@@ -132,6 +134,22 @@ def test_a_criterion_with_heads_needs_their_weights(trainer, tmp_path):
     heads = trainer_of(trainer.task, trainer.get_model(), torch.nn.Linear(2, 3))
     refused(heads, path, "has other heads than this run's criterion, or none")
     check_start(start(checkpoint_of(heads, tmp_path / "heads.pt")), heads)
+
+
+def test_units_that_were_fitted_anew_under_the_same_name_are_refused(trainer, corpus, teacher_path, tmp_path):
+    file = tmp_path / "units.npz"
+
+    def on_units(seed: int) -> SimpleNamespace:
+        vectors = np.random.default_rng(seed).standard_normal((5, 24)).astype(np.float32)
+        Centroids(vectors, 2, trainer.task.state_dict()[TEACHER]).write(file)
+        task, student, _ = build(corpus, teacher_path)
+        loss = {"_name": "star_tgm", "units": [str(file)], "unit_unmasked_weight": 1.0}
+        return trainer_of(task, student, task.build_criterion(OmegaConf.create(loss)))
+
+    path = checkpoint_of(on_units(1), tmp_path / "t.pt")
+    check_start(start(path), on_units(1))
+    refused(on_units(2), path, "learned other units than those of criterion.units")
+    check_start(start(path, weights_alone=True), on_units(2))
 
 
 @pytest.mark.parametrize("name", ["data", "teacher"])

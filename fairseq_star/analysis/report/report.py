@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,11 +25,10 @@ def report(
     run_dir: str | os.PathLike,
     out: str | os.PathLike | None = None,
     *,
-    data: str | None = None,
-    teacher: str | None = None,
     split: str = "valid",
     utterance: str | None = None,
     layers: list[int] | None = None,
+    **places: str | Sequence[str] | None,
 ) -> Path:
     """Write the report of a run, a self-contained HTML file and its pictures as PNGs in a folder; return its path.
 
@@ -36,10 +36,10 @@ def report(
         run_dir: ``checkpoint.save_dir`` of a run. Its ``profile.json`` and ``probe.json`` (``fairseq-star profile`` and
             ``probe`` with ``--json``), where there, go into the report.
         out: the HTML file; ``report.html`` in ``run_dir`` when None.
-        data, teacher: current places of manifests and teacher, if not those of the training.
         split: manifest to compare teacher and student on.
         utterance: file name of the utterance to draw; one of about 2.5 s when None.
         layers: student layers (1-based) to draw; the first, the middle and the last when None.
+        places: of the run's files, as :class:`fairseq_star.analysis.runs.Places` has them.
 
     Raises:
         StarError: no run there, a log or result that cannot be read, a layer or utterance that does not exist.
@@ -49,7 +49,7 @@ def report(
     if out is not None and Path(out).suffix not in (".html", ".htm"):
         raise StarError(f"--out {out}: name the page to write, such as report.html")
     checkpoint = find_checkpoint(run_dir)
-    run = load_run(str(checkpoint), data=data, teacher=teacher, option="report")
+    run = load_run(str(checkpoint), option="report", **places)
     curves = read_curves(run_dir, run.cfg.common.tensorboard_logdir)
     probe = sections.read_probe(run_dir)
     chosen = choose_layers(len(run.criterion.teacher_layers), layers)
@@ -61,11 +61,11 @@ def report(
     profile = sections.read_profile(run_dir, str(checkpoint), run.cfg.task.teacher)
     similarity = compare(run, students, dataset)
 
-    options = {"out": out, "data": data, "teacher": teacher, "utterance": utterance}
-    options |= {"split": split} if split != "valid" else {}
+    options = {"out": out, **places, "utterance": utterance, "split": split if split != "valid" else None}
     command = ["fairseq-star", "report", str(run_dir)]
-    command += [part for option, value in options.items() if value for part in (f"--{option}", str(value))]
-    command += ["--layers", *map(str, layers)] if layers else []
+    for option, value in (options | {"layers": layers}).items():
+        if value:
+            command += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
     pictures = html.Pictures()
     name = "/".join(run_dir.resolve().parts[-2:])  # such as demo/run
     body = [
