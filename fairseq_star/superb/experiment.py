@@ -1,6 +1,5 @@
 """One experiment: s3prl trains and evaluates, its numbers are read; an interrupted one resumes."""
 
-import fcntl
 import json
 import math
 import shutil
@@ -17,6 +16,7 @@ import yaml
 
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import write_lines
+from fairseq_star.runtime.folder_lock import HeldError, lock_folder, unlock_folder
 from fairseq_star.superb import parsing, scorers
 from fairseq_star.superb.settings import differences, flat
 from fairseq_star.superb.tasks import Experiment
@@ -24,6 +24,7 @@ from fairseq_star.superb.toolkit import Toolkit, Upstream
 
 Watch = Callable[[str, subprocess.Popen, Path], None]
 RESULT = "result.json"
+LOCK = ".lock"
 ALONE = "each utterance alone, in float16"  # how stored features are computed
 
 
@@ -293,13 +294,15 @@ def _difference(key: str, known: object, own: object) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lock a folder until this process ends, however it does."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(folder.name) from None
+    """Lock a folder for the block, or until this process ends."""
+    try:
+        lock_folder(folder, LOCK)
+    except HeldError as error:
+        raise BusyError(folder.name) from error
+    try:
         yield
+    finally:
+        unlock_folder(folder, LOCK)
 
 
 def _write(path: Path, content: dict) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks import run_lock
 from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
+from fairseq_star.runtime import folder_lock
 from tests.support import ROOT, runs
 
 HOLD = (
@@ -61,7 +62,27 @@ def test_a_file_system_without_locks_is_reported_and_nothing_else(tmp_path, monk
     monkeypatch.setattr(fcntl, "lockf", refuse)
     lock_run_folder(str(tmp_path))
     assert "No locks available" in caplog.text
-    assert str(tmp_path) not in run_lock._held
+    assert not folder_lock.is_locked_here(tmp_path, run_lock.FILE)
+
+
+def test_a_lock_that_is_released_is_free_for_others_and_one_that_is_held_excludes_its_own_process(tmp_path):
+    """SUPERB's experiments are many in one process, one after the other."""
+    take = "from fairseq_star.runtime.folder_lock import lock_folder; lock_folder(sys.argv[1], '.lock')"
+
+    def another() -> bool:
+        return not subprocess.call([sys.executable, "-c", f"import sys; {take}", str(tmp_path)], cwd=ROOT)
+
+    folder_lock.lock_folder(tmp_path, ".lock")
+    for folder in (tmp_path, tmp_path / "." / ".." / tmp_path.name):
+        with pytest.raises(folder_lock.HeldError, match="this one"):
+            folder_lock.lock_folder(folder, ".lock")
+    assert not another(), "the refused attempt has released it"
+    folder_lock.lock_folder(tmp_path, ".other")
+    folder_lock.unlock_folder(tmp_path, ".lock")
+    assert another()
+    folder_lock.lock_folder(tmp_path, ".lock")
+    folder_lock.unlock_folder(tmp_path, ".lock")
+    folder_lock.unlock_folder(tmp_path, ".other")
 
 
 def test_the_same_command_started_twice(corpus, teacher_path, tmp_path):
