@@ -25,7 +25,7 @@ from fairseq_star.formats import export, load_student
 from fairseq_star.runtime.names import SUPERB_TASKS
 from fairseq_star.superb.corpora import read_description
 from fairseq_star.superb.experiment import Features
-from fairseq_star.superb.programs.tied import end_with
+from fairseq_star.superb.programs.end_with_parent import end_with
 from fairseq_star.superb.scores import COLUMNS
 from fairseq_star.superb.sweep import Sweep, task_numbers
 from fairseq_star.superb.tasks import TASKS

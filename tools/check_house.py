@@ -1,7 +1,7 @@
-"""House rules that ruff cannot see: ``tools/check_house.py [ROOT]`` tells each fault in one line; the status is then 1.
+"""House rules that ruff cannot see: ``tools/check_house.py [ROOT]`` prints a line for each fault; the status is then 1.
 
-Of the package: what public functions raise. Of all tracked Python files: no edit of ``sys.path``, nothing imported from
-``tests`` outside, one style of backticks in docstrings. What may import what: ``lint-imports``.
+In the package: docstrings of public functions name the errors they raise. In all tracked Python files: no edit of
+``sys.path``, nothing imported from ``tests`` outside, one style of backticks in docstrings. Imports: ``lint-imports``.
 """
 
 import ast

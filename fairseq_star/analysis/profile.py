@@ -136,7 +136,7 @@ def profile(
 
 
 def _count(name: str) -> tuple[ProfileRow, EncoderConfig | None]:
-    """A model's row, its parameters counted, and its encoder's config (None: an exported program)."""
+    """Return a model's row with its parameter counts, and its encoder's config (None: an exported program)."""
     if (config := architecture(name)) is not None:
         counted = sum(parameter.numel() for parameter in SpeechEncoder(config).parameters())
         extra = HUBERT_BASE_PRETRAINING if name == HUBERT_BASE else 0
@@ -169,7 +169,7 @@ def exported_kind(name: str) -> str | None:
     if not zipfile.is_zipfile(name):
         return None
     with zipfile.ZipFile(name) as archive:
-        # A checkpoint has no compiled code, and so no constants.
+        # A checkpoint has no compiled code, hence no constants.
         return "TorchScript" if any(entry.endswith("/constants.pkl") for entry in archive.namelist()) else None
 
 
@@ -220,7 +220,7 @@ def main() -> None:
 
 
 def _load(name: str, device: str) -> Callable[[Tensor], object]:
-    """A function of ``source`` (1 x samples) that computes all layers' states."""
+    """Return a function of ``source`` (1 x samples) that computes all layers' states."""
     kind = exported_kind(name)
     if kind == "ONNX":
         return _load_onnx(name, device)

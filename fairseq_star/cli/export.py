@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict:
-    """The constructor's arguments of the chosen target.
+    """Return the constructor's arguments of the chosen target.
 
     Raises:
         StarError: an option of another target was given.

@@ -18,7 +18,7 @@ from torch import Tensor
 from fairseq_star.checkpoint import read_checkpoint, shapes
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
-from fairseq_star.formats.hub import PATIENCE
+from fairseq_star.formats.hub import WORKER_TIMEOUT
 from fairseq_star.formats.student import MASK
 from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
@@ -70,7 +70,7 @@ def begin_sliced(student: StarHubertModel, teacher: FrozenEncoder, beginning: Be
         except StarError as error:
             outcome[1] = str(error)
     if world_size > 1:
-        group = dist.new_group(timeout=PATIENCE)
+        group = dist.new_group(timeout=WORKER_TIMEOUT)
         try:
             dist.broadcast_object_list(outcome, src=0, group=group)
         finally:

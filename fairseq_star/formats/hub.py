@@ -27,7 +27,7 @@ _ID = re.compile(
     re.ASCII,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-PATIENCE = timedelta(hours=12)  # of the workers that wait for a download; torch's own is 10 minutes
+WORKER_TIMEOUT = timedelta(hours=12)  # for workers that wait for a download; torch's own is 10 minutes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def locate_together(name: str, option: str) -> Located:
     # By its form alone, so that all workers take the same branch; a path needs no communication.
     if not (dist.is_available() and dist.is_initialized()) or _ID.fullmatch(os.fspath(name)) is None:
         return locate(name, option)
-    group = dist.new_group(timeout=PATIENCE)
+    group = dist.new_group(timeout=WORKER_TIMEOUT)
 
     def gather(own: object) -> list:
         gathered = [None] * dist.get_world_size()

@@ -79,8 +79,8 @@ def slice_to_file(
         StarError: no such teacher, data or kind of student, a budget that cannot be met, or ``out`` exists.
     """
     with new_output(Path(out), what="student", force=force, origin=request.teacher) as written:
-        workshop = _Workshop(request)
-        student, size = workshop.slice(workshop.shape(QUARTER if params is None and macs is None else params, macs))
+        slicing = _Slicing(request)
+        student, size = slicing.slice(slicing.shape(QUARTER if params is None and macs is None else params, macs))
         write_student(student, written)
     return size
 
@@ -94,12 +94,12 @@ def slice_sizes(request: Request, sizes: Sequence[float]) -> tuple[EncoderConfig
     Raises:
         StarError: as :func:`slice_to_file`.
     """
-    workshop = _Workshop(request)
-    shapes = [workshop.shape(size, None) for size in sizes]  # all of them, before minutes are spent on the first
-    return workshop.teacher.config, [workshop.slice(shape)[1] for shape in shapes]
+    slicing = _Slicing(request)
+    shapes = [slicing.shape(size, None) for size in sizes]  # all of them, before minutes are spent on the first
+    return slicing.teacher.config, [slicing.slice(shape)[1] for shape in shapes]
 
 
-class _Workshop:
+class _Slicing:
     """Teacher and audio of a request, loaded once for all students sliced from them."""
 
     def __init__(self, request: Request):

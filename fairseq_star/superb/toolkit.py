@@ -31,7 +31,7 @@ _ALWAYS = ("torchaudio", "tensorboardX", "huggingface_hub", "soundfile", "yaml")
 
 @dataclass(frozen=True)
 class Environment:
-    """Interpreter that s3prl runs in, and what ``programs/look.py`` reports of it."""
+    """Interpreter that s3prl runs in, and what ``programs/environment.py`` reports of it."""
 
     python: Path
     found: dict
@@ -47,9 +47,8 @@ class Environment:
         if not chosen.is_file():
             raise StarError(f"--python {chosen}: is not there; {HOW}")
         names = sorted({*_ALWAYS, DIARIZATION_SCORER, *(module for task in tasks for module in task.modules)})
-        result = subprocess.run(
-            [chosen, PROGRAMS / "look.py", *names], capture_output=True, text=True, check=False, env=_environment()
-        )
+        command = [chosen, PROGRAMS / "environment.py", *names]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise StarError(f"--python {chosen}: cannot run s3prl ({reason}); {HOW}")
@@ -132,8 +131,8 @@ class Toolkit:
 
     def command(self, *arguments: str) -> list[str]:
         """Return a command for s3prl's ``run_downstream.py``; its process ends with this one."""
-        tied = [str(PROGRAMS / "tied.py"), str(os.getpid())]
-        return [str(self.environment.python), *tied, str(PROGRAMS / "launch.py"), *arguments]
+        programs = [str(PROGRAMS / "end_with_parent.py"), str(os.getpid()), str(PROGRAMS / "launch.py")]
+        return [str(self.environment.python), *programs, *arguments]
 
     def python(self, *arguments: str) -> list[str]:
         """Return a command for another script in s3prl's environment."""
@@ -216,7 +215,7 @@ def look_into(upstream: Upstream, toolkit: Toolkit) -> dict:
         StarError: s3prl cannot load it.
     """
     command = toolkit.python(
-        str(PROGRAMS / "listen.py"), *filter(None, (upstream.name, upstream.file and str(upstream.file)))
+        str(PROGRAMS / "try_upstream.py"), *filter(None, (upstream.name, upstream.file and str(upstream.file)))
     )
     result = subprocess.run(command, capture_output=True, text=True, check=False, **toolkit.process_options())
     if result.returncode:

@@ -141,7 +141,7 @@ def test_another_process_is_left_alone(make):
 def test_a_program_ends_with_what_started_it(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
-    tied = toolkit.PROGRAMS / "tied.py"
+    tied = toolkit.PROGRAMS / "end_with_parent.py"
     starting = (
         "import os, subprocess, sys, time\n"
         "subprocess.Popen([sys.executable, sys.argv[1], str(os.getpid()), *sys.argv[2:]])\ntime.sleep(60)\n"

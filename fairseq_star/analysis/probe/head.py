@@ -110,7 +110,7 @@ def _correct(head: WeightedSumHead, features: Tensor, classes: Tensor) -> Tensor
 
 @torch.no_grad()
 def _score(head: WeightedSumHead, features: Tensor, classes: Tensor) -> tuple[float, float]:
-    """Accuracy, then (for ties on small dev parts) the negative loss over known classes."""
+    """Return the accuracy, then (for ties on small dev parts) the negative loss over known classes."""
     logits = torch.cat([head(chunk) for chunk in features.split(CHUNK)])
     loss = F.cross_entropy(logits, classes, ignore_index=-1)
     return (logits.argmax(1) == classes).float().mean().item(), -loss.item()

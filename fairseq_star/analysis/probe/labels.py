@@ -147,7 +147,7 @@ def _read_lines(path: Path, expected: int, task: str) -> list[str]:
 
 
 def _within_speakers(utterances: Sequence[Utterance], limit: int | None, folder: Path) -> tuple[list[Utterance], ...]:
-    """Each speaker's utterances divided into training, dev and test part; speakers of fewer than three are left out."""
+    """Divide each speaker's utterances into training, dev and test part; leave out speakers of fewer than three."""
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for one in utterances:
         by_speaker[one.labels[0]].append(one)
@@ -173,5 +173,5 @@ def _ranked(utterances: list[Utterance]) -> list[Utterance]:
 
 
 def _hash(name: str) -> bytes:
-    # Of a path's last parts alone: a corpus is divided the same way wherever it lies, converted or not.
+    # The path's last parts alone: a corpus is divided the same way in any folder, converted or not.
     return hashlib.sha256("/".join(Path(original_name(name)).parts[-3:]).encode()).digest()

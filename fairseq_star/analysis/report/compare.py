@@ -175,7 +175,7 @@ def read_transcript(audio: Path) -> str:
 
 
 def _find(entries: list[ManifestEntry], name: str | None, manifest: str) -> int:
-    """Index of the manifest's entry called ``name``, or of the one nearest to :data:`GOOD_SECONDS`."""
+    """Return the index of the manifest's entry called ``name``, or of the one nearest to :data:`GOOD_SECONDS`."""
     if name is None:
         return int(np.argmin([abs(entry.num_samples / SAMPLE_RATE - GOOD_SECONDS) for entry in entries]))
     names = [Path(entry.path).stem for entry in entries]

@@ -147,7 +147,7 @@ def utterance(pictures: Pictures, maps: UtteranceMaps) -> list[str]:
     transcript = f" “{escape(maps.transcript.capitalize())}”" if maps.transcript else ""
     phones = "the phones it consists of and " if maps.phones else ""
     return [
-        "<h2>What the student makes of one utterance</h2>",
+        "<h2>Gram matrices of one utterance</h2>",
         f"<p>{escape(maps.name)}{transcript}</p>",
         html.audio(_wav(maps.samples)),
         "<p>Each map compares every moment of this utterance with every other (a <i>temporal Gram matrix</i>): the "
@@ -218,7 +218,7 @@ def cost(profiled: ProfileResult) -> list[str]:
 
 def knowledge(pictures: Pictures, probe: dict | None, checkpoint: Path, run_dir: Path) -> list[str]:
     """Return the probe's accuracies, or the command that measures them."""
-    head = "<h2>What do its features know?</h2>"
+    head = "<h2>How well do its features predict phones, keywords and speakers?</h2>"
     if probe is None:
         files = shlex.quote(str(checkpoint)), shlex.quote(str(run_dir / PROBE))
         return [
@@ -239,7 +239,7 @@ def knowledge(pictures: Pictures, probe: dict | None, checkpoint: Path, run_dir:
         html.look(
             "<b>What to look for:</b> the student should be well above the plain spectral features (FBANK, MFCC; "
             "normalized over each utterance as in SUPERB) and its own untrained self (random init), and close to the "
-            "teacher. FBANK, not normalized, keeps the mean spectrum, by which a few voices are told apart easily. "
+            "teacher. FBANK, not normalized, keeps the mean spectrum, which identifies a few voices easily. "
             + escape(margins(probe))
         ),
         html.pictures([figure(task) for task in probe_tasks(probe)]),

@@ -200,7 +200,9 @@ class FrameSample:
                     if number % SAVE_EVERY == 0 or number == len(utterances):
                         file.flush()
                         os.fsync(file.fileno())
-                        self._write_progress(number, file.tell())
+                        note = {"about": self.about, "utterances": number, "bytes": file.tell()}
+                        with replacing(self.note) as temporary:
+                            temporary.write_text(json.dumps(note))
         except OSError as error:
             raise StarError(
                 f"--out: {self.folder} cannot be written to ({error.strerror}); make room, or lower --frames"
@@ -208,7 +210,7 @@ class FrameSample:
         return np.memmap(self.path, np.float32, mode="r").reshape(-1, self.width)
 
     def _progress(self) -> tuple[int, int]:
-        """Utterances and bytes that are done; none where the files are of anything else."""
+        """Return the numbers of utterances and bytes that are done, 0 where the files belong to another sample."""
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
             if note["about"] == self.about and self.path.stat().st_size >= note["bytes"]:
@@ -216,10 +218,6 @@ class FrameSample:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return 0, 0
-
-    def _write_progress(self, utterances: int, num_bytes: int) -> None:
-        with replacing(self.note) as temporary:
-            temporary.write_text(json.dumps({"about": self.about, "utterances": utterances, "bytes": num_bytes}))
 
     def remove(self) -> None:
         for path in (self.path, self.note):

@@ -1,4 +1,4 @@
-"""``look.py MODULE ...``: print libraries of an environment as JSON, and which of these modules it lacks."""
+"""``environment.py MODULE ...``: print libraries of an environment as JSON, and which of these modules it lacks."""
 
 import ctypes
 import importlib.metadata

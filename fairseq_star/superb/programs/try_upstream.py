@@ -1,4 +1,4 @@
-"""``listen.py UPSTREAM [FILE]``: load an upstream as s3prl's runner does, and print the shape of its output."""
+"""``try_upstream.py UPSTREAM [FILE]``: load an upstream as s3prl's runner does, and print the shape of its output."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""``tied.py PID PROGRAM ARGUMENT ...``: run a program that ends with process PID, which started it (Linux).
+"""``end_with_parent.py PID PROGRAM ARGUMENT ...``: run a program that ends with process PID, which started it (Linux).
 
 However that ends, SIGKILL included: a killed sweep leaves no process that still writes. It is a program of its own, as
 the kernel has to be asked before anything slow is imported.
