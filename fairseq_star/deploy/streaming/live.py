@@ -77,7 +77,10 @@ def stream(
         """A further piece; None: there is no more."""
         nonlocal heard, given, busy
         start = time.perf_counter()
-        [states] = live.flush() if piece is None else live.feed([piece])
+        try:
+            [states] = live.flush() if piece is None else live.feed([piece])
+        except StarError as error:
+            raise StarError(f"stream: {audio}, after {heard / rate:.3f} s: {error}") from error
         busy += time.perf_counter() - start
         heard += 0 if piece is None else len(piece)
         for frame in states[-1]:
