@@ -77,7 +77,10 @@ def stream(
         """Feed a piece and print its frames; None ends the stream."""
         nonlocal received, given, busy
         start = time.perf_counter()
-        [states] = live.flush() if piece is None else live.feed([piece])
+        try:
+            [states] = live.flush() if piece is None else live.feed([piece])
+        except StarError as error:
+            raise StarError(f"stream: {audio}, after {heard / rate:.3f} s: {error}") from error
         busy += time.perf_counter() - start
         received += 0 if piece is None else len(piece)
         for frame in states[-1]:

@@ -106,8 +106,9 @@ class Streams:
         """
         if len(audio) != len(self._pieces):
             raise StarError(f"{len(audio)} pieces of audio for {len(self._pieces)} streams; give one for each")
-        for number, piece in enumerate(audio):
-            samples = as_samples(piece, f"audio[{number}]").float().to(self.device)
+        # All before any is taken: after an error the caller may go on with these streams.
+        pieces = [as_samples(piece, f"audio[{number}]").float().to(self.device) for number, piece in enumerate(audio)]
+        for number, samples in enumerate(pieces):
             self._pieces[number].append(samples)
             self._num_samples[number] += len(samples)
         window = self.shape.window(self.chunk_frames)

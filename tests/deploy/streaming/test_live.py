@@ -144,7 +144,7 @@ def test_nan_in_raw_samples_ends_in_one_line(student, samples):
     wrong[3_000] = np.nan
     done = fed(student, wrong.tobytes(), "--format", "f32le")
     assert done.returncode == 1
-    assert b"a sample of nan, which no recording has" in done.stderr
+    assert b"stream: -, after 0.160 s: audio[0] has a sample of nan, which no recording has" in done.stderr
     assert b"Traceback" not in done.stderr
 
 

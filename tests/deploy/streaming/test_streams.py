@@ -178,3 +178,21 @@ def test_a_sample_that_no_recording_has_is_refused_and_the_stream_goes_on(studen
     with pytest.raises(StarError, match="no recording has"):
         student.hidden_states([bad], 16_000)
     student.hidden_states([2.0**15 * audio], 16_000)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_piece_that_is_refused_leaves_the_other_streams_as_they_were(student, value, place):
+    """The caller gives the pieces again, here as lists: none of them was taken in half."""
+    audio = [0.1 * noise(8_000, seed) for seed in (0, 1)]
+    live = Streams.of(student, chunk_frames=4, num_streams=2)
+    frames = [live.feed([one[:4_000] for one in audio])]
+    bad = [one[4_000:].tolist() for one in audio]
+    bad[place][7] = value
+    with pytest.raises(StarError, match=rf"audio\[{place}\] has a sample of"):
+        live.feed(bad)
+    frames += [live.feed([one[4_000:].tolist() for one in audio]), live.flush()]
+    for number, one in enumerate(audio):
+        alone = Streams.of(student, chunk_frames=4)
+        expected = torch.cat(alone.feed([one]) + alone.flush(), 1)
+        assert difference(torch.cat([given[number] for given in frames], 1), expected) < 1e-5
