@@ -86,7 +86,7 @@ class Onnx(ProgramTarget):
             elif self._speech is None:
                 to_int8(whole, path)
             else:
-                to_static_int8(whole, path, self._given(whole, student, self._speech.heard))
+                to_static_int8(whole, path, self._given(whole, student, self._speech.heard), self._speech.origin)
 
     def _given(self, path: Path, student: Student, heard: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
         """What the file at ``path`` takes to hear utterances one by one, a streaming student's in chunks."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fairseq_star.analysis.probe.features import read_samples
 from fairseq_star.analysis.probe.labels import EXTENSION, PHONE, Utterance
 from fairseq_star.analysis.units import kmeans
+from fairseq_star.data.origin import CORPUS, corpus_origin, differences
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub, load_teacher
@@ -72,10 +73,8 @@ def fit_units(
         count = teacher.geometry.num_frames
         chosen = [utterances[number] for number in choose(utterances, count, frames, seed)]
         digest = teacher_digest(located.path)
-        about = {
-            "teacher": digest, "layer": layer, "split": split, "seed": seed, "frames": frames,
-            "utterances": [[one.path, one.num_samples] for one in chosen],
-        }  # fmt: skip
+        origin = {CORPUS: corpus_origin(Path(data) / f"{split}.tsv"), "teacher": digest}
+        about = {**origin, "layer": layer, "split": split, "seed": seed, "frames": frames}
         sample = FrameSample(target.with_name(f"{target.name}.frames"), about, teacher.embed_dim)
         states_of = states_of_layer(teacher, layer)
         taken = sample.fill(chosen, states_of)
@@ -83,8 +82,8 @@ def fit_units(
         of_test = [test[number] for number in choose(test, count, HELD_OUT, seed)]
         measured = measure(vectors, of_test, states_of)
         fitted = {
-            "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen), "seed": seed,
-            "inertia_of_passes": history, "quality": {"split": test_split, **measured.to_dict()},
+            **origin, "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen),
+            "seed": seed, "inertia_of_passes": history, "quality": {"split": test_split, **measured.to_dict()},
         }  # fmt: skip
         Centroids(vectors, layer, digest, fitted).write(written)
         del taken
@@ -185,7 +184,7 @@ class FrameSample:
         """Utterances and bytes that are done; none where the files are of anything else."""
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
-            if note["about"] == self.about and self.path.stat().st_size >= note["bytes"]:
+            if not differences(note["about"], self.about) and self.path.stat().st_size >= note["bytes"]:
                 return note["utterances"], note["bytes"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
