@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from fairseq_star.data.dataset import DistillationDataset, check_manifest
+from fairseq_star.data.origin import CORPUS, corpus_origin
 from fairseq_star.errors import StarError
 from fairseq_star.formats.student import Student
 
@@ -20,6 +21,7 @@ class Calibration:
 
     calibration: list[Tensor]
     held_out: list[Tensor]
+    origin: dict  # of the corpus, stored in the file
 
     @classmethod
     def read(cls, manifest: str, student: Student) -> "Calibration":
@@ -52,4 +54,5 @@ class Calibration:
         return cls(
             calibration=[source for place, source in enumerate(utterances) if place not in held],
             held_out=[source for place, source in enumerate(utterances) if place in held],
+            origin={CORPUS: corpus_origin(manifest)},
         )

@@ -93,7 +93,7 @@ class Onnx(ProgramTarget):
             elif self._speech is None:
                 to_int8(whole, path)
             else:
-                to_static_int8(whole, path, self._given(whole, student, self._speech.calibration))
+                to_static_int8(whole, path, self._given(whole, student, self._speech.calibration), self._speech.origin)
 
     def _given(self, path: Path, student: Student, utterances: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the inputs of the file at ``path`` for the utterances one by one, chunk by chunk for streaming ones."""

@@ -5,6 +5,7 @@ raw audio, the input of the first ones (moonshine#73). Their weights take half t
 once it is loaded. The products within attention stay in float too.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 
 LEAST_NUMBERS = 4096  # of a weight that is stored in 16 bits: norms and biases stay in 32
 BLOCK = 32  # weights of an output channel that share a scale in 4 bits
+CALIBRATION = "fairseq_star.calibration"  # key of metadata
 INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: inputs are rounded to 8 bits, with a scale for each block
 
 
@@ -40,9 +42,9 @@ def to_int8(path: Path, out: Path) -> None:
     _store_the_rest_in_16_bits(path, out)
 
 
-def to_static_int8(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray]]) -> None:
+def to_static_int8(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray]], origin: dict) -> None:
     """Quantize to int8 with a fixed input range for each linear layer: minimum and maximum over ``samples``, inputs of
-    the file by name."""
+    the file by name; their ``origin`` is stored in the file's metadata, as :data:`CALIBRATION`."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -59,7 +61,7 @@ def to_static_int8(path: Path, out: Path, samples: Iterable[dict[str, np.ndarray
             # Neither products within attention nor a layer's output.
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )  # fmt: skip
-    _store_the_rest_in_16_bits(path, out)
+    _store_the_rest_in_16_bits(path, out, {CALIBRATION: json.dumps(origin)})
 
 
 def to_int4(path: Path, out: Path) -> None:
@@ -76,8 +78,8 @@ def to_int4(path: Path, out: Path) -> None:
     _store_the_rest_in_16_bits(path, out)
 
 
-def _store_the_rest_in_16_bits(path: Path, out: Path) -> None:
-    """Store the large weights that are still float in ``out``, made from ``path``, in 16 bits."""
+def _store_the_rest_in_16_bits(path: Path, out: Path, more: dict[str, str] | None = None) -> None:
+    """Store the large weights that are still float in ``out``, made from ``path``, in 16 bits; add metadata."""
     import onnx
 
     model = onnx.load(out)
@@ -96,4 +98,6 @@ def _store_the_rest_in_16_bits(path: Path, out: Path) -> None:
         field.extend(items)
     del model.metadata_props[:]
     model.metadata_props.extend(onnx.load(path, load_external_data=False).metadata_props)
+    for key, value in (more or {}).items():
+        model.metadata_props.add(key=key, value=value)
     onnx.save(model, out)

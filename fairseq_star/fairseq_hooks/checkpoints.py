@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fairseq_star.checkpoint import num_updates, read_checkpoint
 from fairseq_star.errors import StarError, exit_on_star_error
+from fairseq_star.fairseq_hooks.carried import report_carried
 from fairseq_star.fairseq_hooks.preflight import LAST, Start, check_options, check_save_dir, starting_point
 from fairseq_star.fairseq_hooks.resuming import PARTS, check_start, mismatch_is_star_error
 from fairseq_star.fairseq_hooks.run_lock import lock_run_folder
@@ -76,6 +77,7 @@ def guard_runs(task_class: type) -> None:
             raise SystemExit(0)
         with exit_on_star_error():
             check_shared_memory(trainer, loaded[1])
+            report_carried(trainer, *loaded)
         return loaded
 
     @functools.wraps(checkpoint_utils.verify_checkpoint_directory)

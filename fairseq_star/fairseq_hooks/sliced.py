@@ -4,7 +4,6 @@ Worker 0 computes them and all get the same bits. They are saved in the run's fo
 and ``fairseq-star evaluate`` have the run's first weights, on any machine.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint, shapes
+from fairseq_star.data.origin import CORPUS, corpus_origin, differences
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats.hub import WORKER_TIMEOUT
 from fairseq_star.formats.student import MASK
-from fairseq_star.manifest import read_manifest
 from fairseq_star.models.starhubert import StarHubertModel
 from fairseq_star.runtime.files import replacing
 from fairseq_star.runtime.host import bound_primitive_cache
@@ -106,11 +105,11 @@ def _kept_or_computed(student: StarHubertModel, teacher: FrozenEncoder, beginnin
     path = None if beginning.folder is None else Path(beginning.folder) / FILE
     has_checkpoint = path is not None and any(path.parent.glob("checkpoint*.pt"))
     # An evaluated or resumed run began with the saved weights, wherever its audio is now.
-    corpus = _corpus(beginning.train) if beginning.keep and not has_checkpoint else None
+    if beginning.keep and not has_checkpoint:
+        about[CORPUS] = corpus_origin(beginning.train)
     if path is not None and path.is_file():
         saved = read_checkpoint(str(path), "checkpoint.save_dir")
-        same = saved.get("about") == about and corpus in (None, saved.get("corpus"))
-        if same and shapes(saved["model"]) == shapes(_sliced_part(student)):
+        if not differences(saved.get("about"), about) and shapes(saved["model"]) == shapes(_sliced_part(student)):
             logger.info(f"first weights: those this run began with, from {path}")
             return saved
     bound_primitive_cache()  # the process's first convolutions may be these
@@ -123,18 +122,12 @@ def _kept_or_computed(student: StarHubertModel, teacher: FrozenEncoder, beginnin
         report.loss, report.loss_of_zero = star_losses(*compared)
         report.held_out = len(held_out.sources)
         student.train(training)
-    weights = {"about": about, "corpus": corpus, "model": _sliced_part(student), "report": report.to_dict()}
+    weights = {"about": about, "model": _sliced_part(student), "report": report.to_dict()}
     if beginning.keep and path is not None and not (path.is_file() and has_checkpoint):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save(weights, temporary)
     return weights
-
-
-def _corpus(manifest: Path) -> str:
-    """SHA-256 of a manifest's files and their lengths, wherever its root is."""
-    _, entries = read_manifest(manifest)
-    return hashlib.sha256(repr([tuple(entry) for entry in entries]).encode()).hexdigest()
 
 
 def _sliced_part(student: StarHubertModel) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import soundfile
 import torch
 
 from fairseq_star.cli import main
+from fairseq_star.data.origin import CORPUS, corpus_origin
+from fairseq_star.deploy.onnx_quantized import CALIBRATION
 from fairseq_star.deploy.targets import load_target
 from fairseq_star.errors import StarError
 from fairseq_star.formats import export
@@ -102,6 +104,8 @@ def test_fixed_ranges_come_from_speech_and_are_judged_by_other_speech(tmp_path, 
     kinds = [node.op_type for node in model.graph.node]
     assert "DynamicQuantizeLinear" not in kinds
     assert "QuantizeLinear" in kinds
+    [origin] = [json.loads(entry.value) for entry in model.metadata_props if entry.key == CALIBRATION]
+    assert origin == {CORPUS: corpus_origin(manifest)}
     told = load_target("onnx").load(exported.path)[1]
     assert (told is not None) == (kind == "streaming")
 

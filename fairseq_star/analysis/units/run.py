@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fairseq_star.analysis.probe.features import read_samples
 from fairseq_star.analysis.probe.labels import EXTENSION, PHONE, Utterance
 from fairseq_star.analysis.units import kmeans
+from fairseq_star.data.origin import CORPUS, corpus_origin, differences
 from fairseq_star.encoder.frozen import FrozenEncoder
 from fairseq_star.errors import StarError
 from fairseq_star.formats import hub, load_teacher
@@ -77,18 +78,16 @@ def fit_units(
         for one in of_test:  # they come last, and a bad one would cost all the work before
             read_samples(one)
         digest = teacher_digest(located.path)
-        about = {
-            "teacher": digest, "layer": layer, "split": split, "seed": seed, "frames": frames,
-            "utterances": [[one.path, one.num_samples] for one in chosen],
-        }  # fmt: skip
+        origin = {CORPUS: corpus_origin(Path(data) / f"{split}.tsv"), "teacher": digest}
+        about = {**origin, "layer": layer, "split": split, "seed": seed, "frames": frames}
         sample = FrameSample(target.with_name(f"{target.name}.frames"), about, teacher.embed_dim)
         states_of = states_of_layer(teacher, layer)
         taken = sample.fill(chosen, states_of)
         vectors, history = kmeans.fit(taken, clusters, seed)
         measured = measure(vectors, of_test, states_of)
         fitted = {
-            "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen), "seed": seed,
-            "inertia_of_passes": history, "quality": {"split": test_split, **measured.to_dict()},
+            **origin, "checkpoint": located.name, "split": split, "frames": len(taken), "utterances": len(chosen),
+            "seed": seed, "inertia_of_passes": history, "quality": {"split": test_split, **measured.to_dict()},
         }  # fmt: skip
         Centroids(vectors, layer, digest, fitted).write(written)
         del taken
@@ -213,7 +212,7 @@ class FrameSample:
         """Return the numbers of utterances and bytes that are done, 0 where the files belong to another sample."""
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
-            if note["about"] == self.about and self.path.stat().st_size >= note["bytes"]:
+            if not differences(note["about"], self.about) and self.path.stat().st_size >= note["bytes"]:
                 return note["utterances"], note["bytes"]
         except (OSError, ValueError, KeyError, TypeError):
             pass

@@ -80,7 +80,7 @@ def stream(
         try:
             [states] = live.flush() if piece is None else live.feed([piece])
         except StarError as error:
-            raise StarError(f"stream: {audio}, after {heard / rate:.3f} s: {error}") from error
+            raise StarError(f"stream: {audio}, after {received / rate:.3f} s: {error}") from error
         busy += time.perf_counter() - start
         received += 0 if piece is None else len(piece)
         for frame in states[-1]:
