@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.group_norm import ValidGroupNorm
-from fairseq_star.encoder.running_norm import RUNNING, Past, RunningNorm
+from fairseq_star.encoder.running_norm import RUNNING, Past, RecentNorm, RunningNorm
 
 
 class ConvBlock(nn.Sequential):
@@ -29,7 +29,7 @@ class ConvBlock(nn.Sequential):
         Args:
             num_samples: of each utterance, valid at its input; statistics of a group norm are over these alone, over
                 all when None.
-            past: of a stream, what its running norm goes on from.
+            past: what a running norm goes on from, and leaves.
         """
         for module in self:
             if isinstance(module, ValidGroupNorm):
@@ -72,5 +72,7 @@ def _norm(config: EncoderConfig, number: int) -> nn.Module | None:
     if number:
         return None
     if config.extractor_mode == RUNNING:
-        return RunningNorm(channels, math.prod(layer.stride for layer in config.conv_layers[1:]))
+        step = math.prod(layer.stride for layer in config.conv_layers[1:])
+        context = config.norm_context_frames
+        return RecentNorm(channels, step, context) if context else RunningNorm(channels, step)
     return ValidGroupNorm(channels)
