@@ -16,7 +16,7 @@ Shapes: B utterances, S frames within the layers (T, the utterance's own, but fo
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -55,9 +55,12 @@ class Whole:
     """Whole utterances: all frames of one attend to all of its own."""
 
     padding_mask: Tensor | None = None  # B x T, True = padded; None when nothing is
+    skip_silence: bool = False  # whether frames of zeros are attended to where there are none but these
+    audible: Tensor | None = field(init=False, default=None)  # B x T
 
     def padded(self, features: Tensor) -> Tensor | None:
         """See :class:`Context`."""
+        self.audible = audible_frames(features) if self.skip_silence else None
         return self.padding_mask
 
     def place(self, pos_conv: nn.Module, features: Tensor) -> Tensor:
@@ -72,7 +75,11 @@ class Whole:
 
     def visible(self) -> Tensor | None:
         """See :class:`Context`."""
-        return None if self.padding_mask is None else ~self.padding_mask[:, None]
+        valid = None if self.padding_mask is None else ~self.padding_mask[:, None]
+        if self.audible is None:
+            return valid
+        audible = self.audible[:, None]
+        return without_silence(torch.ones_like(audible) if valid is None else valid, audible)
 
     def of_frames(self, weights: Tensor) -> Tensor:
         """See :class:`Context`."""
@@ -219,6 +226,18 @@ def attention(
         query, key, value = (F.pad(x, (0, -width % MULTIPLE)) for x in (query, key, value))
     out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=width**-0.5)
     return out if out.size(-1) == width else out[..., :width]
+
+
+def audible_frames(features: Tensor) -> Tensor:
+    """Return which of ``features`` (B x T x D) are no silence, whose features are zeros: B x T."""
+    return (features != 0).any(-1)
+
+
+def without_silence(mask: Tensor, audible: Tensor) -> Tensor:
+    """Return ``mask`` (... x queries x keys, True where a query may attend) with keys that are ``audible`` alone (the
+    same, 1 query for all), but for queries that may attend to none of these: as it was."""
+    seen = mask & audible
+    return seen | (mask & ~seen.any(-1, keepdim=True))  # onnxruntime has no `where` of booleans
 
 
 def in_half_on_gpu(states: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_star.encoder.attention import attention
+from fairseq_star.encoder.attention import attention, audible_frames, without_silence
 
 # Frames whose attention is computed together, with one mask: fewer make more and smaller products, more compute more
 # scores that are masked.
@@ -33,6 +33,8 @@ class Chunks:
     num_frames: int  # T
     padding_mask: Tensor | None  # B x T, True = padded
     device: torch.device
+    skip_silence: bool = False  # as of `Whole`
+    audible: Tensor | None = field(init=False, default=None)  # B x S
     copied: Tensor = field(init=False)  # N R, the frame that each copy is of, past the last one too
     block_mask: Tensor = field(init=False)  # 1 or B x blocks x queries x keys, True where a query may attend
 
@@ -78,7 +80,8 @@ class Chunks:
         is_copy = self._arange(len(chunk)) >= self.num_frames
         window = self._window(chunk, chunk, torch.cat([frame, self.copied]), is_copy)
         valid = self.valid()
-        return window & (valid[:, None, :] | ~valid[:, :, None])
+        mask = window & (valid[:, None, :] | ~valid[:, :, None])
+        return mask if self.audible is None else without_silence(mask, self.audible[:, None])
 
     def place(self, pos_conv: nn.Module, features: Tensor) -> Tensor:
         """See :class:`~fairseq_star.encoder.attention.Context`."""
@@ -86,6 +89,9 @@ class Chunks:
 
     def padded(self, features: Tensor) -> Tensor | None:
         """See :class:`~fairseq_star.encoder.attention.Context`."""
+        if self.skip_silence:
+            self.audible = audible_frames(self.with_copies(features))
+            self.block_mask = self._block_mask()
         return self.padding_mask
 
     def attend(
@@ -140,7 +146,10 @@ class Chunks:
         window = self._window(query_chunk, key_chunk, F.pad(key_frame, (0, self.block_copies)), is_copy)
         valid = self.valid()[..., None]
         keys, queries = self._key_blocks(valid).squeeze(-1), self._query_blocks(valid).squeeze(-1)
-        return window & (keys[:, :, None, :] | ~queries[:, :, :, None])
+        mask = window & (keys[:, :, None, :] | ~queries[:, :, :, None])
+        if self.audible is None:
+            return mask
+        return without_silence(mask, self._key_blocks(self.audible[..., None]).transpose(2, 3))
 
     def valid(self) -> Tensor:
         """Return 1 or B x S, True where a frame, or the frame that a copy is of, is the utterance's own."""

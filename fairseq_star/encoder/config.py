@@ -17,7 +17,7 @@ FAIRSEQ_NAMES = {
     **{name: name for name in ("extractor_mode", "conv_bias", "conv_pos", "conv_pos_groups")},
     **{name: name for name in ("layer_norm_first", "activation_fn")},
 }
-STREAMING = ("chunk_frames", "left_context_frames", "right_context_frames")
+STREAMING = ("chunk_frames", "left_context_frames", "right_context_frames", "norm_context_frames")
 """Fields of :class:`EncoderConfig`, under the same names in a student's settings, that no other library has."""
 BY_LAYER = {"num_heads": "layer_attention_heads", "ffn_embed_dim": "layer_ffn_embed_dims"}
 """Fields of :class:`EncoderConfig` that may differ by layer -> options of a student's settings."""
@@ -54,6 +54,7 @@ class EncoderConfig:
     chunk_frames: tuple[int, ...] = ()
     left_context_frames: int = 0  # frames before its chunk that a frame attends to
     right_context_frames: int = 0  # frames after its chunk, likewise
+    norm_context_frames: int = 0  # of a running norm, K of encoder/running_norm.py's RecentNorm; 0: RunningNorm
     head_dim: int | None = None  # width of a head; None: embed_dim / num_heads
 
     def __post_init__(self):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.group_norm import ValidGroupNorm
-from fairseq_star.encoder.running_norm import RUNNING, Past, RunningNorm
+from fairseq_star.encoder.running_norm import RUNNING, Past, RecentNorm, RunningNorm
 
 
 def _group_norm(config: EncoderConfig, number: int) -> nn.Module | None:
@@ -25,7 +25,10 @@ def _layer_norm(config: EncoderConfig, number: int) -> nn.Module:
 
 def _running_norm(config: EncoderConfig, number: int) -> nn.Module | None:
     step = math.prod(layer.stride for layer in config.conv_layers[1:])
-    return None if number else RunningNorm(config.conv_layers[0].channels, step)
+    if number:
+        return None
+    channels, context = config.conv_layers[0].channels, config.norm_context_frames
+    return RecentNorm(channels, step, context) if context else RunningNorm(channels, step)
 
 
 NORMS = {"default": _group_norm, "layer_norm": _layer_norm, RUNNING: _running_norm}
@@ -46,7 +49,7 @@ class ConvBlock(nn.Sequential):
         Args:
             num_samples: of each utterance, valid at its input; statistics of a group norm are over these alone, over
                 all when None.
-            past: the state of a stream's running norm.
+            past: the state of a stream's running norm, and where a running norm leaves its own.
         """
         for module in self:
             if isinstance(module, ValidGroupNorm):

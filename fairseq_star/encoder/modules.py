@@ -23,7 +23,7 @@ from fairseq_star.encoder.config import DROPOUTS, EncoderConfig
 from fairseq_star.encoder.fake_quant import linear
 from fairseq_star.encoder.frames import Frames
 from fairseq_star.encoder.front_end import FeatureExtractor
-from fairseq_star.encoder.running_norm import Past
+from fairseq_star.encoder.running_norm import SILENT, Past
 from fairseq_star.encoder.transformer import Transformer
 from fairseq_star.errors import StarError
 
@@ -155,8 +155,11 @@ class SpeechEncoder(nn.Module):
         size = self.chunk_frames if chunk_frames is None else chunk_frames
         num_frames = self.geometry.num_frames(source.size(1))
         reach = self.config.left_context_frames, self.config.right_context_frames
+        skip = bool(self.config.norm_context_frames)
         context = (
-            Chunks(size, *reach, num_frames, frames.padding_mask, source.device) if size else Whole(frames.padding_mask)
+            Chunks(size, *reach, num_frames, frames.padding_mask, source.device, skip)
+            if size
+            else Whole(frames.padding_mask, skip)
         )
         done = self.run(
             source,
@@ -189,9 +192,12 @@ class SpeechEncoder(nn.Module):
             past: the state of a stream's running norm.
             last_layer, attention_layers, mask_indices, mask_channels: as of :meth:`encode`.
         """
+        past = Past() if past is None else past
         features = self.layer_norm(self.feature_extractor(source, num_samples, past).transpose(1, 2))  # B x T x C
         if self.post_extract_proj is not None:
             features = self.post_extract_proj(features)  # B x T x D
+        if past.energy is not None:  # silence looks as padding does
+            features = features.masked_fill((past.energy[:, : features.size(1)] < SILENT)[..., None], 0)
         features = self.dropout_input(features)
         if mask_indices is not None:
             features = torch.where(mask_indices[..., None], self.mask_emb.to(features.dtype), features)

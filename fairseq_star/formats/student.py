@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
-from fairseq_star.encoder.config import BY_LAYER, DROPOUTS, EncoderConfig
+from fairseq_star.encoder.config import BY_LAYER, DROPOUTS, STREAMING, EncoderConfig
 from fairseq_star.encoder.front_end import NORMS
 from fairseq_star.encoder.frozen import FrozenEncoder, SpeechModel
 from fairseq_star.encoder.running_norm import RUNNING
@@ -92,8 +92,9 @@ def student_config(model: Mapping[str, Any], name: str) -> EncoderConfig:
             f"{name} is a streaming student of extractor_mode={config.extractor_mode}, as they were before 29 November "
             "2026; train it again with running_norm"
         )
-    context = {key: values.whole(key, at_least=0) for key in ("left_context_frames", "right_context_frames")}
-    return replace(config, chunk_frames=tuple(values.wholes("chunk_frames", at_least=0)), **context)
+    sizes, *context = STREAMING
+    context = {key: values.whole(key, at_least=0) for key in context}
+    return replace(config, chunk_frames=tuple(values.wholes(sizes, at_least=0)), **context)
 
 
 @dataclass

@@ -102,6 +102,13 @@ class StarHubertConfig(FairseqDataclass):
     )
     left_context_frames: int = field(default=128, metadata={"help": "frames before its chunk that a frame sees"})
     right_context_frames: int = field(default=0, metadata={"help": "frames after its chunk that a frame sees"})
+    norm_context_frames: int = field(
+        default=0,
+        metadata={
+            "help": "streaming: frames after which the first norm forgets, loud ones counting for more, and silence is "
+            "padding; 0: all audio so far alike, so that speech after a long pause is not recognized"
+        },
+    )
     weight_bits: Optional[int] = field(
         default=None,
         metadata={
@@ -191,10 +198,11 @@ def _check(cfg: StarHubertConfig) -> None:
 
 def _check_streaming(cfg: StarHubertConfig) -> None:
     sizes = list(cfg.chunk_frames)
-    if min(*sizes, cfg.left_context_frames, cfg.right_context_frames) < 0:
+    if min(*sizes, cfg.left_context_frames, cfg.right_context_frames, cfg.norm_context_frames) < 0:
         raise StarError(
-            f"model.chunk_frames={sizes}, model.left_context_frames={cfg.left_context_frames} and "
-            f"model.right_context_frames={cfg.right_context_frames} must be 0 or more"
+            f"model.chunk_frames={sizes}, model.left_context_frames={cfg.left_context_frames}, "
+            f"model.right_context_frames={cfg.right_context_frames} and "
+            f"model.norm_context_frames={cfg.norm_context_frames} must be 0 or more"
         )
 
 

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_star.checkpoint import read_checkpoint
-from fairseq_star.encoder.running_norm import PRIOR, RunningNorm, measure_statistics
+from fairseq_star.encoder.running_norm import (
+    BLOCK_STEPS,
+    PRIOR,
+    QUIET,
+    SILENT,
+    Past,
+    RecentNorm,
+    RunningNorm,
+    measure_statistics,
+)
 from fairseq_star.errors import StarError
 from fairseq_star.fairseq_hooks import first_weights
 from fairseq_star.fairseq_hooks.first_weights import MEASURED, begin_first_norm
@@ -98,6 +107,102 @@ def by_hand(norm: RunningNorm, x: torch.Tensor) -> torch.Tensor:
         square = (before.square().sum(2) + prior * (norm.variance + norm.mean.square())) / count
         out[..., frame] = (x[..., frame] - mean) / (square - mean.square() + norm.eps).sqrt() * norm.weight + norm.bias
     return out
+
+
+@st.composite
+def recordings(draw) -> torch.Tensor:
+    """Two utterances, 2 x 3 x T, of loud, quiet and silent stretches."""
+    sizes = draw(st.lists(st.integers(1, 400), min_size=1, max_size=4))
+    levels = [draw(st.sampled_from([0.0, 1e-4, 0.03, 1.0, 20.0])) for _ in sizes]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    parts = [level * (0.3 + torch.randn(2, 3, size, generator=generator)) for size, level in zip(sizes, levels)]  # noqa: B905
+    return torch.cat(parts, dim=2).double()
+
+
+def recent_by_hand(norm: RecentNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :class:`RecentNorm` is defined as, step by step, and the energy of all whole steps."""
+    corpus = torch.stack([norm.mean, norm.variance + norm.mean.square()])  # 2 x C
+    out, energies = torch.empty_like(x), torch.zeros(len(x), x.size(2) // norm.step)
+    for row, utterance in enumerate(x):
+        sums, total, squares = torch.zeros(2, x.size(1)).double(), 0.0, 0.0
+        for start in range(0, x.size(2), norm.step):
+            frames = utterance[:, start : start + norm.step]
+            prior = PRIOR * (squares / (total + SILENT) + SILENT)
+            level = float(sums[1].detach().sum() / (corpus[1].sum() * (total + SILENT)))
+            gain = min(max(level, QUIET), 1.0) ** (total / (total + prior))
+            scaled = torch.stack([corpus[0] * gain**0.5, corpus[1] * gain])
+            mean, square = (sums + prior * scaled) / (total + prior)
+            deviation = ((square - mean.square()).clamp(min=0) + norm.eps).sqrt()
+            out[row, :, start : start + norm.step] = (frames - mean[:, None]) / deviation[:, None] * norm.weight[
+                :, None
+            ] + norm.bias[:, None]
+            if frames.size(1) == norm.step:
+                moments = torch.stack([frames.mean(1), frames.square().mean(1)]).detach()
+                energy = float(moments[1].sum() / corpus[1].sum())
+                energies[row, start // norm.step] = energy
+                moments = torch.stack([frames.mean(1), frames.square().mean(1)])
+                weight, kept = energy / (energy + QUIET) * (energy >= SILENT), np.exp(-1 / norm.context)
+                sums, total = kept * sums + weight * moments, kept * total + weight
+                squares = kept * squares + weight**2
+    return out, energies
+
+
+@settings(deadline=None, max_examples=40)
+@given(recordings(), st.integers(1, 7), st.integers(1, 200), st.lists(st.integers(1, 40), min_size=1, max_size=4))
+def test_recent_statistics_are_as_defined_whole_and_in_pieces(x, step, context, steps_of_pieces):
+    norm = filled(RecentNorm(3, step, context)).double()
+    expected, energies = recent_by_hand(norm, x)
+    past = Past()
+    whole = norm(x, past)
+    torch.testing.assert_close(whole, expected, rtol=2e-4, atol=2e-4)
+    num_steps = (x.size(2) - 1) // step
+    torch.testing.assert_close(past.energy, energies[:, :num_steps], rtol=1e-5, atol=0)
+    heard, start, got = torch.zeros(2, 4, 3), 0, []
+    for number in [*steps_of_pieces, None]:
+        end = None if number is None else start + number * step + 1
+        if end is not None and end >= x.size(2):
+            continue
+        out, sums = norm.go_on(x[..., start:end], heard, torch.zeros(2).long())
+        got.append(out if number is None else out[..., :-1])
+        heard, start = sums[..., -1], start + (number or 0) * step
+    torch.testing.assert_close(torch.cat(got, dim=2), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_recent_statistics_is_that_of_the_definition():
+    norm, generator = filled(RecentNorm(3, 2, 9)).double(), torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2 * BLOCK_STEPS + 60, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    mine, theirs = (torch.autograd.grad((out * weights).sum(), x)[0] for out in (norm(x), recent_by_hand(norm, x)[0]))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-4])
+def test_after_a_pause_the_statistics_are_a_streams_first(level):
+    norm, x = filled(RecentNorm(3, 4, 100)), 1 + torch.randn(1, 3, 800)
+    pause = level * torch.randn(1, 3, 4 * 50 * 60)
+    after = norm(torch.cat([pause, x], dim=2))[..., pause.size(2) :]
+    torch.testing.assert_close(after, norm(x), rtol=1e-4, atol=1e-4)
+    before = RunningNorm(3, 4)
+    assert (before(torch.cat([pause, x], dim=2))[..., pause.size(2) :] - before(x)).abs().max() > 1
+
+
+def test_a_checkpoint_without_the_option_remembers_all_so_far(tmp_path):
+    """The option's recipe value must not change a student that was trained without it."""
+    path = write_checkpoint(tmp_path / "s.pt", STREAMING, **tiny.STUDENT)
+    state = read_checkpoint(str(path), "checkpoint")
+    del state["cfg"]["model"]["norm_context_frames"]
+    torch.save(state, path)
+    student = load_student(path)
+    assert student.config.norm_context_frames == 0
+    assert type(student.model.feature_extractor.conv_layers[0][2]) is RunningNorm
+
+
+def test_a_quiet_recording_is_raised_to_the_level_of_speech():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 4 * 200)
+    recent, running = (norm(0.1 * x)[..., 400:].std() for norm in (RecentNorm(3, 4, 100), RunningNorm(3, 4)))
+    assert 0.7 < recent < 1.1
+    assert recent > 2 * running
 
 
 def test_a_run_measures_its_own_corpus_and_again_the_same(corpus, teacher_path):

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_star.deploy.attention import AttendRecent, joined
+from fairseq_star.encoder.attention import audible_frames, without_silence
 from fairseq_star.encoder.config import EncoderConfig
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.encoder.frozen import SpeechModel
 from fairseq_star.encoder.modules import SpeechEncoder
-from fairseq_star.encoder.running_norm import Past
+from fairseq_star.encoder.running_norm import Past, RecentNorm, RunningNorm
 from fairseq_star.errors import StarError
 
 
@@ -44,8 +45,8 @@ def check_streams(student: SpeechModel) -> None:
 class StreamState(NamedTuple):
     """State of B streams between two chunks."""
 
-    heard: Tensor  # B x 2 x channels, of the first norm: sums of all frames so far, and of their squares
-    features: Tensor  # B x K//2 x D, past input of the positional convolution
+    heard: Tensor  # B x num_sums x channels, sums of the first norm (running_norm.py)
+    features: Tensor  # B x past_features x D, past input of the positional convolution
     keys: Tensor  # B x P x H x L x W, of the attention of each layer
     values: Tensor  # B x P x H x L x W
     num_past: Tensor  # B, int64, frames returned so far
@@ -70,14 +71,15 @@ class StreamShape:
     embed_dim: int
     num_heads: int
     first_channels: int  # of the first convolution
-    past_features: int  # frames before a frame, in the positional convolution
+    past_features: int  # frames before a chunk, of the encoder's input
     left_context_frames: int
     right_context_frames: int
+    num_sums: int = 2  # of each channel of the first norm
 
     @classmethod
     def of(cls, config: EncoderConfig) -> "StreamShape":
         """Return the shape of a streaming encoder."""
-        geometry = config.geometry
+        geometry, skip_silence = config.geometry, bool(config.norm_context_frames)
         return cls(
             receptive_field=geometry.receptive_field,
             downsample_rate=geometry.downsample_rate,
@@ -85,9 +87,10 @@ class StreamShape:
             embed_dim=config.embed_dim,
             num_heads=config.num_heads,
             first_channels=config.conv_layers[0].channels,
-            past_features=config.conv_pos // 2,
+            past_features=max(config.conv_pos // 2, skip_silence * config.left_context_frames),
             left_context_frames=config.left_context_frames,
             right_context_frames=config.right_context_frames,
+            num_sums=(RecentNorm if skip_silence else RunningNorm).num_sums,
         )
 
     @property
@@ -104,7 +107,7 @@ class StreamShape:
         width = self.embed_dim // self.num_heads
         context = (num_streams, self.num_layers, self.num_heads, self.left_context_frames, width)
         return StreamState(
-            heard=torch.zeros(num_streams, 2, self.first_channels),
+            heard=torch.zeros(num_streams, self.num_sums, self.first_channels),
             features=torch.zeros(num_streams, self.past_features, self.embed_dim),
             keys=torch.zeros(context),
             values=torch.zeros(context),
@@ -152,7 +155,10 @@ class StreamStep(nn.Module):
             (P+1 x B x C x D: the first layer's input, then each layer's output), and the state's five tensors. Of a
             last chunk, frames from ``num_frames`` on are padding.
         """
-        context, past = _Recent(self.attend, features, keys, values, num_past, num_frames), Past(heard, num_past)
+        context = _Recent(
+            self.attend, features, keys, values, num_past, num_frames, bool(self.encoder.config.norm_context_frames)
+        )
+        past = Past(heard, num_past)
         states = self.encoder.run(window, context, past=past).hidden_states
         chunk = states[0].size(1) - self.shape.right_context_frames
         return (
@@ -171,10 +177,17 @@ class _Recent:
     the R after it."""
 
     def __init__(
-        self, attend: AttendRecent, features: Tensor, keys: Tensor, values: Tensor, num_past: Tensor, num_frames: Tensor
+        self,
+        attend: AttendRecent,
+        features: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        num_past: Tensor,
+        num_frames: Tensor,
+        skip_silence: bool,
     ):
         self.function, self.features, self.keys, self.values = attend, features, keys, values
-        self.num_past, self.num_frames = num_past, num_frames
+        self.num_past, self.num_frames, self.skip_silence = num_past, num_frames, skip_silence
         self.new_keys, self.new_values = [], []  # B x H x C+R x W, layer by layer
 
     def padded(self, features: Tensor) -> Tensor:
@@ -182,12 +195,18 @@ class _Recent:
         num_kept = self.keys.size(3)
         past = self._arange(num_kept) >= num_kept - self.num_past[:, None]
         self.mask = torch.cat([past, new], dim=1)[:, None]  # B x 1 x L+C+R
+        if self.skip_silence:
+            kept = self.features[:, self.features.size(1) - num_kept :]
+            audible = audible_frames(torch.cat([kept, features], dim=1))
+            self.mask = without_silence(self.mask, audible[:, None])
         return ~new
 
     def place(self, pos_conv: nn.Module, features: Tensor) -> Tensor:
         convolution, activation, num_kept = pos_conv[0], pos_conv[-1], self.features.size(1)
+        before = convolution.kernel_size[0] // 2
         self.features = torch.cat([self.features, features], dim=1)
-        seen = F.pad(self.features.transpose(1, 2), (0, convolution.kernel_size[0] - 1 - num_kept))
+        seen = self.features if before == num_kept else self.features[:, num_kept - before :]
+        seen = F.pad(seen.transpose(1, 2), (0, convolution.kernel_size[0] - 1 - before))
         positions = F.conv1d(seen, convolution.weight, convolution.bias, groups=convolution.groups)
         return features + activation(positions).transpose(1, 2)
 

@@ -17,6 +17,7 @@ KINDS = {
     "post_norm": {},
     "look_ahead": {"right_context_frames": 2},
     "pre_norm": {"layer_norm_first": True, "left_context_frames": 0, "right_context_frames": 5},
+    "recent": {"norm_context_frames": 20, "right_context_frames": 2},
     "projection": {"conv_feature_layers": tiny.TEACHER_CONV, "conv_pos": 1, "left_context_frames": 1},
 }
 FEW = settings(max_examples=25, deadline=None)
@@ -69,6 +70,52 @@ def test_fed_in_pieces_every_frame_is_the_offline_students(student, sizes, num_s
     expected = whole(student, audio, chunk)
     assert frames.shape == expected.shape
     assert difference(frames, expected) < 1e-5
+
+
+@st.composite
+def with_pauses(draw) -> torch.Tensor:
+    """Audio that stretches of zeros and of hiss interrupt."""
+    sizes = draw(st.lists(st.integers(1, 12_000), min_size=1, max_size=5))
+    levels = [draw(st.sampled_from([0.0, 1e-4, 0.2, 1.0])) for _ in sizes]
+    return torch.cat([level * noise(size, size) for size, level in zip(sizes, levels, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"right_context_frames": 3}, {"left_context_frames": 0}, {"left_context_frames": 40, "conv_pos": 5}]
+)
+def test_pauses_are_the_same_live_and_in_whole_utterances(tmp_path, options):
+    student = convert_cases.streaming_student(tmp_path, norm_context_frames=15, **options)
+
+    @settings(max_examples=8, deadline=None)
+    @given(
+        audio=with_pauses(), sizes=st.lists(st.integers(200, 9_000), min_size=1, max_size=4), chunk=st.integers(1, 20)
+    )
+    def check(audio, sizes, chunk):
+        live = Streams.of(student, chunk_frames=chunk)
+        frames = torch.cat([live.feed([piece])[0] for piece in pieces_of(audio, sizes)] + live.flush(), dim=1)
+        expected = whole(student, audio, chunk)
+        assert frames.isfinite().all()
+        assert difference(frames, expected) < 1e-5
+        one_chunk = whole(student, audio, max(1, frames.size(1)))
+        assert difference(one_chunk, whole(student, audio, 0)) < 1e-5
+
+    check()
+
+
+def test_after_a_pause_a_stream_begins_as_it_begins_anew(tmp_path):
+    """After zeros and after a hiss that is silence; statistics of all so far are off by far."""
+    audio, off = noise(2 * SECOND), {}
+    audio[:400] = 0  # the pause's last frame ends within it
+    for context, level in ((20, 0.0), (20, 1e-4), (0, 0.0)):
+        student = convert_cases.streaming_student(tmp_path, norm_context_frames=context)
+        pause = level * noise(30 * SECOND // (4 * 320) * 4 * 320, seed=1)
+        live, fresh = (Streams.of(student, chunk_frames=4) for _ in range(2))
+        live.feed([pause])
+        got, expected = (torch.cat(each.feed([audio]) + each.flush(), dim=1) for each in (live, fresh))
+        off[context, level] = difference(got[:, -expected.size(1) :], expected)
+    assert off[20, 0.0] < 1e-5
+    assert off[20, 1e-4] < 1e-5
+    assert off[0, 0.0] > 0.1
 
 
 def test_sample_by_sample_each_frame_comes_at_its_look_ahead(student):
@@ -136,7 +183,8 @@ def test_attention_by_products_is_torchs(streams, num_past, num_new, scale, data
 def test_memory_of_a_stream_is_told_and_does_not_grow(student):
     live = Streams.of(student, chunk_frames=4)
     shape, width = live.shape, student.config.embed_dim
-    state = (shape.past_features + 2 * 3 * shape.left_context_frames) * width * 4 + 2 * shape.first_channels * 4 + 8
+    state = (shape.past_features + 2 * 3 * shape.left_context_frames) * width * 4 + 8
+    state += (4 if student.config.norm_context_frames else 2) * shape.first_channels * 4
     assert live.state_bytes == state + 4 * shape.window(4)
     for _ in range(3):
         live.feed([noise(SECOND)])
