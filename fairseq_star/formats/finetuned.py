@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.formats import ctc, fairseq
+from fairseq_star.formats import classification, ctc, fairseq
 from fairseq_star.formats.building import misfit
 from fairseq_star.formats.config import plain, sections
 from fairseq_star.formats.head import Head
 from fairseq_star.formats.student import Student, load_student, student_of
+from fairseq_star.models import classifier
 
 DICTIONARY = "--dictionary"
 
@@ -32,15 +33,12 @@ class Tuned:
     """A model of fairseq's that is fine-tuned with a head."""
 
     head: type[Head]
-    read: Callable[..., Head]  # (weights, dictionary, post_process, name=...) -> the head
-    keys: str  # beginning of the head's keys
+    read: Callable[..., Head]  # (weights, labels, post_process, name=...) -> the head
+    keys: tuple[str, ...]  # beginnings of all keys that are known
+    student: Callable[[Mapping, str, str], Student]  # (checkpoint, path, name) -> the student without a head
+    labels: Callable[[Mapping, str | None, str], Any]  # (checkpoint, --dictionary, name) -> the labels of the head
     build: Callable[[Any, Any], nn.Module]  # (config, task) -> fairseq's own model
-
-
-HEADS: dict[str, Tuned] = {"hubert_ctc": Tuned(ctc.CtcHead, ctc.read_head, ctc.PROJECTION, HubertCtc.build_model)}
-"""fairseq's name of a model -> how its head is read."""
-LABELS = {ctc.CtcHead.kind: ctc.read_tokens}
-"""The kind of a head -> the reader of its labels in a program's metadata."""
+    outputs: Callable[[nn.Module, Tensor], Tensor]  # (fairseq's own model, 1 x samples) -> what the head computes
 
 
 def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = None) -> Student:
@@ -62,30 +60,36 @@ def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = No
         if dictionary is not None:
             raise StarError(f"{DICTIONARY} is for fine-tuned checkpoints, which {path} is not; leave it out")
         return load_student(path, option)
-    tuned, family = HEADS[registered], fairseq.FAMILIES[registered]
-    encoder = fairseq.read_encoder(state, name=name)
-    lost = [key for key in state["model"] if not key.startswith((family.prefix, tuned.keys))]
+    tuned = HEADS[registered]
+    student = tuned.student(state, path, name)
+    lost = [key for key in state["model"] if not key.startswith(tuned.keys)]
     if lost:
         raise misfit(name, *(f"{key[:80]!a} is unknown" for key in lost))
-    labels = _dictionary(state, dictionary, name)
+    labels = tuned.labels(state, dictionary, name)
     criterion = plain(plain(state["cfg"]).get("criterion"))
-    student = student_of(
-        encoder,
-        dropouts=fairseq.dropouts(state, name),
-        name="starhubert",
-        origin=path,
-        mask_embedding=state["model"].get(f"{family.prefix}mask_emb"),
-    )
     student.head = tuned.read(state["model"], labels, criterion.get("post_process"), name=name)
     student.reference = _Reference(state, tuned, labels, student.normalize)
     return student
+
+
+def _fairseqs(state: Mapping, path: str, name: str) -> Student:
+    """Return the student in a checkpoint of a model of fairseq's own."""
+    prefix = fairseq.FAMILIES[sections(state["cfg"])[0]["_name"]].prefix
+    return student_of(
+        fairseq.read_encoder(state, name=name),
+        dropouts=fairseq.dropouts(state, name),
+        name="starhubert",
+        origin=path,
+        mask_embedding=state["model"].get(f"{prefix}mask_emb"),
+    )
 
 
 @dataclass(frozen=True)
 class Described:
     """A program's description of its head."""
 
-    labels: Any  # such as Tokens
+    kind: str  # of LABELS
+    labels: Any  # such as Tokens; None of a head without
     inputs: tuple[str, ...]  # of the program
     sample_rate: int  # Hz
     downsample_rate: int  # samples a frame
@@ -102,7 +106,7 @@ def read_labels(metadata: str | None, name: str) -> Described:
     try:
         about = json.loads(metadata)
         labels, inputs = LABELS[about["kind"]](about["labels"]), tuple(map(str, about["inputs"]))
-        return Described(labels, inputs, int(about["sample_rate"]), int(about["downsample_rate"]))
+        return Described(about["kind"], labels, inputs, int(about["sample_rate"]), int(about["downsample_rate"]))
     except (ValueError, TypeError, KeyError) as error:
         raise StarError(f"{name} describes its head as this version does not; export the checkpoint again") from error
 
@@ -149,8 +153,7 @@ class _Reference:
         outputs = []
         for source in sources:
             given = F.layer_norm(source, source.shape) if self.normalize else source
-            net_output = self.model(source=given[None], padding_mask=None)
-            outputs.append([self.model.get_normalized_probs(net_output, log_probs=True)[:, 0]])
+            outputs.append([self.tuned.outputs(self.model, given[None])])
         return outputs
 
     def _build(self) -> nn.Module:
@@ -164,3 +167,37 @@ class _Reference:
             model = self.tuned.build(config, task)
         model.load_state_dict(self.state["model"])
         return model.eval()
+
+
+def _ctc_outputs(model: nn.Module, source: Tensor) -> Tensor:
+    net_output = model(source=source, padding_mask=None)
+    return model.get_normalized_probs(net_output, log_probs=True)[:, 0]
+
+
+HEADS: dict[str, Tuned] = {
+    "hubert_ctc": Tuned(
+        head=ctc.CtcHead,
+        read=ctc.read_head,
+        keys=(fairseq.FAMILIES["hubert_ctc"].prefix, ctc.PROJECTION),
+        student=_fairseqs,
+        labels=_dictionary,
+        build=HubertCtc.build_model,
+        outputs=_ctc_outputs,
+    ),
+    classifier.NAME: Tuned(
+        head=classification.ClassificationHead,
+        read=classification.read_head,
+        keys=(classifier.STUDENT, classifier.CLASSIFIER),
+        student=classification.read_student,
+        labels=classification.read_names,
+        build=classifier.StarHubertClassifier.build_model,
+        outputs=classification.log_probs,
+    ),
+}
+"""fairseq's name of a model -> how its head is read."""
+LABELS = {
+    ctc.CtcHead.kind: ctc.read_tokens,
+    classification.ClassificationHead.kind: classification.read_described,
+    classification.EmbeddingHead.kind: lambda about: None,
+}
+"""The kind of a head -> the reader of its labels in a program's metadata."""
