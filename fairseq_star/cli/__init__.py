@@ -11,6 +11,7 @@ import warnings
 from fairseq_star.errors import exit_on_star_error
 
 COMMANDS = {
+    "classify": "audio files to one label each by a fine-tuned student: its checkpoint or an exported file",
     "doctor": "whether a finished, running or dead run is well: what is wrong, how sure that is, and what mends it",
     "evaluate": "losses of a student before and after training",
     "export": "a student, fine-tuned or not, for s3prl, fairseq, HuggingFace, torchaudio, TorchScript, ONNX, "

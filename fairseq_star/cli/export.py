@@ -14,11 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", required=True, choices=TARGETS, help="the toolkit to write for")
     parser.add_argument(
-        "--out", required=True, help="file to write (a folder for huggingface, and for a fine-tuned student)"
+        "--out",
+        required=True,
+        help="file to write (a folder for huggingface, for a fine-tuned student, with --embedding)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument(
         "--dictionary", metavar="FILE", help="of a fine-tuned student: its labels, where the checkpoint holds none"
+    )
+    parser.add_argument(
+        "--embedding",
+        action="store_true",
+        help="a program that gives one vector an utterance: the mean over its frames of the sum of layers that a "
+        "classifier learned, or of all layers alike",
     )
     parser.conflict_handler = "resolve"  # two targets may have an option of the same name
     for target, options in TARGET_OPTIONS.items():
@@ -31,14 +39,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Export ``arguments.checkpoint`` and print the file, its accuracy, and the next step."""
     from fairseq_star.deploy.targets import load_target
     from fairseq_star.formats import export, load_tuned
+    from fairseq_star.formats.classification import embed
 
     options = _options(arguments)
     target = load_target(arguments.to)(**options)
     student = load_tuned(arguments.checkpoint, "export", arguments.dictionary)
+    if arguments.embedding:
+        embed(student)
     exported = export(student, target, arguments.out, force=arguments.force)
     print(f"{exported.path}: {target.title}, {exported.num_bytes / 1e6:,.1f} MB")
-    what = "hidden states against the student's" if student.head is None else f"{student.head.title} against fairseq's"
-    print(f"{what}, {target.measure}: {exported.alone:.1e} for each utterance alone, "
+    what = "hidden states" if student.head is None else student.head.title
+    against = "the student" if student.reference is None else "fairseq"
+    print(f"{what} against {against}'s, {target.measure}: {exported.alone:.1e} for each utterance alone, "
           f"{exported.batched:.1e} for three at once")  # fmt: skip
     if exported.runtimes:
         print(f"same texts in {', '.join(exported.runtimes)}")

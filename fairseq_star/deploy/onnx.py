@@ -29,6 +29,7 @@ from fairseq_star.deploy.onnx_asr import onnx_asr_texts
 from fairseq_star.deploy.onnx_quantized import only_errors, to_int4, to_int8, to_static_int8
 from fairseq_star.deploy.programs import STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
 from fairseq_star.errors import StarError
+from fairseq_star.formats.ctc import CtcHead
 from fairseq_star.formats.head import FRAME_LENGTHS, METADATA
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import batches, check_sources, model_file, need
@@ -162,6 +163,8 @@ class Onnx(ProgramTarget):
         return {entry.key: entry.value for entry in told}.get(METADATA)
 
     def texts(self, path: Path, sources: Sequence[Tensor]) -> dict[str, list[str]]:
+        if not isinstance(self.head, CtcHead):
+            return {}
         # A layer's range is taken from the whole batch where it is rounded, so that neighbours tell a little.
         return onnx_asr_texts(path, sources, in_batches=not (self.int8 or self.int4))
 

@@ -6,13 +6,14 @@ run in windows that overlap, and each frame is taken from the window that it is 
 Shapes: N samples, n frames.
 """
 
+import json
 import os
 import sys
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator, TypeVar
 
 import numpy as np
 import soundfile
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fairseq_star.audio.file import open_to_the_end
 from fairseq_star.audio.lengths import cut_short
-from fairseq_star.deploy.inference_module import INPUTS, InferenceStudent
+from fairseq_star.deploy.inference_module import INPUTS, InferenceStudent, head_metadata
 from fairseq_star.deploy.onnx import Onnx
 from fairseq_star.deploy.programs import ProgramTarget
 from fairseq_star.deploy.pt2 import Pt2
@@ -30,8 +31,9 @@ from fairseq_star.deploy.targets import load_target
 from fairseq_star.encoder.frozen import as_samples
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_tuned
-from fairseq_star.formats.ctc import Tokens
-from fairseq_star.formats.finetuned import read_labels
+from fairseq_star.formats.ctc import CtcHead, Tokens
+from fairseq_star.formats.finetuned import LABELS, read_labels
+from fairseq_star.formats.head import METADATA
 from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
 STDIN = "-"
@@ -41,14 +43,32 @@ WINDOW, CONTEXT = 50, 5  # seconds of a window, and before and after it
 LEAST_SECONDS = 0.1  # of a program's input, which shorter audio is padded to
 
 
+Ready = TypeVar("Ready", bound="Tuned")
+
+
 @dataclass
-class Recognizer:
-    """A fine-tuned student that is ready to transcribe."""
+class Tuned:
+    """A fine-tuned student that is ready to run."""
 
     run: Callable[[Tensor, Tensor], list[Tensor]]  # source (1 x N), num_samples (1) -> log-probabilities, frame_lengths
-    tokens: Tokens
+    labels: Any  # of its outputs, such as Tokens
     sample_rate: int  # Hz
     downsample_rate: int  # samples a frame
+
+    def outputs(self, samples: Tensor) -> tuple[Tensor, int]:
+        """Return the log-probabilities of one utterance (N), with its batch axis, and the number of its frames."""
+        missing = max(int(LEAST_SECONDS * self.sample_rate) - len(samples), 0)
+        log_probs, frame_lengths = self.run(F.pad(samples, (0, missing))[None], torch.tensor([len(samples)]))
+        return log_probs, int(frame_lengths)
+
+
+class Recognizer(Tuned):
+    """A student fine-tuned with CTC that is ready to transcribe."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """Return the tokens of its log-probabilities."""
+        return self.labels
 
     @torch.no_grad()
     def log_probs(self, samples: Tensor) -> Tensor:
@@ -64,9 +84,20 @@ class Recognizer:
         return torch.cat(kept)
 
     def _of_window(self, samples: Tensor) -> Tensor:
-        missing = max(int(LEAST_SECONDS * self.sample_rate) - len(samples), 0)
-        log_probs, frame_lengths = self.run(F.pad(samples, (0, missing))[None], torch.tensor([len(samples)]))
-        return log_probs[0, : int(frame_lengths)]
+        log_probs, num_frames = self.outputs(samples)
+        return log_probs[0, :num_frames]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs fine-tuned students of one kind."""
+
+    name: str
+    kind: str  # of the head
+    recipe: str  # that fine-tunes such students
+
+
+COMMAND = Command("transcribe", CtcHead.kind, "configs/finetune_ctc.yaml")
 
 
 def load_recognizer(path: str, dictionary: str | None = None, num_threads: int = 0) -> Recognizer:
@@ -80,30 +111,44 @@ def load_recognizer(path: str, dictionary: str | None = None, num_threads: int =
     Raises:
         StarError: the file cannot be read, or is of another kind.
     """
+    return load(Recognizer, COMMAND, path, dictionary, num_threads)
+
+
+def load(kind: type[Ready], command: Command, path: str, dictionary: str | None, num_threads: int) -> Ready:
+    """Load a fine-tuned student of a command as ``kind``; other arguments of :func:`load_recognizer`.
+
+    Raises:
+        StarError: the file cannot be read, or is of another kind.
+    """
     for target in (Onnx, Pt2):
         file = Path(path) / target.file if os.path.isdir(path) else Path(path)
         if file.suffix == Path(target.file).suffix and file.is_file():
-            return _load_program(file, target, dictionary, num_threads)
+            return kind(*_load_program(command, file, target, dictionary, num_threads))
     if os.path.isdir(path):
         raise StarError(
-            f"transcribe: {path} holds no {Onnx.file} and no {Pt2.file}; export a fine-tuned student --to onnx"
+            f"{command.name}: {path} holds no {Onnx.file} and no {Pt2.file}; export a fine-tuned student --to onnx"
         )
-    student = load_tuned(path, "transcribe", dictionary)
+    student = load_tuned(path, command.name, dictionary)
     if student.head is None:
-        raise StarError(f"transcribe: {path} is an encoder; fine-tune it first (configs/finetune_ctc.yaml)")
+        raise StarError(f"{command.name}: {path} is an encoder; fine-tune it first ({command.recipe})")
+    about = json.loads(head_metadata(student)[METADATA])
+    _check_kind(command, about["kind"], f"{command.name}: {path}")
     program = InferenceStudent(student)
-    return Recognizer(
+    return kind(
         lambda source, num_samples: list(program(source, num_samples)),
-        student.head.tokens,
+        LABELS[about["kind"]](about["labels"]),
         student.sample_rate,
         student.model.geometry.downsample_rate,
     )
 
 
-def _load_program(file: Path, target: type[ProgramTarget], dictionary: str | None, num_threads: int) -> Recognizer:
+def _load_program(
+    command: Command, file: Path, target: type[ProgramTarget], dictionary: str | None, num_threads: int
+) -> tuple[Callable[..., list[Tensor]], Any, int, int]:
+    """Return the fields of :class:`Tuned`."""
     if dictionary is not None:
-        raise StarError(f"transcribe: --dictionary is for checkpoints; {file} holds its tokens: leave it out")
-    name = f"transcribe: {file}"
+        raise StarError(f"{command.name}: --dictionary is for checkpoints; {file} holds its tokens: leave it out")
+    name = f"{command.name}: {file}"
     load_target("onnx" if target is Onnx else "pt2")  # checks what is installed
     try:
         about = target.about_head(file)
@@ -111,10 +156,18 @@ def _load_program(file: Path, target: type[ProgramTarget], dictionary: str | Non
     except Exception as error:  # of protobuf's, onnxruntime's or torch's kinds
         reason = str(error).strip().splitlines()[0][:200]
         raise StarError(f"{name} cannot be loaded ({reason}); export it again") from error
-    labels = read_labels(about, name)
-    if labels.inputs != INPUTS:
+    described = read_labels(about, name)
+    _check_kind(command, described.kind, name)
+    if described.inputs != INPUTS:
         raise StarError(f"{name} was written for sherpa-onnx; give one that was exported --to onnx")
-    return Recognizer(run, labels.labels, labels.sample_rate, labels.downsample_rate)
+    return run, described.labels, described.sample_rate, described.downsample_rate
+
+
+def _check_kind(command: Command, kind: str, name: str) -> None:
+    if kind != command.kind:
+        raise StarError(
+            f"{name} has a head of another kind ({kind}); {command.name} runs students fine-tuned with {command.recipe}"
+        )
 
 
 def transcribe(
@@ -132,16 +185,20 @@ def transcribe(
     """
     recognizer = load_recognizer(model, dictionary, num_threads)
     for file in files:
-        read = _from_stdin if file == STDIN else partial(read_audio, file)
-        samples = read(recognizer.sample_rate, resample)
+        samples = samples_of(file, recognizer.sample_rate, resample, COMMAND.name)
         log_probs = recognizer.log_probs(samples)
         if not len(log_probs):
             raise StarError(f"transcribe: {file} holds {len(samples)} samples, fewer than a frame takes")
         yield file, recognizer.tokens.greedy(log_probs)
 
 
-def read_audio(path: str, sample_rate: int, resample: bool) -> Tensor:
-    """Return a file's samples (N, float32) at ``sample_rate``.
+def samples_of(file: str, sample_rate: int, resample: bool, command: str) -> Tensor:
+    """Return the samples of a file, or of the one that comes through standard input; see :func:`read_audio`."""
+    return (_from_stdin if file == STDIN else partial(read_audio, file))(sample_rate, resample, command)
+
+
+def read_audio(path: str, sample_rate: int, resample: bool, command: str) -> Tensor:
+    """Return a file's samples (N, float32) at ``sample_rate``; ``command`` is for messages.
 
     Raises:
         StarError: it cannot be read, is cut short or empty, or is of another rate or not mono and ``resample`` is off.
@@ -151,7 +208,7 @@ def read_audio(path: str, sample_rate: int, resample: bool) -> Tensor:
         rate, channels = audio.samplerate, audio.channels
         if not resample and (rate, channels) != (sample_rate, 1):
             raise StarError(
-                f"transcribe: {path} has {rate} Hz and {channels} channel(s); this student receives {sample_rate} Hz, "
+                f"{command}: {path} has {rate} Hz and {channels} channel(s); this student receives {sample_rate} Hz, "
                 "mono: convert it with --resample"
             )
         try:
@@ -162,26 +219,26 @@ def read_audio(path: str, sample_rate: int, resample: bool) -> Tensor:
                 if len(block) < wanted:
                     break
         except soundfile.SoundFileError as error:
-            raise StarError(f"transcribe: {path} is cut short or damaged ({error}); restore it") from error
+            raise StarError(f"{command}: {path} is cut short or damaged ({error}); restore it") from error
     if stated is not None and count < stated:
-        raise StarError(f"transcribe: {path} {cut_short(count, stated)}")
+        raise StarError(f"{command}: {path} {cut_short(count, stated)}")
     if not count:
-        raise StarError(f"transcribe: {path} holds no samples")
-    samples = as_samples(np.concatenate(blocks), f"transcribe: {path}")
+        raise StarError(f"{command}: {path} holds no samples")
+    samples = as_samples(np.concatenate(blocks), f"{command}: {path}")
     return samples if rate == sample_rate else import_torchaudio().functional.resample(samples, rate, sample_rate)
 
 
-def _from_stdin(sample_rate: int, resample: bool) -> Tensor:
+def _from_stdin(sample_rate: int, resample: bool, command: str) -> Tensor:
     if sys.stdin is None:
-        raise StarError("transcribe: standard input is closed; pipe an audio file into it, or name one instead of -")
+        raise StarError(f"{command}: standard input is closed; pipe an audio file into it, or name one instead of -")
     with tempfile.NamedTemporaryFile() as file:  # formats state their length at the start or at the end
         while data := sys.stdin.buffer.read(BLOCK):
             file.write(data)
         file.flush()
         try:
-            return read_audio(file.name, sample_rate, resample)
+            return read_audio(file.name, sample_rate, resample, command)
         except StarError as error:
             told = str(error).replace(file.name, "standard input")
             if told.startswith("standard input"):  # it is no audio
-                told = f"transcribe: {told.partition(';')[0]}; pipe a WAV, FLAC or Ogg file into it"
+                told = f"{command}: {told.partition(';')[0]}; pipe a WAV, FLAC or Ogg file into it"
             raise StarError(told) from None

@@ -15,28 +15,58 @@ from torch import Tensor
 
 from fairseq_star.checkpoint import read_checkpoint
 from fairseq_star.errors import StarError
-from fairseq_star.formats import ctc, fairseq
+from fairseq_star.formats import classification, ctc, fairseq
 from fairseq_star.formats.building import misfit
 from fairseq_star.formats.config import sections
 from fairseq_star.formats.head import Head
 from fairseq_star.formats.student import Student, load_student, student_of
+from fairseq_star.models import classifier
 
 
 @dataclass(frozen=True)
 class Tuned:
     """A model of fairseq's that is fine-tuned with a head."""
 
-    keys: str  # beginning of the head's keys
+    keys: tuple[str, ...]  # beginnings of all keys that are known
+    student: Callable[[Mapping, str, str], Student]  # (checkpoint, path, name) -> the student without a head
     read: Callable[..., Head]  # (checkpoint, file of labels or None, name=...) -> the head
     # (checkpoint, head) -> fairseq's own model as a function of one utterance, 1 x samples -> the head's outputs.
     build: Callable[[Mapping, Any], Callable[[Tensor], list[Tensor]]]
-    read_labels: Callable[[Mapping], Any]  # what `Head.about` described -> the labels
 
 
-HEADS: dict[str, Tuned] = {"hubert_ctc": Tuned(ctc.PROJECTION, ctc.read_head, ctc.build_model, ctc.read_tokens)}
+def _of_fairseq(state: Mapping, path: str, name: str) -> Student:
+    """Return the student in a checkpoint of a model of fairseq's own."""
+    prefix = fairseq.FAMILIES[sections(state["cfg"])[0]["_name"]].prefix
+    return student_of(
+        fairseq.read_encoder(state, name=name),
+        dropouts=fairseq.dropouts(state, name),
+        name="starhubert",
+        origin=path,
+        mask_embedding=state["model"].get(f"{prefix}mask_emb"),
+    )
+
+
+HEADS: dict[str, Tuned] = {
+    "hubert_ctc": Tuned(
+        keys=(fairseq.FAMILIES["hubert_ctc"].prefix, ctc.PROJECTION),
+        student=_of_fairseq,
+        read=ctc.read_head,
+        build=ctc.build_model,
+    ),
+    classifier.NAME: Tuned(
+        keys=(classifier.STUDENT, classifier.CLASSIFIER),
+        student=classification.read_student,
+        read=classification.read_head,
+        build=classification.build_model,
+    ),
+}
 """fairseq's name of a model -> how its head is read."""
-KINDS = {ctc.CtcHead.kind: "hubert_ctc"}
-"""The kind of a head -> fairseq's name of its model."""
+LABELS: dict[str, Callable[[Mapping], Any]] = {
+    ctc.CtcHead.kind: ctc.read_tokens,
+    classification.ClassificationHead.kind: classification.read_labels,
+    classification.EmbeddingHead.kind: lambda about: None,
+}
+"""The kind of a head -> the reader of the labels that ``Head.about`` described."""
 
 
 def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = None) -> Student:
@@ -58,19 +88,12 @@ def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = No
         if dictionary is not None:
             raise StarError(f"{ctc.DICTIONARY} is for fine-tuned checkpoints, which {path} is not; leave it out")
         return load_student(path, option)
-    tuned, family = HEADS[registered], fairseq.FAMILIES[registered]
-    encoder = fairseq.read_encoder(state, name=name)
-    lost = [key for key in state["model"] if not key.startswith((family.prefix, tuned.keys))]
+    tuned = HEADS[registered]
+    student = tuned.student(state, path, name)
+    lost = [key for key in state["model"] if not key.startswith(tuned.keys)]
     if lost:
         raise misfit(name, *(f"{key[:80]!a} is unknown" for key in lost))
     head = tuned.read(state, dictionary, name=name)
-    student = student_of(
-        encoder,
-        dropouts=fairseq.dropouts(state, name),
-        name="starhubert",
-        origin=path,
-        mask_embedding=state["model"].get(f"{family.prefix}mask_emb"),
-    )
     student.head, student.reference = head, _Reference(tuned, state, head, student.normalize)
     return student
 
@@ -79,7 +102,8 @@ def load_tuned(path: str | os.PathLike, option: str, dictionary: str | None = No
 class Described:
     """A program's description of its head."""
 
-    labels: Any  # such as Tokens
+    kind: str  # of LABELS
+    labels: Any  # such as Tokens; None of a head without
     inputs: tuple[str, ...]  # of the program
     sample_rate: int  # Hz
     downsample_rate: int  # samples a frame
@@ -95,8 +119,8 @@ def read_labels(metadata: str | None, name: str) -> Described:
         raise StarError(f"{name} is an exported encoder without a head; export a fine-tuned checkpoint")
     try:
         about = json.loads(metadata)
-        labels, inputs = HEADS[KINDS[about["kind"]]].read_labels(about["labels"]), tuple(map(str, about["inputs"]))
-        return Described(labels, inputs, int(about["sample_rate"]), int(about["downsample_rate"]))
+        labels, inputs = LABELS[about["kind"]](about["labels"]), tuple(map(str, about["inputs"]))
+        return Described(about["kind"], labels, inputs, int(about["sample_rate"]), int(about["downsample_rate"]))
     except (ValueError, TypeError, KeyError) as error:
         raise StarError(f"{name} describes its head as this version does not; export the checkpoint again") from error
 

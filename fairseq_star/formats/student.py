@@ -154,7 +154,20 @@ def load_student(path: str | os.PathLike, option: str = "load_student") -> Stude
         StarError: the file cannot be read, is unsafe, or is no student of this project.
     """
     path = os.fspath(path)
-    state, name = read_checkpoint(path, option), f"{option}: {path}"
+    return student_in(read_checkpoint(path, option), path, f"{option}: {path}")
+
+
+def student_in(state: dict, path: str, name: str) -> Student:
+    """Return the student in a checkpoint of this project.
+
+    Args:
+        state: the checkpoint.
+        path: of its file.
+        name: option and file, for messages.
+
+    Raises:
+        StarError: it is no student of this project.
+    """
     if not recognises(state):
         raise StarError(
             f"{name} holds no student of this project; give a checkpoint of a star_distillation run, or import another "

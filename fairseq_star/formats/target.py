@@ -189,6 +189,8 @@ def _check_head(student: Student, target: Target, out: Path) -> None:
             f"export: no {target.title} can hold the head of {student.origin}; take --to onnx, or `fairseq-star "
             "import` its encoder and export that"
         )
+    if student.config.chunk_frames:
+        raise StarError(f"export: {student.origin} streams, and heads are of whole utterances; leave --embedding out")
     if out.suffix in SUFFIXES:
         raise StarError(f"--out {out}: a fine-tuned student is exported as a folder; give a name without {out.suffix}")
 

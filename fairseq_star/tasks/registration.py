@@ -3,8 +3,8 @@
 from fairseq_star.checkpoint import allow_checkpoint_classes
 from fairseq_star.criterions import star_tgm  # noqa: F401
 from fairseq_star.fairseq_hooks import hubert_ctc  # noqa: F401
-from fairseq_star.models import starhubert  # noqa: F401
-from fairseq_star.tasks import star_distillation  # noqa: F401
+from fairseq_star.models import classifier, starhubert  # noqa: F401
+from fairseq_star.tasks import star_distillation, utterance_classification  # noqa: F401
 
 
 def register_all() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_star.audio.utterances import original_name, place_of
+from fairseq_star.data.labels import read_label_lines
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.errors import StarError
 from fairseq_star.manifest import read_manifest
@@ -127,23 +128,7 @@ def _read_split(folder: Path, split: str, task: str, geometry: FrameGeometry) ->
 
 
 def _read_lines(path: Path, expected: int, task: str) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise StarError(
-            f"{path}: cannot read the {task} labels ({error.strerror}); write a line for each utterance of the "
-            "manifest, or leave the task out with --tasks (manifests/demo/corpus.py writes the demo corpus's)"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise StarError(f"{path}: is not UTF-8 text; write the labels again") from error
-    if len(lines) != expected:
-        raise StarError(
-            f"{path}: {len(lines)} lines, but the manifest next to it has {expected} utterances; write one for each"
-        )
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise StarError(f"{path}:{number}: no label; write one, or take the utterance out of the manifest")
-    return [line.strip() for line in lines]
+    return read_label_lines(path, expected, task, otherwise=", or leave the task out with --tasks")
 
 
 def _within_speakers(utterances: Sequence[Utterance], limit: int | None, folder: Path) -> tuple[list[Utterance], ...]:
