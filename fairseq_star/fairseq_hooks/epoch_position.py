@@ -6,6 +6,7 @@ traceback where there are not as many.
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -58,6 +59,8 @@ class RecordedBatches(EpochBatchIterator):
         if not done:
             return 0, None
         now, epoch = {WORKERS: self.num_shards}, f"epoch {state['epoch']}"
+        if origin is None and done < math.ceil(len(self.frozen_batches) / self.num_shards):
+            return done, None  # of a version that recorded no origin
         differing = differences(origin, self.origin)
         had = origin[WORKERS] if not differing else 0
         if not differing and had == self.num_shards:

@@ -67,10 +67,9 @@ def check_options(cfg: DictConfig, criterion: FairseqCriterion, *, on_gpu: bool)
         values = value if isinstance(value, ListConfig | list) else [value]
         if any(number is not None and number < least for number in values):
             raise StarError(f"{name}={value} must be {least} or more")
-    if cfg.dataset.num_workers > num_cores():
-        logger.warning(
-            f"dataset.num_workers={cfg.dataset.num_workers} is more than the {num_cores()} cores that this job may use"
-        )
+    workers, cores = OmegaConf.select(cfg, "dataset.num_workers") or 0, num_cores()
+    if workers > cores:
+        logger.warning(f"dataset.num_workers={workers} is more than the {cores} cores that this job may use")
     for name in GPU_PRECISIONS:
         if OmegaConf.select(cfg, f"common.{name}") and not on_gpu:
             why = "common.cpu=true leaves it aside" if cfg.common.cpu else "torch finds none on this machine"

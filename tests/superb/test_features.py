@@ -1,7 +1,6 @@
 """Stored features of an upstream: equal to what would be computed, whatever the batch, and never wrong ones."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -10,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fairseq_star.errors import StarError
-from fairseq_star.superb import experiment, parsing, sweep
+from fairseq_star.superb import experiment, parsing
 from fairseq_star.superb.programs import features
 from fairseq_star.superb.programs.features import FeatureStore, StoredUpstream
-from tests.superb.test_sweep import make  # noqa: F401
 
 MB = 2**20
 
@@ -239,32 +236,7 @@ assert all(torch.equal(one, other) for one, other in zip(*found)), "read is not 
     assert parsing.features(done.stderr) == {"read": 2, "computed": 3, "stored": 3, "removed": 0}
 
 
-def test_a_sweep_with_stored_features_says_so_and_is_another_one(make):  # noqa: F811
-    results, failed = make("ks").perform()
-    assert not failed
-    chosen = experiment.Features(Path("features"), 10)
-    _, failed = make("ks", features=chosen).perform()
-    assert "was begun with upstream" in failed["ks"]
-    made = make("ic", features=chosen)
-    (result,), failed = made.perform()
-    assert not failed
-    assert any(experiment.ALONE in note for note in result["notes"])
-    described = json.loads((made.out / "experiments" / "ic" / "experiment.json").read_text())
-    assert described["upstream"][-1] == experiment.ALONE
-    assert results[0]["features"] == {}
-
-
 @pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(StarError, match="--store-features"):
         experiment.Features.of(Path("out"), size)
-
-
-def test_the_features_of_a_corpus_are_estimated(make, monkeypatch, tmp_path):  # noqa: F811
-    """Eleven seconds in two parts, in float16: 2 bytes x 3 states x 8 channels x 50 frames a second."""
-    shape = {"layers": 3, "width": 8, "downsample_rate": 320}
-    monkeypatch.setattr(sweep, "look_into", lambda *_: shape)
-    for name, seconds in (("train/a/1.wav", 4), ("train/a/2.wav", 6), ("test/b/1.wav", 1)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(tmp_path / name, np.zeros(seconds * 16_000), 16_000)
-    assert make("ks").feature_bytes() == 11 * 50 * 3 * 8 * 2

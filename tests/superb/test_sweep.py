@@ -11,7 +11,9 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from fairseq_star.errors import StarError
 from fairseq_star.superb import corpora, experiment, plan, sweep, table, toolkit
@@ -234,3 +236,28 @@ def test_an_environment_at_fault_is_told(tmp_path):
     silly.chmod(0o755)
     with pytest.raises(StarError, match=r"cannot run s3prl .*no torch"):
         toolkit.Environment.of(silly, [TASKS["ks"]])
+
+
+def test_a_sweep_with_stored_features_says_so_and_is_another_one(make):
+    results, failed = make("ks").perform()
+    assert not failed
+    chosen = experiment.Features(Path("features"), 10)
+    _, failed = make("ks", features=chosen).perform()
+    assert "was begun with upstream" in failed["ks"]
+    made = make("ic", features=chosen)
+    (result,), failed = made.perform()
+    assert not failed
+    assert any(experiment.ALONE in note for note in result["notes"])
+    described = json.loads((made.out / "experiments" / "ic" / "experiment.json").read_text())
+    assert described["upstream"][-1] == experiment.ALONE
+    assert results[0]["features"] == {}
+
+
+def test_the_features_of_a_corpus_are_estimated(make, monkeypatch, tmp_path):
+    """Eleven seconds in two parts, in float16: 2 bytes x 3 states x 8 channels x 50 frames a second."""
+    shape = {"layers": 3, "width": 8, "downsample_rate": 320}
+    monkeypatch.setattr(sweep, "look_into", lambda *_: shape)
+    for name, seconds in (("train/a/1.wav", 4), ("train/a/2.wav", 6), ("test/b/1.wav", 1)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(seconds * 16_000), 16_000)
+    assert make("ks").feature_bytes() == 11 * 50 * 3 * 8 * 2

@@ -9,7 +9,7 @@ from fairseq_star.fairseq_hooks.symptoms import LIKELY, POSSIBLE, SURE, Finding,
 NOT_FALLEN = 0.9  # times the first loss
 EARLY = 100  # updates, and twice the warm-up: before that a loss need not have fallen
 APART = 2.5  # validation, times training
-RISEN = 1.1  # validation, times its lowest
+RISEN = 1.25  # the last two validations, times the lowest
 
 
 def check_loss(record: Record) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def check_validation(record: Record) -> Iterator[Finding]:
     if not train or len(valid) < 2 or record.num_updates < EARLY:
         return
     (_, last), (where, lowest) = valid[-1], min(valid, key=lambda point: point[1])
-    if last > RISEN * lowest and train[-1][1] < min(
+    if min(loss for _, loss in valid[-2:]) > RISEN * lowest and train[-1][1] < min(
         value for update, value in train if update <= max(where, train[0][0])
     ):
         yield Finding(

@@ -100,7 +100,7 @@ def test_no_cache_is_told_where_there_can_be_none(planned, corpus, teacher_path,
 
 def test_slow_data_and_full_memory_are_warned_of(planned, monkeypatch):
     assert planned()["warnings"] == []
-    monkeypatch.setattr(measure, "_total", lambda device: 1000)
+    monkeypatch.setattr(measure, "_total", lambda device: (1000, "the machine"))
     monkeypatch.setattr(measure, "_step", lambda *_: (2.0, 1.0))
     monkeypatch.setattr(measure, "_seconds_to_read", lambda *_: 6.0)
     found = planned()
