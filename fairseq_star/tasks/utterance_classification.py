@@ -132,6 +132,18 @@ class UtteranceClassificationTask(FairseqTask):
             raise StarError(f"{os.path.join(self.cfg.data, split)}.tsv: lists no utterance; write it anew")
         return read_label_lines(self._path(split), len(entries), self.cfg.labels)
 
+    def _targets(self, split: str) -> list[int]:
+        """Return the number of each utterance's label, those too short for a frame included."""
+        labels = self._lines(split)
+        numbers = {label: number for number, label in enumerate(self.state.labels)}
+        for number, label in enumerate(labels, start=1):
+            if label not in numbers:
+                raise StarError(
+                    f"{self._path(split)}:{number}: the label {label!a} is not in "
+                    f"{self._path(self.cfg.train_subset)}; correct it, or take the utterance out of the manifest"
+                )
+        return [numbers[label] for label in labels]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what a checkpoint records.
 
@@ -153,20 +165,13 @@ class UtteranceClassificationTask(FairseqTask):
             SystemExit: a bad line, file or label, before training starts.
         """
         with exit_on_star_error():
-            labels = self._lines(split)
-            numbers = {label: number for number, label in enumerate(self.state.labels)}
-            for number, label in enumerate(labels, start=1):
-                if label not in numbers:
-                    raise StarError(
-                        f"{self._path(split)}:{number}: the label {label!a} is not in "
-                        f"{self._path(self.cfg.train_subset)}; correct it, or take the utterance out of the manifest"
-                    )
+            targets = self._targets(split)
             geometry = self.model.student.geometry if self.model else None
             augment = None
             if geometry and split == self.cfg.train_subset:
                 augment = load_augmentation(self.cfg, geometry, self.model.student.config.embed_dim)
             audio = load_split(self.cfg, split, geometry=geometry, augment=augment)
-        kept = [numbers[label] for index, label in enumerate(labels) if index not in audio.skipped_indices]
+        kept = [target for index, target in enumerate(targets) if index not in audio.skipped_indices]
         self.datasets[split] = LabelledDataset(audio, kept)
 
     def get_batch_iterator(self, dataset, *arguments, **options):

@@ -51,7 +51,10 @@ def folder(tmp_path_factory) -> Path:
             ["bash", "-c", COMMANDS + block], cwd=folder, env=environment, text=True, capture_output=True, timeout=3_000
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    (folder / "transcripts").write_text(done.stdout)  # of the last command
+        if "fairseq-star transcribe" in block:
+            (folder / "transcripts").write_text(done.stdout)
+        if "fairseq-star classify" in block:
+            (folder / "labels").write_text(done.stdout)
     return folder
 
 
@@ -87,6 +90,17 @@ def test_int8_transcripts_of_the_page(folder):
     lines = (folder / "transcripts").read_text().splitlines()
     files = sorted((folder / "demo" / "corpus" / "dev").glob("*/*/*.flac"))
     assert [line.split("\t")[0] for line in lines] == [str(file.relative_to(folder)) for file in files]
+
+
+def test_int8_labels_of_the_page(folder):
+    lines = [
+        line.split("\t") for line in (folder / "labels").read_text().splitlines() if line.startswith("demo/corpus")
+    ]
+    files = sorted((folder / "demo" / "corpus" / "keyword" / "valid").glob("*/*.flac"))
+    assert [file for file, _, _ in lines] == [str(file.relative_to(folder)) for file in files]
+    assert {label for _, label, _ in lines} <= set(
+        (folder / "demo" / "keyword-int8" / "labels.txt").read_text().split()
+    )
 
 
 @pytest.mark.parametrize("package", ["sherpa_onnx", "onnx_asr"])
