@@ -43,7 +43,7 @@ HEALTHY = {
     "half the learning rate": ["optimization.lr=[0.005]"],
     "reimplementation": ["criterion.layer_convention=reimplementation", "optimization.clip_norm=0.0"],
     "two batches an update": ["dataset.batch_size=2", "optimization.update_freq=[2]"],
-    "streaming": ["model.chunk_frames=[16]", "model.left_context_frames=8"],
+    "streaming": ["model.chunk_frames=[16]", "model.left_context_frames=8", "model.extractor_mode=running_norm"],
 }  # fmt: skip
 
 
