@@ -21,7 +21,7 @@ from fairseq_star.analysis.probe.result import Bootstrap, interval
 from fairseq_star.analysis.probe.run import probe_features
 from fairseq_star.analysis.profile import measure_speed
 from fairseq_star.deploy.onnx import Onnx
-from fairseq_star.deploy.programs import Run, streams_of
+from fairseq_star.deploy.programs import STREAM, Run, streams_of
 from fairseq_star.encoder.frames import FrameGeometry
 from fairseq_star.manifest import read_manifest
 
@@ -112,8 +112,8 @@ def heard_in_chunks(file: File, audio: Tensor, labels: "Labels | None", options:
         expected = file.student.hidden_states([audio], 16_000)[0]
         known = labels.told(file, chunk) if labels else {}
         for threads in options.threads:
-            run, settings = Onnx.load(file.path, threads)
-            live = streams_of(run, settings, chunk_frames=chunk)
+            run, metadata = Onnx.load(file.path, threads)
+            live = streams_of(run, metadata[STREAM], chunk_frames=chunk)
             times, frames = [], []
             for piece in audio.split(chunk * live.shape.downsample_rate):
                 start = time.perf_counter()
@@ -154,13 +154,15 @@ class Labels:
 
 
 def _extractor(file: File, chunk_frames: int | None):
-    run, settings = Onnx.load(file.path, 1)
+    run, metadata = Onnx.load(file.path, 1)
 
     def features(samples: Tensor) -> tuple[Tensor, Tensor]:  # T x L x D, L x D
         if chunk_frames is None:
             states = torch.stack(_states(run, samples))
         else:
-            live = streams_of(run, settings, chunk_frames=chunk_frames)  # utterances are heard by several threads
+            live = streams_of(
+                run, metadata[STREAM], chunk_frames=chunk_frames
+            )  # utterances are heard by several threads
             states = torch.cat([live.feed([samples])[0], live.flush()[0]], 1)
         states = states.transpose(0, 1)
         return states, states.mean(0)

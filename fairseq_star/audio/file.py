@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import BinaryIO
 
+import numpy as np
 import soundfile
 
 from fairseq_star.audio.lengths import (
@@ -141,6 +142,31 @@ def open_to_the_end(path: str | os.PathLike) -> Iterator[tuple[soundfile.SoundFi
         file.seek(find_mpeg_audio(file))
         with _piped(path, file) as pipe, _decoder(path, pipe, _Forward) as audio:
             yield audio, None
+
+
+def read_blocks(audio: soundfile.SoundFile, stated: int | None, num_samples: int, name: str) -> Iterator[np.ndarray]:
+    """Yield the samples (N x channels, float32) of audio of :func:`open_to_the_end`, at most ``num_samples`` at a time.
+
+    Args:
+        stated: the number of samples that it states, None where it states none.
+        name: of the audio, for messages.
+
+    Raises:
+        StarError: it is damaged, or shorter than stated.
+    """
+    count = 0
+    try:
+        # Never beyond the stated length; where none is stated, a short read is the end.
+        while wanted := num_samples if stated is None else min(num_samples, stated - count):
+            block = audio.read(wanted, dtype="float32", always_2d=True)
+            count += len(block)
+            yield block
+            if len(block) < wanted:
+                break
+    except soundfile.SoundFileError as error:
+        raise StarError(f"{name} is cut short or damaged ({error}); restore it") from error
+    if stated is not None and count < stated:
+        raise StarError(f"{name} {cut_short(count, stated)}")
 
 
 class _Rest:

@@ -2,23 +2,12 @@
 
 import argparse
 
+from fairseq_star.cli.fine_tuned import add_model_and_files
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument(
-        "model",
-        help="a checkpoint of configs/finetune_classification.yaml, or its export --to onnx",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="audio files; - for one through standard input")
-    parser.add_argument("--resample", action="store_true", help="convert audio of another rate or of several channels")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=0,
-        dest="num_threads",
-        metavar="N",
-        help="of onnxruntime (default: one for each core)",
-    )
+    add_model_and_files(parser, "a checkpoint of configs/finetune_classification.yaml, or its export --to onnx")
 
 
 def run(arguments: argparse.Namespace) -> None:

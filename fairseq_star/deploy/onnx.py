@@ -30,7 +30,7 @@ from fairseq_star.deploy.onnx_quantized import only_errors, to_int4, to_int8, to
 from fairseq_star.deploy.programs import STREAM, STREAM_INPUTS, ProgramTarget, Run, program_of, streams_of
 from fairseq_star.errors import StarError
 from fairseq_star.formats.ctc import CtcHead
-from fairseq_star.formats.head import FRAME_LENGTHS, METADATA
+from fairseq_star.formats.head import FRAME_LENGTHS
 from fairseq_star.formats.student import Student
 from fairseq_star.formats.target import batches, check_sources, model_file, need
 
@@ -98,7 +98,8 @@ class Onnx(ProgramTarget):
 
     def _given(self, path: Path, student: Student, utterances: list[Tensor]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the inputs of the file at ``path`` for the utterances one by one, chunk by chunk for streaming ones."""
-        run, settings = self.load(path)
+        run, metadata = self.load(path)
+        settings = metadata.get(STREAM)
         for source in utterances:
             if settings is None:
                 yield {INPUTS[0]: source[None].numpy(), INPUTS[1]: np.array([len(source)])}
@@ -140,8 +141,8 @@ class Onnx(ProgramTarget):
                 write_whole(student, path)
 
     @staticmethod
-    def load(path: Path, num_threads: int = 0) -> tuple[Run, str | None]:
-        """Load the graph in onnxruntime, on ``num_threads`` (0: all cores), with its stream settings, if any."""
+    def load(path: Path, num_threads: int = 0) -> tuple[Run, dict[str, str]]:
+        """Load the graph in onnxruntime, on ``num_threads`` (0: all cores), and its metadata."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -153,14 +154,7 @@ class Onnx(ProgramTarget):
             outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
             return [torch.from_numpy(value) for value in outputs]
 
-        return run, session.get_modelmeta().custom_metadata_map.get(STREAM)
-
-    @staticmethod
-    def about_head(path: Path) -> str | None:
-        import onnx
-
-        told = onnx.load(path, load_external_data=False).metadata_props
-        return {entry.key: entry.value for entry in told}.get(METADATA)
+        return run, session.get_modelmeta().custom_metadata_map
 
     def texts(self, path: Path, sources: Sequence[Tensor]) -> dict[str, list[str]]:
         if not isinstance(self.head, CtcHead):

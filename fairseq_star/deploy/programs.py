@@ -112,23 +112,18 @@ class ProgramTarget(Target):
     file: ClassVar[str]  # its name in the folder of a fine-tuned student
 
     def __init__(self):
-        self._loaded: dict[Path, tuple[Run, str | None]] = {}
+        self._loaded: dict[Path, tuple[Run, dict[str, str]]] = {}
 
     @staticmethod
     @abstractmethod
-    def load(path: Path) -> tuple[Run, str | None]:
-        """Load a file's program and its entry :data:`STREAM`, None for a student of whole utterances."""
-
-    @staticmethod
-    @abstractmethod
-    def about_head(path: Path) -> str | None:
-        """Return a file's description of its head, None for an encoder."""
+    def load(path: Path) -> tuple[Run, dict[str, str]]:
+        """Load a file's program and its metadata: :data:`STREAM` of a streaming student, ``METADATA`` of a head."""
 
     def hidden_states(self, path: Path, sources: Sequence[Tensor], *, padded: bool) -> list[list[Tensor]]:
         """See the base class; a streaming program processes each utterance as a stream in odd pieces, all streams at
         once where ``padded``."""
-        run, settings = self.loaded(path)
-        utterances = []
+        run, metadata = self.loaded(path)
+        settings, utterances = metadata.get(STREAM), []
         if settings is None:
             for source, num_samples in batches(sources, padded=padded, normalize=False):
                 last, states, frame_lengths = run(source, num_samples)
@@ -153,7 +148,7 @@ class ProgramTarget(Target):
             utterances += self.head.split(outputs, frame_lengths)
         return utterances
 
-    def loaded(self, path: Path) -> tuple[Run, str | None]:
+    def loaded(self, path: Path) -> tuple[Run, dict[str, str]]:
         """Return :meth:`load` of a file, once for all comparisons."""
         if path not in self._loaded:
             self._loaded = {path: self.load(path)}

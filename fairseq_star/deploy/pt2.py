@@ -32,9 +32,9 @@ class Pt2(ProgramTarget):
             torch.export.save(program.exported, file, extra_files=program.metadata)
 
     @staticmethod
-    def load(path: Path) -> tuple[Run, str | None]:
-        """Load the program and its stream settings, if any. Load trusted files only: torch runs the code they hold."""
-        extra = {STREAM: ""}
+    def load(path: Path) -> tuple[Run, dict[str, str]]:
+        """Load the program and its metadata. Load trusted files only: torch runs the code they hold."""
+        extra = {STREAM: "", METADATA: ""}
         with path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
         guarded = "check_guards" in inspect.signature(program.module).parameters
@@ -44,14 +44,7 @@ class Pt2(ProgramTarget):
         def run(*inputs: Tensor) -> list[Tensor]:
             return list(module(*inputs))
 
-        return run, extra[STREAM] or None
-
-    @staticmethod
-    def about_head(path: Path) -> str | None:
-        extra = {METADATA: ""}
-        with path.open("rb") as file:
-            torch.export.load(file, extra_files=extra)
-        return extra[METADATA] or None
+        return run, {key: value for key, value in extra.items() if value}
 
     def next_step(self, path: Path) -> str:
         return self.run_lines(

@@ -6,7 +6,6 @@ run in windows that overlap, and each frame is taken from the window that it is 
 Shapes: N samples, n frames.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, TypeVar
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_star.audio.file import open_to_the_end
-from fairseq_star.audio.lengths import cut_short
+from fairseq_star.audio.file import open_to_the_end, read_blocks
 from fairseq_star.deploy.inference_module import INPUTS, InferenceStudent, head_metadata
 from fairseq_star.deploy.onnx import Onnx
 from fairseq_star.deploy.programs import ProgramTarget
@@ -32,7 +29,7 @@ from fairseq_star.encoder.frozen import as_samples
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_tuned
 from fairseq_star.formats.ctc import CtcHead, Tokens
-from fairseq_star.formats.finetuned import LABELS, read_labels
+from fairseq_star.formats.finetuned import read_labels
 from fairseq_star.formats.head import METADATA
 from fairseq_star.runtime.torchaudio_import import import_torchaudio
 
@@ -131,14 +128,13 @@ def load(kind: type[Ready], command: Command, path: str, dictionary: str | None,
     student = load_tuned(path, command.name, dictionary)
     if student.head is None:
         raise StarError(f"{command.name}: {path} is an encoder; fine-tune it first ({command.recipe})")
-    about = json.loads(head_metadata(student)[METADATA])
-    _check_kind(command, about["kind"], f"{command.name}: {path}")
-    program = InferenceStudent(student)
+    described, program = read_labels(head_metadata(student)[METADATA], path), InferenceStudent(student)
+    _check_kind(command, described.kind, f"{command.name}: {path}")
     return kind(
         lambda source, num_samples: list(program(source, num_samples)),
-        LABELS[about["kind"]](about["labels"]),
-        student.sample_rate,
-        student.model.geometry.downsample_rate,
+        described.labels,
+        described.sample_rate,
+        described.downsample_rate,
     )
 
 
@@ -151,12 +147,11 @@ def _load_program(
     name = f"{command.name}: {file}"
     load_target("onnx" if target is Onnx else "pt2")  # checks what is installed
     try:
-        about = target.about_head(file)
-        run, _ = target.load(file, num_threads) if target is Onnx else target.load(file)
+        run, metadata = target.load(file, num_threads) if target is Onnx else target.load(file)
     except Exception as error:  # of protobuf's, onnxruntime's or torch's kinds
         reason = str(error).strip().splitlines()[0][:200]
         raise StarError(f"{name} cannot be loaded ({reason}); export it again") from error
-    described = read_labels(about, name)
+    described = read_labels(metadata.get(METADATA), name)
     _check_kind(command, described.kind, name)
     if described.inputs != INPUTS:
         raise StarError(f"{name} was written for sherpa-onnx; give one that was exported --to onnx")
@@ -203,7 +198,6 @@ def read_audio(path: str, sample_rate: int, resample: bool, command: str) -> Ten
     Raises:
         StarError: it cannot be read, is cut short or empty, or is of another rate or not mono and ``resample`` is off.
     """
-    blocks, count = [], 0
     with open_to_the_end(path) as (audio, stated):
         rate, channels = audio.samplerate, audio.channels
         if not resample and (rate, channels) != (sample_rate, 1):
@@ -211,18 +205,8 @@ def read_audio(path: str, sample_rate: int, resample: bool, command: str) -> Ten
                 f"{command}: {path} has {rate} Hz and {channels} channel(s); this student receives {sample_rate} Hz, "
                 "mono: convert it with --resample"
             )
-        try:
-            while wanted := BLOCK if stated is None else min(BLOCK, stated - count):
-                block = audio.read(wanted, dtype="float32", always_2d=True)
-                blocks.append(block.mean(axis=1))
-                count += len(block)
-                if len(block) < wanted:
-                    break
-        except soundfile.SoundFileError as error:
-            raise StarError(f"{command}: {path} is cut short or damaged ({error}); restore it") from error
-    if stated is not None and count < stated:
-        raise StarError(f"{command}: {path} {cut_short(count, stated)}")
-    if not count:
+        blocks = [block.mean(axis=1) for block in read_blocks(audio, stated, BLOCK, f"{command}: {path}")]
+    if not sum(map(len, blocks)):
         raise StarError(f"{command}: {path} holds no samples")
     samples = as_samples(np.concatenate(blocks), f"{command}: {path}")
     return samples if rate == sample_rate else import_torchaudio().functional.resample(samples, rate, sample_rate)

@@ -13,7 +13,6 @@ from fairseq_star.superb import parsing
 from fairseq_star.superb.experiment import Features, Run
 from fairseq_star.superb.sweep import Sweep, disk, work
 from fairseq_star.superb.tasks import Experiment
-from fairseq_star.superb.toolkit import look_into
 
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name=superb
@@ -43,7 +42,7 @@ def plan(sweep: Sweep, measure: int) -> str:
     seconds: dict[str, float | str] = {}
     stored = sweep.features is not None and sweep.features.limit
     if measure:
-        layers = look_into(sweep.upstream, sweep.toolkit)["layers"]
+        layers = sweep.shape["layers"]
         for one in sweep.experiments():
             if one.task.needs_training and one.task.name not in seconds:
                 if stored:

@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fairseq_star.errors import StarError
@@ -103,10 +104,14 @@ class Sweep:
         Raises:
             StarError: s3prl cannot load the upstream, or a file cannot be read.
         """
-        shape = look_into(self.upstream, self.toolkit)
         seconds = sum(audio_seconds(name, self.description) for name in {TASKS[task].corpus for task in self.tasks})
-        frames = seconds * SAMPLE_RATE / shape["downsample_rate"]
-        return int(frames * shape["layers"] * shape["width"] * FEATURE_BYTES)
+        frames = seconds * SAMPLE_RATE / self.shape["downsample_rate"]
+        return int(frames * self.shape["layers"] * self.shape["width"] * FEATURE_BYTES)
+
+    @cached_property
+    def shape(self) -> dict:
+        """Shape of the upstream's output as :func:`look_into` finds it; s3prl is started once for it."""
+        return look_into(self.upstream, self.toolkit)
 
     def perform(self) -> tuple[list[dict], dict[str, str]]:
         """Run unfinished experiments; return results, and the error of each experiment without one.
@@ -117,7 +122,7 @@ class Sweep:
         todo = self.experiments()
         layers = 1
         if any(self._run(one, 1, None).result is None for one in todo):
-            layers = look_into(self.upstream, self.toolkit)["layers"]
+            layers = self.shape["layers"]
         results, failed = [], {}
         with Progress({one.name: work(self.config(one)) for one in todo}) as progress:
             for name, group in _groups(todo).items():

@@ -14,6 +14,7 @@ from fairseq_star.deploy import sherpa_onnx as sherpa
 from fairseq_star.deploy.targets import load_target
 from fairseq_star.errors import StarError
 from fairseq_star.formats import export, load_teacher, load_tuned, target
+from fairseq_star.formats.head import METADATA
 from fairseq_star.formats.target import target_outputs
 from tests.support import convert_cases, tuned
 
@@ -196,7 +197,7 @@ def test_what_sherpa_onnx_cannot_run_is_one_sentence(tmp_path):
 def test_the_file_says_what_its_outputs_are(student, exports):
     for name in PROGRAMS[1:]:
         path = exports[name][1].path
-        told = json.loads(load_target(name).about_head(path / load_target(name).file))
+        told = json.loads(load_target(name).load(path / load_target(name).file)[1][METADATA])
         assert told["kind"] == "ctc"
         assert told["labels"]["symbols"] == list(student.head.tokens.symbols)
         assert (told["inputs"], told["sample_rate"], told["downsample_rate"]) == (

@@ -56,7 +56,7 @@ def difference(frames: torch.Tensor, student, audio: torch.Tensor, chunk: int) -
 
 def test_any_pieces_chunks_and_number_of_streams(program, student):
     path, name = program
-    run, told = load_target(name).load(path)
+    run, metadata = load_target(name).load(path)
 
     @FEW
     @given(
@@ -68,7 +68,10 @@ def test_any_pieces_chunks_and_number_of_streams(program, student):
         audios = [noise(length, seed) for seed, length in enumerate(lengths)]
         for audio in audios:
             audio[len(audio) // 4 : len(audio) // 2] = 0
-        live, given_out = streams_of(run, told, chunk_frames=chunk, num_streams=len(lengths)), [[] for _ in lengths]
+        live, given_out = (
+            streams_of(run, metadata[STREAM], chunk_frames=chunk, num_streams=len(lengths)),
+            [[] for _ in lengths],
+        )
         for start in range(0, max(lengths), max(pieces, 500)):
             fed = live.feed([audio[start : start + max(pieces, 500)] for audio in audios])
             for kept, frames in zip(given_out, fed, strict=True):
@@ -81,8 +84,8 @@ def test_any_pieces_chunks_and_number_of_streams(program, student):
 
 def test_a_file_tells_its_stream(program):
     path, name = program
-    _, told = load_target(name).load(path)
-    live = streams_of(None, told)
+    _, metadata = load_target(name).load(path)
+    live = streams_of(None, metadata[STREAM])
     assert (live.chunk_frames, live.sample_rate, live.look_ahead) == (4, 16_000, 125.0)
     assert live.shape.left_context_frames == 7
     for broken in ("{", '{"shape": {}, "sample_rate": 1, "chunk_frames": 1}', "[]"):
@@ -155,7 +158,7 @@ def test_whole_utterances_by_todays_exporter(kind, name, options, tmp_path):
     toolkit = load_target(name)(**options)
     exported = export(student, toolkit, tmp_path / "exported")
     assert max(exported.alone, exported.batched) < 5e-5
-    assert load_target(name).load(exported.path)[1] is None
+    assert load_target(name).load(exported.path)[1].get(STREAM) is None
     sources = [30 * noise(length, seed) for seed, length in enumerate([720, 7_001, 25_113, 16_000])]
     for padded in (False, True):
         expected = student_states(student, sources, toolkit if padded else None)
@@ -171,5 +174,5 @@ def test_the_streaming_architecture_at_its_full_depth(tmp_path):
     for name in NAMES:
         exported = export(student, load_target(name)(), tmp_path / name)
         assert max(exported.alone, exported.batched) < 5e-5, name
-        assert json.loads(load_target(name).load(exported.path)[1])["chunk_frames"] == 16
+        assert json.loads(load_target(name).load(exported.path)[1][STREAM])["chunk_frames"] == 16
     assert STREAM in path.parent.joinpath("onnx").read_bytes().decode("latin1")

@@ -180,6 +180,17 @@ def test_only_what_is_computed_twice_is_stored_where_crops_are_drawn(tmp_path):
     assert len(list(tmp_path.glob("*/*"))) == 1
 
 
+def test_crops_that_never_come_again_take_no_memory_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "MOST_SEEN", 100)
+    store, array = FeatureStore(tmp_path, MB, only_repeated=True), np.zeros(8, np.float16)
+    for number in range(1000):
+        store.put(f"{number:040}", array)
+        assert len(store._seen) <= 100
+    assert store.counts == {"computed": 1000}
+    store.put(f"{999:040}", array)
+    assert store.counts["stored"] == 1
+
+
 def test_a_full_disk_is_reported_once_and_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
     store = FeatureStore(tmp_path, MB)
     monkeypatch.setattr(features.os, "replace", full)

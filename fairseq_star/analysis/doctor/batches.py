@@ -42,11 +42,11 @@ def check_cache(record: Record) -> Iterator[Finding]:
         if not isinstance(found, dict) or found.get("teacher") != record.teacher:
             continue
         has = {"compression": "none", "dim": None} | {name: found[name] for name in wanted if name in found}
+        own = wanted
         if wanted["compression"] != "none":
-            wanted["dtype"] = "int8"
-            wanted["dim"] = wanted["dim"] or has["dim"]
+            own = wanted | {"dtype": "int8", "dim": wanted["dim"] or has["dim"]}
         differing = [
-            f"{name} {has.get(name)} (the run's: {value})" for name, value in wanted.items() if has.get(name) != value
+            f"{name} {has.get(name)} (the run's: {value})" for name, value in own.items() if has.get(name) != value
         ]
         if differing:
             yield Finding(

@@ -7,10 +7,8 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import soundfile
 
-from fairseq_star.audio.file import open_to_the_end
-from fairseq_star.audio.lengths import cut_short
+from fairseq_star.audio.file import open_to_the_end, read_blocks
 from fairseq_star.deploy.streaming.streams import Streams
 from fairseq_star.errors import StarError
 from fairseq_star.formats import load_student
@@ -115,19 +113,8 @@ def _from_file(path: str, sample_rate: int, num_samples: int) -> Iterator[np.nda
                 f"stream: {path} has {audio.samplerate} Hz and {audio.channels} channels; this student receives "
                 f"{sample_rate} Hz, mono: convert it, for example with `sox IN -r {sample_rate} -c 1 OUT`"
             )
-        held = 0
-        try:
-            # Never beyond the stated length; where none is stated, a short read is the end.
-            while wanted := num_samples if stated is None else min(num_samples, stated - held):
-                piece = audio.read(wanted, dtype="float32")
-                held += len(piece)
-                yield piece
-                if len(piece) < wanted:
-                    break
-        except soundfile.SoundFileError as error:
-            raise StarError(f"stream: {path} is cut short or damaged ({error}); restore it") from error
-        if stated is not None and held < stated:
-            raise StarError(f"stream: {path} {cut_short(held, stated)}")
+        for block in read_blocks(audio, stated, num_samples, f"stream: {path}"):
+            yield block[:, 0]
 
 
 def _from_stdin(sample_rate: int, num_samples: int, raw_format: str, channels: int) -> Iterator[np.ndarray]:

@@ -30,6 +30,7 @@ from torch import Tensor
 SHORTEST = 1600  # samples of a front end's input; shorter utterances are followed by zeros
 CHECKSUM_BYTES = 4
 SLACK = 1 / 16  # of the limit: freed at once, and written by a process before it looks at the others' files again
+MOST_SEEN = 1_000_000  # digests remembered: a training of SID draws six million crops
 ABANDONED = 3600  # seconds after which another process's unfinished file is removed
 
 
@@ -83,7 +84,11 @@ class FeatureStore:
     def put(self, key: str, array: np.ndarray) -> None:
         """Store an array, if there is room."""
         self.counts["computed"] += 1
-        if self.full or (self.only_repeated and key not in self._seen):
+        if self.full:
+            return
+        if self.only_repeated and key not in self._seen:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
             self._seen.add(key)
             return
         buffer = io.BytesIO()
@@ -191,14 +196,15 @@ class StoredUpstream(torch.nn.Module):
         """Hidden states of an utterance, L x T x D."""
         digest = hashlib.blake2b(f"{self.identity} {wav.device.type} {wav.dtype}\n".encode(), digest_size=20)
         digest.update(wav.detach().cpu().contiguous().numpy())
-        stored = self.store.get(digest.hexdigest())
+        key = digest.hexdigest()
+        stored = self.store.get(key)
         if stored is None:
             alone = torch.nn.functional.pad(wav, (0, max(0, SHORTEST - len(wav))))
             with torch.no_grad():
                 exact = torch.stack([state[0] for state in self.upstream([alone])["hidden_states"]])
             rounded = exact.half()
             stored = (rounded if rounded.isfinite().all() else exact).cpu().numpy()  # half ends at 65,504
-            self.store.put(digest.hexdigest(), stored)
+            self.store.put(key, stored)
         return torch.from_numpy(stored).to(wav.device)
 
 

@@ -166,6 +166,12 @@ def test_a_cache_of_other_settings(tmp_path):
     record.options["task"] |= {"teacher_cache_compression": "pca"}
     [finding] = check_cache(record)
     assert "own holds" in finding.sentence
+    (tmp_path / "cache" / "narrow").mkdir()  # whose dim may be the one that the run chose: it states none
+    (tmp_path / "cache" / "narrow" / "about.json").write_text(
+        json.dumps({**stores["foreign"], "teacher": "a" * 64, "dim": 32})
+    )
+    [finding] = check_cache(record)
+    assert "own holds" in finding.sentence
 
 
 @settings(max_examples=50)
